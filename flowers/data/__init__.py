@@ -1,0 +1,1 @@
+"""Photos to Arrow blocks: sources, the decoder, the split and the ledger of every file."""

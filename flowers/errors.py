@@ -1,0 +1,50 @@
+"""The errors a caller may meet.
+
+FlowersError            base: its text is one line for the user
+├── InputError          the user's data or options are wrong          (exit code 2)
+│   └── DownloadError   a source could not be fetched                 (exit code 2)
+├── BadImage            one file is not a usable photo                (goes to the ledger)
+├── DamagedFile         a cache part, checkpoint or bundle fails its hash
+└── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
+
+Every class can be pickled, so it survives the way from a Ray worker to the driver.
+"""
+
+from __future__ import annotations
+
+
+class FlowersError(Exception):
+    """Base of every error raised on purpose; its text is one line meant for the user."""
+
+
+class InputError(FlowersError):
+    """The data or the options are wrong: says what was received, what is required, what to do."""
+
+
+class DownloadError(InputError):
+    """A source could not be fetched."""
+
+
+class BadImage(FlowersError):
+    """A file that is not a usable photo.
+
+    Attributes:
+        code: one of the reason codes of `flowers.data.ledger`, e.g. ``"truncated"``.
+        detail: one line for a person.
+    """
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code = code
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}"
+
+
+class DamagedFile(FlowersError):
+    """A stored file does not match its recorded hash or cannot be read."""
+
+
+class TrainingDiverged(FlowersError):
+    """The training loss is not finite; the text names the epoch and the step."""

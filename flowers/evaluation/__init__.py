@@ -1,0 +1,1 @@
+"""Exact metrics and the report made of them."""

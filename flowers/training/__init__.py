@@ -1,0 +1,1 @@
+"""The training step, its checkpoints, and the Ray trainer that runs it."""

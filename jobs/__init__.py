@@ -1,0 +1,1 @@
+"""Entry points: what `ray job submit -- python -m jobs.<name>` runs."""
