@@ -1,0 +1,50 @@
+# The commands of this project. Only Python 3.10 to 3.13 has to be there: the first call of a target sets up .venv.
+#   make train ARGS="--data DIR"      make test ARGS="-k split"      make PYTHON=/path/to/python3.12 train
+
+PYTHON ?=
+ARGS ?=
+PY := .venv/bin/python
+CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3.10 python3)
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)
+WANTED := Python 3.10 to 3.13 with its venv module (on Debian and Ubuntu also the package python3-venv)
+
+.DEFAULT_GOAL := help
+.PHONY: help train test check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1@/p' Makefile | column -t -s@ 2>/dev/null || sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
+	@echo '  Options are passed with ARGS="...", another Python with PYTHON=...'
+
+train: .venv/.installed  ## train, test and report on the default sample (ARGS="--data DIR": your own photos)
+	@$(PY) -m jobs.train $(ARGS)
+
+test: check  ## all checks, then the tests (ARGS goes to pytest)
+	$(PY) -m pytest $(ARGS)
+
+check: .venv/.installed  ## ruff and mypy only
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+
+clean:  ## remove .venv, caches and build output (runs/ stays)
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so an interrupted install is done again.
+.venv/.installed: pyproject.toml constraints.txt
+	@rm -f $@; \
+	if ! $(PY) -c '$(FITS)' >/dev/null 2>&1 || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  found=; \
+	  for python in $(CANDIDATES); do \
+	    if "$$python" -c '$(FITS)' </dev/null >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'error: found no $(WANTED); tried: $(subst ",,$(CANDIDATES)). Install one or name it: make PYTHON=/path/to/python' >&2; \
+	    exit 1; \
+	  fi; \
+	  "$$found" -m venv --clear .venv || exit 1; \
+	fi; \
+	echo "Setting up .venv with $$($(PY) --version): downloads about 1 GB, takes some minutes the first time."; \
+	$(PY) -c '$(PIP_IS_NEW)' || $(PY) -m pip install -q --upgrade pip || exit 1; \
+	$(PY) -m pip install -q --no-input --disable-pip-version-check -c constraints.txt -e '.[dev]' && touch $@

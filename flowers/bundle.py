@@ -1,0 +1,126 @@
+"""The bundle: `model.keras` and `manifest.json`, the thing that is trained, evaluated, exported and served.
+
+Loading takes a path and nothing else. The manifest is written last and holds the hash of every other file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+from flowers import storage
+from flowers.data.images import DECODER_VERSION
+from flowers.errors import DamagedFile, InputError
+
+SCHEMA = 1
+MODEL, MANIFEST = "model.keras", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle.
+
+    Attributes:
+        uri: where it lies.
+        model: a `keras.Model` from uint8 [n, size, size, 3] RGB to probabilities float32 [n, K].
+        manifest: what `manifest.json` says; `classes` names the K outputs in order.
+    """
+
+    uri: str
+    model: Any
+    manifest: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs, in order."""
+        return tuple(self.manifest["classes"])
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the input, in pixels."""
+        return int(self.manifest["image_size"])
+
+
+def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
+    """Writes a bundle that appears whole or not at all.
+
+    Args:
+        model: the `keras.Model` to save.
+        manifest: JSON-ready description; `schema`, `decoder_version` and `files` are added.
+        uri: the bundle's folder; an earlier one is replaced.
+    """
+    folder = working_folder(uri)
+    try:
+        path = os.path.join(folder, MODEL)
+        model.save(path)
+        files = {MODEL: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}}
+        full = {"schema": SCHEMA, "decoder_version": DECODER_VERSION, **manifest, "files": files}
+        storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
+        storage.publish(folder, uri, last=MANIFEST)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def working_folder(uri: str) -> str:
+    """A new local folder from which `storage.publish` to `uri` is one rename where that is possible."""
+    if storage.is_remote(uri):
+        return tempfile.mkdtemp(prefix="flowers-")
+    parent = os.path.dirname(storage.absolute(uri))
+    os.makedirs(parent, exist_ok=True)
+    return tempfile.mkdtemp(prefix=".writing-", dir=parent)
+
+
+def read_manifest(uri: str) -> dict[str, Any]:
+    """The manifest of a bundle, checked to be one this version understands.
+
+    Raises:
+        InputError: there is no bundle, or it needs another version of the decoder.
+        DamagedFile: the manifest is not what was written.
+    """
+    try:
+        manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
+    except FileNotFoundError as error:
+        raise InputError(f"there is no bundle at {uri!r}: {MANIFEST} is missing") from error
+    except ValueError as error:
+        raise DamagedFile(f"{uri}/{MANIFEST} is not valid JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
+        raise InputError(f"the bundle {uri!r} has an unknown schema, required is {SCHEMA}")
+    if manifest["decoder_version"] != DECODER_VERSION:
+        raise InputError(
+            f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "
+            f"{DECODER_VERSION}: it would see other pixels than it was trained on; train it again"
+        )
+    return manifest
+
+
+def load_bundle(uri: str) -> Bundle:
+    """Loads a bundle, or the best bundle of a run folder, after checking every hash.
+
+    Raises:
+        InputError: there is no bundle, or not one for this version.
+        DamagedFile: a file does not have its recorded hash.
+    """
+    import keras
+
+    if not storage.exists(storage.join(uri, MANIFEST)) and storage.exists(storage.join(uri, "best", MANIFEST)):
+        uri = storage.join(uri, "best")
+    manifest = read_manifest(uri)
+    with tempfile.TemporaryDirectory(prefix="flowers-") as scratch:
+        path = storage.join(uri, MODEL)
+        if storage.is_remote(uri):
+            local = os.path.join(scratch, MODEL)
+            with open(local, "wb") as file:
+                file.write(storage.read(path))
+            path = local
+        path = storage.absolute(path)
+        if not os.path.exists(path):
+            raise DamagedFile(f"the bundle {uri} lacks {MODEL}")
+        found, expected = storage.file_sha256(path), manifest["files"][MODEL]["sha256"]
+        if found != expected:
+            raise DamagedFile(f"the bundle {uri} is damaged: {MODEL} has sha256 {found}, its manifest says {expected}")
+        model = keras.saving.load_model(path, compile=False)
+    return Bundle(uri, model, manifest)

@@ -1,0 +1,200 @@
+"""Ray Data's part: a listing becomes a stream of Arrow blocks, each file read, hashed and decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flowers import storage
+from flowers.data import images
+from flowers.data.ledger import ROW
+from flowers.errors import BadImage
+
+if TYPE_CHECKING:
+    import ray.data
+
+MAX_BYTES = 256 * 1024 * 1024
+
+# A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
+BYTES = pa.schema([*ROW, ("bytes", pa.large_binary())])
+# A photo as decoded: uint8 [size, size, 3] as `size * size * 3` bytes, null where there is a `code` or nothing to do.
+PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary())])
+
+Known = npt.NDArray[np.bytes_]
+
+
+def stream_bytes(listing: pa.Table, *, parallelism: int) -> ray.data.Dataset:
+    """The files of `listing`, read and hashed by Ray tasks.
+
+    Args:
+        listing: schema `flowers.data.sources.LISTING`.
+        parallelism: CPUs that read and decode; sets how finely the listing is cut.
+
+    Returns:
+        A lazy dataset of schema `BYTES` in the order of the listing.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Without this, blocks come in the order in which they finish, and no run equals another.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = int(np.clip(listing.num_rows // (parallelism * 8), 8, 128))
+    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
+    return ray.data.from_arrow(blocks).map_batches(read_block, batch_format="pyarrow", batch_size=None)
+
+
+def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, parallelism: int) -> ray.data.Dataset:
+    """The photos of `listing`, read, hashed and decoded; Ray fuses both steps, so bytes never leave their task.
+
+    Args:
+        listing: schema `flowers.data.sources.LISTING`.
+        size: height and width to decode to, in pixels.
+        max_pixels: refuse larger pictures before decoding.
+        known: sorted digests of photos that need no decoding (`digests_array`).
+        parallelism: as in `stream_bytes`.
+
+    Returns:
+        A lazy dataset of schema `PIXELS` in the order of the listing.
+    """
+    import ray
+
+    reference = ray.put(known)
+
+    def decode(block: pa.Table) -> pa.Table:
+        return decode_block(block, size=size, max_pixels=max_pixels, known=ray.get(reference))
+
+    dataset = stream_bytes(listing, parallelism=parallelism)
+    return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None)
+
+
+def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
+    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each."""
+    yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+
+
+def nulls(rows: int) -> pa.Array:
+    """A string column of nothing."""
+    return pa.nulls(rows, pa.string())
+
+
+def digests_array(digests: list[bytes]) -> Known:
+    """Sorted SHA-256 digests as a NumPy array that workers search without copying it."""
+    return np.sort(np.array(digests, dtype="S32"))
+
+
+def read_block(block: pa.Table) -> pa.Table:
+    """Reads and hashes the files of one block.
+
+    Args:
+        block: schema `flowers.data.sources.LISTING`.
+
+    Returns:
+        A table of schema `BYTES`.
+    """
+    paths, codes, details = (block[name].to_pylist() for name in ("path", "code", "detail"))
+    read = _reader(paths)
+    todo = [index for index, code in enumerate(codes) if code is None]
+    contents: list[bytes | None] = [None] * block.num_rows
+    if todo and storage.is_remote(paths[todo[0]]):
+        with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
+            results = list(pool.map(read, [paths[index] for index in todo]))
+    else:
+        results = [read(paths[index]) for index in todo]
+    for index, result in zip(todo, results, strict=True):
+        if isinstance(result, BadImage):
+            codes[index], details[index] = result.code, result.detail
+        else:
+            contents[index] = result
+    columns = {
+        "path": block["path"],
+        "label": block["label"],
+        "split": block["split"],
+        "sha256": [None if data is None else hashlib.sha256(data).digest() for data in contents],
+        "size": [None if data is None else len(data) for data in contents],
+        "format": [None if data is None else images.sniff(data) for data in contents],
+        "code": codes,
+        "detail": details,
+        "bytes": contents,
+    }
+    return pa.table(columns, schema=BYTES)
+
+
+def decode_block(block: pa.Table, *, size: int, max_pixels: int, known: Known) -> pa.Table:
+    """Decodes the photos of one block that are not in `known`.
+
+    Args:
+        block: schema `BYTES`.
+        size: height and width of the result, in pixels.
+        max_pixels: refuse larger pictures.
+        known: sorted digests.
+
+    Returns:
+        A table of schema `PIXELS`.
+    """
+    codes, details = block["code"].to_pylist(), block["detail"].to_pylist()
+    pixels: list[bytes | None] = [None] * block.num_rows
+    skip = _contained(block["sha256"], known)
+    for index, data in enumerate(block["bytes"]):
+        if codes[index] is not None or skip[index]:
+            continue
+        try:
+            pixels[index] = images.decode(data.as_py(), size, max_pixels=max_pixels).tobytes()
+        except BadImage as error:
+            codes[index], details[index] = _blame(error, block["path"][index].as_py())
+    columns = {name: block[name] for name in ("path", "label", "split", "sha256", "size", "format")}
+    return pa.table({**columns, "code": codes, "detail": details, "pixels": pixels}, schema=PIXELS)
+
+
+def _blame(error: BadImage, path: str) -> tuple[str, str]:
+    """A file that neither is a picture nor is named like one lies beside the photos without being a bad one."""
+    extension = os.path.splitext(path)[1].lower()
+    if error.code in ("not_a_photo", "empty") and extension not in images.EXTENSIONS:
+        return "side_file", f"neither a picture nor named like one ({extension or 'no extension'})"
+    return error.code, error.detail
+
+
+def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
+    """Which of `digests` are in the sorted array `known`."""
+    if not len(known):
+        return np.zeros(len(digests), dtype=np.bool_)
+    wanted = np.array(pc.fill_null(digests, b"\0" * 32).to_pylist(), dtype="S32")
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[places] == wanted
+
+
+def _reader(paths: list[str]) -> Callable[[str], bytes | BadImage]:
+    """Returns a function path → content, or why it cannot be had."""
+    remote = next((path for path in paths if storage.is_remote(path)), None)
+    filesystem = storage.resolve(remote)[0] if remote else None
+
+    def read(path: str) -> bytes | BadImage:
+        try:
+            if filesystem is not None and storage.is_remote(path):
+                info = filesystem.get_file_info(storage.resolve(path)[1])
+                if info.size is not None and info.size > MAX_BYTES:
+                    return _too_large(info.size)
+                with filesystem.open_input_stream(info.path) as stream:
+                    return stream.read()
+            local = storage.resolve(path)[1]
+            if os.path.getsize(local) > MAX_BYTES:
+                return _too_large(os.path.getsize(local))
+            with open(local, "rb") as file:
+                return file.read()
+        except OSError as error:
+            return BadImage("unreadable", error.strerror or str(error).splitlines()[0])
+
+    return read
+
+
+def _too_large(size: int) -> BadImage:
+    return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")

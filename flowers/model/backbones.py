@@ -1,0 +1,217 @@
+"""The networks to choose from, with their start weights and their arithmetic.
+
+A backbone here takes uint8 RGB pixels: the scaling its weights expect is its first layer.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flowers import storage
+from flowers.errors import InputError
+
+# Random weights have a seed of their own: another --seed need not compute all features again.
+RANDOM_SEED = 0
+# Mean of ImageNet in blue, green, red, subtracted by the Caffe models (keras.applications, mode "caffe").
+_CAFFE_MEAN = (103.939, 116.779, 123.68)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `keras.applications` calls a backbone and how it is fed.
+
+    Attributes:
+        builder: its function in `keras.applications`.
+        image_size: height and width it was trained at, in pixels.
+        scaling: "tf" scales to [-1, 1]; "caffe" swaps to BGR and subtracts the mean.
+    """
+
+    builder: str
+    image_size: int = 224
+    scaling: str = "tf"
+
+
+REGISTRY = {
+    "resnet50v2": Spec("ResNet50V2"),
+    "resnet101v2": Spec("ResNet101V2"),
+    "resnet152v2": Spec("ResNet152V2"),
+    "resnet50": Spec("ResNet50", scaling="caffe"),
+    "resnet101": Spec("ResNet101", scaling="caffe"),
+    "resnet152": Spec("ResNet152", scaling="caffe"),
+    "mobilenetv2": Spec("MobileNetV2"),
+    "inceptionv3": Spec("InceptionV3", image_size=299),
+}
+
+
+def resolve_precision(precision: str, gpus: int = 0) -> tuple[str, str]:
+    """Returns the arithmetic to use, "float32" or "bfloat16", and why.
+
+    bfloat16 halves the time of a forward pass where the hardware multiplies it (AVX512-BF16, AMX, GPUs from compute
+    capability 8.0 on) and is slower than float32 where it does not.
+
+    Args:
+        precision: "auto" or a choice already made.
+        gpus: GPUs of the cluster; with 0 TensorFlow is not imported.
+    """
+    if precision != "auto":
+        return precision, "as asked"
+    if gpus:
+        import tensorflow as tf
+
+        found = tf.config.list_physical_devices("GPU")
+        if not found:
+            return "float32", "the GPUs are on other nodes, so their kind is unknown; see --precision"
+        major, minor = tf.config.experimental.get_device_details(found[0]).get("compute_capability", (0, 0))
+        return ("bfloat16" if major >= 8 else "float32"), f"a GPU of compute capability {major}.{minor}"
+    wanted = {"avx512_bf16", "amx_bf16"} & _cpu_flags()
+    if wanted:
+        return "bfloat16", f"the CPU has {' and '.join(sorted(wanted))}"
+    return "float32", "the CPU has neither avx512_bf16 nor amx_bf16"
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+    except OSError:
+        return set()
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Layers made inside compute in `precision`; their variables stay float32."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def weights_key(backbone: str, weights: str) -> str:
+    """Names the start weights without loading them, for the key of the feature cache.
+
+    Raises:
+        InputError: the weights file cannot be read.
+    """
+    keras_version = importlib.metadata.version("keras")
+    if weights == "imagenet":
+        return f"imagenet:keras-{keras_version}"
+    if weights == "random":
+        return f"random:{RANDOM_SEED}:keras-{keras_version}"
+    check_weights(weights)
+    return f"file:{storage.file_sha256(weights)}"
+
+
+def check_weights(weights: str) -> None:
+    """Raises `InputError` unless `weights` is imagenet, random or a readable weights file."""
+    if weights in ("imagenet", "random"):
+        return
+    if not os.path.isfile(weights):
+        raise InputError(f"--weights: there is no file {weights!r}; give imagenet, random or a weights file")
+    if not weights.endswith((".h5", ".keras")):
+        raise InputError(f"--weights: received {weights!r}, required is a .weights.h5, .h5 or .keras file")
+
+
+def build_backbone(name: str, weights: str, image_size: int, precision: str) -> Any:
+    """Builds the frozen network.
+
+    Args:
+        name: a key of `REGISTRY`.
+        weights: "imagenet", "random", or the path of a weights file for this backbone.
+        image_size: height and width of the input, in pixels.
+        precision: "float32" or "bfloat16".
+
+    Returns:
+        A `keras.Model` from uint8 [n, image_size, image_size, 3] (RGB) to float32 [n, d], the mean of the last
+        feature map, in inference mode.
+
+    Raises:
+        InputError: the weights do not fit or cannot be had.
+    """
+    import keras
+
+    spec = REGISTRY[name]
+    check_weights(weights)
+    with arithmetic(precision):
+        if weights == "random":
+            keras.utils.set_random_seed(RANDOM_SEED)
+        try:
+            body = getattr(keras.applications, spec.builder)(
+                include_top=False,
+                weights="imagenet" if weights == "imagenet" else None,
+                input_shape=(image_size, image_size, 3),
+                name=name,
+            )
+        except Exception as error:
+            if weights != "imagenet":
+                raise InputError(f"--image-size {image_size} does not fit {name}: {_one_line(error)}") from error
+            raise InputError(
+                f"--weights imagenet could not be downloaded for {name} ({_one_line(error)}); check the connection, "
+                "or give --weights random or a weights file"
+            ) from error
+        if weights not in ("imagenet", "random"):
+            _load(body, name, weights)
+        body.trainable = False
+        pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
+        features = body(_scaled(pixels, spec.scaling), training=False)
+        # Averaged in float32: the mean of 49 bfloat16 numbers would lose the bits that tell classes apart.
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
+        return keras.Model(pixels, pooled, name="frozen")
+
+
+def _scaled(pixels: Any, scaling: str) -> Any:
+    import keras
+
+    if scaling == "tf":
+        return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(pixels)
+    # In float32: bfloat16 cannot tell 254 from 255.
+    floats = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(pixels)
+    blue_green_red = keras.ops.flip(floats, axis=-1)
+    return keras.layers.Rescaling(1.0, offset=[-mean for mean in _CAFFE_MEAN], dtype="float32", name="scale")(
+        blue_green_red
+    )
+
+
+def _load(body: Any, name: str, weights: str) -> None:
+    import keras
+
+    try:
+        if weights.endswith(".keras"):
+            body.set_weights(_body_of(keras.saving.load_model(weights, compile=False), name).get_weights())
+        else:
+            body.load_weights(weights)
+    except Exception as error:
+        raise InputError(
+            f"--weights {weights} do not fit {name}: {_one_line(error)}; give the weights of keras.applications' "
+            f"{REGISTRY[name].builder} with include_top=False"
+        ) from error
+    if not all(np.isfinite(value).all() for value in body.get_weights()):
+        raise InputError(f"--weights {weights}: holds numbers that are not finite; the file is damaged")
+
+
+def _body_of(model: Any, name: str) -> Any:
+    """The backbone inside a `.keras` model: the model itself, or the layer of that name at any depth."""
+    if model.name == name:
+        return model
+    for layer in getattr(model, "layers", []):
+        if layer.name == name:
+            return layer
+        inner = _body_of(layer, name) if getattr(layer, "layers", None) else None
+        if inner is not None and inner.name == name:
+            return inner
+    return model
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,71 @@
+"""The classifier that is saved: uint8 RGB pixels in, probabilities out, made of plain Keras layers only."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def standardization(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and variance of training features float32 [n, d], each float32 [d].
+
+    The variance has a floor, so a feature that hardly ever differs from zero is not blown up.
+    """
+    mean = np.zeros(features.shape[1])
+    square = np.zeros(features.shape[1])
+    for start in range(0, len(features), 4096):  # a memory-mapped matrix is never whole in memory
+        chunk = np.asarray(features[start : start + 4096], dtype=np.float64)
+        mean += chunk.sum(axis=0)
+        square += (chunk**2).sum(axis=0)
+    mean /= len(features)
+    variance = np.maximum(square / len(features) - mean**2, 0)
+    variance += 0.01 * variance.mean() + 1e-12
+    return mean.astype(np.float32), variance.astype(np.float32)
+
+
+def build_head(mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32], classes: int, dropout: float) -> Any:
+    """The trained part: standardize, drop out, one dense layer, softmax; all in float32.
+
+    The dense layer starts at zero: the loss is convex in it, so there is no symmetry to break.
+
+    Args:
+        mean: float32 [d].
+        variance: float32 [d].
+        classes: number of outputs, K.
+        dropout: part of the features dropped in training.
+
+    Returns:
+        A `keras.Model` from float32 [n, d] to probabilities float32 [n, K].
+    """
+    import keras
+
+    return keras.Sequential(
+        [
+            keras.Input((len(mean),), name="features"),
+            keras.layers.Normalization(mean=mean, variance=variance, dtype="float32", name="standardize"),
+            keras.layers.Dropout(dropout, dtype="float32", name="dropout"),
+            keras.layers.Dense(classes, kernel_initializer="zeros", dtype="float32", name="logits"),
+            keras.layers.Softmax(dtype="float32", name="probabilities"),
+        ],
+        name="head",
+    )
+
+
+def join(frozen: Any, head: Any) -> Any:
+    """One `keras.Model` from uint8 [n, size, size, 3] to probabilities float32 [n, K]."""
+    import keras
+
+    return keras.Model(frozen.input, head(frozen.output), name="flowers")
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 over all variables of a model in order: shape, type and bytes."""
+    digest = hashlib.sha256()
+    for value in model.get_weights():
+        array = np.ascontiguousarray(value)
+        digest.update(f"{array.shape}{array.dtype}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

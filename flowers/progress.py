@@ -1,0 +1,49 @@
+"""What a long stage shows while it runs, and where the time of a run went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+@contextmanager
+def progress_bar(out: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on a terminal, nothing elsewhere; yields the function that moves it on."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda count: bars.advance(task, count)
+
+
+class Stopwatch:
+    """Seconds of wall time by stage; every moment belongs to exactly one, so they add up to the total.
+
+    Args:
+        began: `time.time()` at the start of the job.
+    """
+
+    def __init__(self, began: float) -> None:
+        self._began = began
+        self._last = began
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, stage: str) -> float:
+        """Books the time since the last lap to `stage` and returns it."""
+        now = time.time()
+        spent, self._last = now - self._last, now
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
+        return spent
+
+    def move(self, seconds: float, source: str, target: str) -> None:
+        """Books `seconds` of stage `source` to `target` instead."""
+        self.seconds[source] -= seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
+    def report(self) -> dict[str, float]:
+        """Seconds of each stage and their `total`, rounded to 10 ms."""
+        rounded = {stage: round(seconds, 2) for stage, seconds in self.seconds.items()}
+        return {"total": round(self._last - self._began, 2), **rounded}

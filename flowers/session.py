@@ -1,0 +1,75 @@
+"""Starting and ending what a job stands on: Ray in this thread, TensorFlow meanwhile in another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Blocks on their way from the decoder to the network. Ray's default, 30 % of the memory, lets decoded photos pile up.
+_OBJECT_STORE_BYTES = 1 << 30
+
+
+def background(function: Callable[[], T], name: str) -> Future[T]:
+    """Runs `function` in a daemon thread; its result or its error waits in the future."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return future
+
+
+def import_tensorflow() -> None:
+    """Imports what training needs; several seconds of CPU, so it runs beside the start of Ray."""
+    import keras  # noqa: F401
+    import tensorflow  # noqa: F401
+
+
+@contextmanager
+def ray_session(verbose: bool) -> Iterator[None]:
+    """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), or starts Ray on this machine for this job.
+
+    Must be entered in a thread that lives as long as the session: Ray's processes end with the thread that started
+    them.
+    """
+    import ray
+    import ray.data
+
+    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
+    if "RAY_ADDRESS" not in os.environ:
+        cpus = os.cpu_count() or 1
+        store = max(_OBJECT_STORE_BYTES, (64 << 20) * cpus)
+        options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}
+    # Ray's own default from a later version on; without it, 2.60 warns that it will change.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(**options)
+    if not verbose:
+        for name in ("ray.data", "ray.train"):  # they have handlers of their own
+            for handler in logging.getLogger(name).handlers:
+                if isinstance(handler, logging.StreamHandler):
+                    handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_shape() -> tuple[int, int, int]:
+    """Nodes, CPUs and GPUs of the cluster that this session has."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    resources = ray.cluster_resources()
+    return len(nodes), int(resources.get("CPU", 1)), int(resources.get("GPU", 0))

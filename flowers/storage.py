@@ -1,0 +1,147 @@
+"""Files behind a path or a URI: read whole, write so that nobody ever sees half a file.
+
+A URI stays a `str` (``pathlib`` turns ``s3://x`` into ``s3:/x``) and is opened through `pyarrow.fs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from flowers.errors import InputError
+
+
+def is_remote(uri: str) -> bool:
+    """Whether `uri` names a bucket or another remote file system, not a local path."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Returns the file system of `uri` and the path inside it; a plain path is made absolute.
+
+    Raises:
+        InputError: the scheme is unknown or the address is malformed.
+    """
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{uri!r} cannot be opened ({_first_line(error)}); "
+            "give a local path or a URI that pyarrow.fs knows: s3://, gs://, hdfs://, file://"
+        ) from error
+    return filesystem, path
+
+
+def absolute(uri: str) -> str:
+    """The same place with a local path made absolute, so that it means the same in every process."""
+    return uri if is_remote(uri) else resolve(uri)[1]
+
+
+def join(uri: str, *parts: str) -> str:
+    """`uri` with `parts` below it."""
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or a folder at `uri`."""
+    filesystem, path = resolve(uri)
+    return filesystem.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def names(uri: str) -> list[str]:
+    """Sorted names of what lies directly in the folder `uri`; empty when there is no such folder."""
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(info.base_name for info in found)
+
+
+def read(uri: str) -> bytes:
+    """The content of one file.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+    """
+    filesystem, path = resolve(uri)
+    with filesystem.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write(uri: str, data: bytes) -> None:
+    """Writes one file: complete under its name, or not at all (object stores put atomically)."""
+    filesystem, path = resolve(uri)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        with filesystem.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        Path(temporary).write_bytes(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def publish(folder: str, uri: str, *, last: str) -> None:
+    """Makes the finished local `folder` appear at `uri`, replacing what was there.
+
+    On a local disk this is one rename. In an object store the file `last` is put after all others,
+    so that a reader who requires it never sees a part.
+
+    Args:
+        folder: a local directory without sub-directories; it is gone afterwards.
+        uri: the place to fill.
+        last: the file whose presence says that the others are complete.
+    """
+    filesystem, path = resolve(uri)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        old = f"{path}.{uuid.uuid4().hex}.old"
+        if os.path.exists(path):
+            os.replace(path, old)
+        shutil.move(folder, path)
+        shutil.rmtree(old, ignore_errors=True)
+        return
+    delete(uri)
+    filesystem.create_dir(path, recursive=True)
+    for name in sorted(os.listdir(folder), key=lambda name: (name == last, name)):
+        pafs.copy_files(
+            os.path.join(folder, name),
+            f"{path}/{name}",
+            source_filesystem=pafs.LocalFileSystem(),
+            destination_filesystem=filesystem,
+        )
+    shutil.rmtree(folder)
+
+
+def delete(uri: str) -> None:
+    """Removes the folder at `uri` with all it holds; nothing happens where there is none."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+        filesystem.delete_dir(path)
+
+
+def sha256(data: bytes) -> str:
+    """Hexadecimal SHA-256 of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    """Hexadecimal SHA-256 of a local file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,95 @@
+"""Checkpoints: what changed in training, committed whole, verified when read.
+
+A checkpoint is a folder `epoch-0007` with `state.npz` (arrays), `state.json` and, put last, `manifest.json` with
+their hashes. Ray is handed the finished folder; whether it knows of it does not matter for going on.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowers import storage
+from flowers.bundle import working_folder
+from flowers.errors import DamagedFile
+
+ARRAYS, STATE, MANIFEST = "state.npz", "state.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of training after `epoch` epochs.
+
+    Attributes:
+        epoch: epochs done.
+        arrays: variables of the trained part and of the optimizer, by name.
+        state: JSON-ready rest: best epoch, history, early stopping.
+    """
+
+    epoch: int
+    arrays: dict[str, npt.NDArray[Any]]
+    state: dict[str, Any]
+
+
+def save(folder: str, checkpoint: Checkpoint) -> str:
+    """Commits a checkpoint below `folder` and returns its URI."""
+    uri = storage.join(folder, f"epoch-{checkpoint.epoch:04d}")
+    buffer = io.BytesIO()
+    np.savez(buffer, **checkpoint.arrays)  # type: ignore[arg-type]
+    files = {ARRAYS: buffer.getvalue(), STATE: json.dumps(checkpoint.state).encode()}
+    hashes = {name: storage.sha256(data) for name, data in files.items()}
+    files[MANIFEST] = json.dumps({"epoch": checkpoint.epoch, "files": hashes}).encode()
+    scratch = working_folder(uri)
+    try:
+        for name, data in files.items():
+            storage.write(f"{scratch}/{name}", data)
+        storage.publish(scratch, uri, last=MANIFEST)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return uri
+
+
+def load(uri: str) -> Checkpoint:
+    """Reads one checkpoint.
+
+    Raises:
+        DamagedFile: a file is missing or does not match its hash.
+    """
+    try:
+        manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
+        files = {name: storage.read(storage.join(uri, name)) for name in (ARRAYS, STATE)}
+        for name, data in files.items():
+            if storage.sha256(data) != manifest["files"][name]:
+                raise DamagedFile(f"{uri}/{name} does not match its hash")
+        with np.load(io.BytesIO(files[ARRAYS]), allow_pickle=False) as arrays:
+            return Checkpoint(manifest["epoch"], dict(arrays), json.loads(files[STATE]))
+    except (OSError, ValueError, KeyError) as error:
+        raise DamagedFile(f"{uri} is incomplete: {error}") from error
+
+
+def newest(folder: str) -> tuple[Checkpoint | None, list[str]]:
+    """The newest complete checkpoint below `folder`, and a line for each newer one that is damaged."""
+    damaged: list[str] = []
+    for name in reversed(_names(folder)):
+        try:
+            return load(storage.join(folder, name)), damaged
+        except DamagedFile as error:
+            damaged.append(f"skipped a damaged checkpoint: {error}")
+    return None, damaged
+
+
+def prune(folder: str, best_epoch: int, keep: int = 2) -> None:
+    """Removes all checkpoints but the newest `keep` and the best one."""
+    for name in _names(folder)[:-keep]:
+        if name != f"epoch-{best_epoch:04d}":
+            storage.delete(storage.join(folder, name))
+
+
+def _names(folder: str) -> list[str]:
+    return [name for name in storage.names(folder) if name.startswith("epoch-") and name[6:].isdecimal()]

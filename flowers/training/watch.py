@@ -1,0 +1,92 @@
+"""Follows a run's metrics.jsonl while it trains, wherever that happens: one line an epoch, and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from flowers import storage
+
+_POLL_S = 0.25
+
+
+@contextmanager
+def follow(run: str, out: Console, monitor: str) -> Iterator[None]:
+    """Prints the epochs that are new and writes all of them to the run's `tensorboard/` folder.
+
+    Args:
+        run: URI of the run folder.
+        out: where the lines are printed.
+        monitor: the metric by which an epoch is called the best so far.
+    """
+    done = threading.Event()
+    follower = _Follower(run, out, monitor)
+    follower.look(show=False)
+    if follower.lines:
+        out.print(f"going on after epoch {len(follower.lines)}")
+
+    def poll() -> None:
+        while not done.wait(_POLL_S):
+            follower.look()
+
+    thread = threading.Thread(target=poll, name="follow metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        follower.look()
+        follower.close()
+
+
+class _Follower:
+    def __init__(self, run: str, out: Console, monitor: str) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._run, self._out = run, out
+        self._monitor = f"val_{monitor}"
+        self._sign = -1 if monitor == "log_loss" else 1
+        self._best = float("-inf")
+        self.lines: list[dict[str, Any]] = []
+        self._target = storage.join(run, "tensorboard")
+        storage.delete(self._target)
+        self._folder = tempfile.mkdtemp(prefix="flowers-") if storage.is_remote(run) else self._target
+        self._board = SummaryWriter(self._folder, flush_secs=5)
+
+    def look(self, show: bool = True) -> None:
+        """Takes in the lines that have come since the last look."""
+        try:
+            text = storage.read(storage.join(self._run, "metrics.jsonl")).decode()
+        except OSError:
+            return
+        for raw in text.splitlines()[len(self.lines) :]:
+            line = json.loads(raw)
+            self.lines.append(line)
+            better = self._sign * line[self._monitor] > self._best
+            self._best = max(self._best, self._sign * line[self._monitor])
+            for name, value in line.items():
+                if name not in ("epoch", "seconds"):
+                    group = "validation" if name.startswith("val_") else "training"
+                    self._board.add_scalar(f"{group}/{name.removeprefix('val_')}", value, line["epoch"])
+            if show:
+                self._out.print(
+                    f"epoch {line['epoch']:3d}   loss {line['loss']:.4f}   validation: accuracy "
+                    f"{line['val_accuracy']:.4f}  log-loss {line['val_log_loss']:.4f}   "
+                    f"learning rate {line['learning_rate']:.2e}   {line['seconds']:.2f} s{'   best' if better else ''}",
+                    highlight=False,
+                )
+
+    def close(self) -> None:
+        """Ends the TensorBoard file and puts it where the run is."""
+        self._board.close()
+        if self._folder != self._target:
+            storage.publish(self._folder, self._target, last="")
+            shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,62 @@
+"""Train a classifier: `python -m jobs.train --data DIR`, or `ray job submit -- python -m jobs.train --data DIR`."""
+
+import time
+
+_BEGAN = time.time()
+
+import shlex  # noqa: E402
+import sys  # noqa: E402
+from importlib import resources  # noqa: E402
+from typing import Any  # noqa: E402
+
+import click  # noqa: E402
+import yaml  # noqa: E402
+
+from flowers.config import TrainConfig  # noqa: E402
+from flowers.errors import InputError  # noqa: E402
+from jobs.terminal import edge, options  # noqa: E402
+
+_RECIPES = resources.files("jobs") / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the program."""
+    return sorted(entry.name.removesuffix(".yaml") for entry in _RECIPES.iterdir() if entry.name.endswith(".yaml"))
+
+
+def build_config(recipe: str | None, given: dict[str, Any]) -> TrainConfig:
+    """Options that were given, over the recipe's, over the defaults; `--data NAME` implies the recipe of that name."""
+    if recipe is None:
+        data = given.get("data", "sample")
+        recipe = data if data in recipe_names() else None
+    if recipe is not None and recipe not in recipe_names():
+        raise InputError(f"--recipe: there is no recipe {recipe!r}; there are {', '.join(recipe_names())}")
+    values = yaml.safe_load((_RECIPES / f"{recipe}.yaml").read_text("utf-8")) if recipe else {}
+    return TrainConfig(**{**values, **given})
+
+
+@click.command(context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.option("--recipe", help=f"Named options to start from: {', '.join(recipe_names())}.  [default: as --data]")
+@options(TrainConfig)
+def main(recipe: str | None, **values: Any) -> None:
+    r"""Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
+
+    \b
+    Without options, on 200 drawn pictures:   python -m jobs.train
+    On your photos:                           python -m jobs.train --data DIR
+    ML.NET's sample, on flower_photos:        python -m jobs.train --recipe flower_photos
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    resume = "Nothing is lost: the same command goes on from the last finished epoch."
+    with edge(bool(given.get("verbose")), resume) as out:
+        config = build_config(recipe, given)
+        from flowers import pipeline
+        from flowers.evaluation.report import summary
+
+        report = pipeline.train(config, out, _BEGAN, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
+        out.print(summary(report))
+        out.print(f"report    {report['bundle'].removesuffix('best')}report.html\nbundle    {report['bundle']}")
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m jobs.train")

@@ -1,0 +1,48 @@
+"""What all tests share: versions in the header, the folder of real photos, a clean environment."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_SHARED = "no shared data"
+
+
+def pytest_report_header() -> str:
+    def shown(*names: str) -> str:
+        for name in names:
+            try:
+                return f"{names[0]} {version(name)}"
+            except PackageNotFoundError:
+                continue
+        return f"{names[0]} absent"
+
+    packages = [("ray",), ("tensorflow", "tensorflow-cpu"), ("keras",), ("pyarrow",), ("pillow",)]
+    return "versions: " + ", ".join(shown(*names) for names in packages)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `data` of FLOWERS_SHARED: real photos and weights, read-only."""
+    data = Path(os.environ.get("FLOWERS_SHARED") or ROOT.parent / "shared").resolve() / "data"
+    if not data.is_dir():
+        pytest.skip(f"{NO_SHARED}: set FLOWERS_SHARED to the folder that holds data/")
+    return data
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test depends on the caller's cluster or settings."""
+    for name in list(os.environ):
+        if name in {"RAY_ADDRESS", "TF_CONFIG"} or (name.startswith("FLOWERS_") and name != "FLOWERS_SHARED"):
+            monkeypatch.delenv(name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = [r for r in terminalreporter.stats.get("skipped", []) if NO_SHARED in str(r.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} test(s) skipped for lack of shared data (FLOWERS_SHARED)")

@@ -1,0 +1,546 @@
+"""The decoder: golden pixels per format, and only BadImage for whatever is no photo."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import struct
+import time
+import tracemalloc
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile
+
+from flowers.data import images
+from flowers.data.images import DECODER_VERSION, EXTENSIONS, MAX_PIXELS, sniff
+from flowers.errors import BadImage
+
+CODES = {"empty", "not_a_photo", "unsupported_format", "truncated", "corrupt", "too_many_pixels"}
+WHITE = (255, 255, 255)
+
+
+def decode(data: bytes, size: int | None = None, **options: Any) -> np.ndarray:
+    """The decoder under test; whatever comes out of it, no warning may."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        try:
+            return images.decode(data, size, **options)
+        finally:
+            assert not [str(one.message) for one in seen]
+
+
+def outcome(data: bytes, size: int | None, **options: Any) -> np.ndarray | BadImage:
+    try:
+        return decode(data, size, **options)
+    except BadImage as error:
+        return error
+
+
+def picture(height: int = 48, width: int = 64) -> np.ndarray:
+    """A smooth picture, uint8 [height, width, 3], that equals none of its mirror images."""
+    y, x = np.mgrid[0:height, 0:width] / [[[height]], [[width]]]
+    return (np.stack([x, y, 0.5 + 0.5 * np.sin(3 * x + 5 * y)], axis=-1) * 255).astype(np.uint8)
+
+
+def save(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = head + b"".join(extra) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+def assert_close(one: np.ndarray, other: np.ndarray, mean: float) -> None:
+    assert one.shape == other.shape
+    assert np.abs(one.astype(int) - other.astype(int)).mean() <= mean
+
+
+def refused(data: bytes, **options: Any) -> BadImage:
+    with pytest.raises(BadImage) as caught:
+        decode(data, **options)
+    assert caught.value.code in CODES
+    assert "\n" not in caught.value.detail
+    assert " at 0x" not in caught.value.detail
+    return caught.value
+
+
+def samples() -> dict[str, bytes]:
+    """One small valid file of every kind."""
+    image = Image.fromarray(picture())
+    frames = [image.rotate(angle) for angle in (90, 180)]
+    alpha = image.copy()
+    alpha.putalpha(Image.linear_gradient("L").resize(image.size))
+    return {
+        "jpeg": save(image, "JPEG", quality=95),
+        "progressive": save(image, "JPEG", quality=95, progressive=True),
+        "grey": save(image.convert("L"), "JPEG"),
+        "cmyk": save(image.convert("CMYK"), "JPEG", quality=95),
+        "exif": save(image, "JPEG", exif=exif(6)),
+        "mpo": save(image, "MPO", save_all=True, append_images=frames, quality=95),
+        "png": save(image, "PNG"),
+        "png-alpha": save(alpha, "PNG", exif=exif(3)),
+        "png-palette": save(image.quantize(32), "PNG", transparency=bytes(range(32))),
+        "png-16": save((picture()[..., 0].astype(np.uint16) << 8), "PNG"),
+        "apng": save(image, "PNG", save_all=True, append_images=frames),
+        "bmp": save(image, "BMP"),
+        "bmp-8": save(image.quantize(200), "BMP"),
+        "gif": save(image.quantize(64), "GIF", transparency=3),
+        "gif-animated": save(image, "GIF", save_all=True, append_images=frames, disposal=2),
+        "webp": save(image, "WEBP", quality=90),
+        "webp-lossless": save(alpha, "WEBP", lossless=True, exif=exif(8)),
+        "webp-animated": save(image, "WEBP", save_all=True, append_images=frames, lossless=True),
+    }
+
+
+SAMPLES = samples()
+
+
+# ---------------------------------------------------------------- the array
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("size", [None, 1, 32, 300])
+def test_array_is_contiguous_uint8_rgb_of_the_asked_size(name: str, size: int | None) -> None:
+    pixels = decode(SAMPLES[name], size)
+    turned = name in {"exif", "webp-lossless"}
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.shape == ((size, size, 3) if size else (64, 48, 3) if turned else (48, 64, 3))
+
+
+def test_constants() -> None:
+    assert isinstance(DECODER_VERSION, str)
+    assert MAX_PIXELS == 100_000_000
+    assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"} == EXTENSIONS
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_size_below_one_is_the_callers_error(size: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        decode(SAMPLES["png"], size)
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP"])
+def test_resizing_is_pillows_bilinear_of_the_rgb_pixels(form: str) -> None:
+    want = np.asarray(Image.fromarray(picture()).resize((20, 20), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode(save(picture(), form), 20), want)
+
+
+def test_the_palette_is_resolved_before_resizing() -> None:
+    image = Image.fromarray(picture()).quantize(64)
+    want = np.asarray(image.convert("RGB").resize((20, 20), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(decode(save(image, "PNG"), 20), want)
+
+
+def test_any_thread_decodes_the_same_pixels() -> None:
+    files = list(SAMPLES.values()) * 4
+    want = [decode(data, 40) for data in files]
+    with ThreadPoolExecutor(4) as pool:
+        for one, other in zip(pool.map(lambda data: images.decode(data, 40), files), want, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+# ---------------------------------------------------------------- formats and modes
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_sniff_needs_only_32_bytes(name: str) -> None:
+    form = {"progressive": "jpeg", "grey": "jpeg", "cmyk": "jpeg", "exif": "jpeg", "mpo": "jpeg", "apng": "png"}
+    assert sniff(SAMPLES[name][:32]) == form.get(name, name.split("-")[0])
+
+
+@pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})])
+def test_lossless_formats_keep_every_pixel(form: str, options: dict[str, Any]) -> None:
+    np.testing.assert_array_equal(decode(save(picture(), form, **options)), picture())
+
+
+def test_lossy_formats_are_close() -> None:
+    for name in ("jpeg", "progressive", "webp", "mpo"):
+        assert_close(decode(SAMPLES[name]), picture(), 4)
+    for name in ("bmp-8", "gif-animated"):
+        assert_close(decode(SAMPLES[name]), picture(), 9)
+
+
+def test_progressive_jpeg_equals_baseline() -> None:
+    assert_close(decode(SAMPLES["progressive"]), decode(SAMPLES["jpeg"]), 0.5)
+
+
+def test_grey_jpeg_has_three_equal_channels() -> None:
+    pixels = decode(SAMPLES["grey"])
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_cmyk_jpeg_of_adobe_is_not_inverted() -> None:
+    assert_close(decode(SAMPLES["cmyk"]), picture(), 4)
+    assert_close(decode(SAMPLES["cmyk"], 16), decode(SAMPLES["jpeg"], 16), 4)
+
+
+def test_mpo_is_its_first_picture() -> None:
+    assert Image.open(io.BytesIO(SAMPLES["mpo"])).format == "MPO"
+    np.testing.assert_array_equal(decode(SAMPLES["mpo"]), decode(SAMPLES["jpeg"]))
+
+
+def test_malformed_mpo_is_a_jpeg() -> None:
+    at = SAMPLES["mpo"].index(b"MPF\0") + 4
+    data = SAMPLES["mpo"][:at] + b"\xff" * 12 + SAMPLES["mpo"][at + 12 :]
+    np.testing.assert_array_equal(decode(data), decode(SAMPLES["jpeg"]))
+
+
+@pytest.mark.parametrize("name", ["gif-animated", "webp-animated", "apng"])
+def test_animations_give_their_first_frame(name: str) -> None:
+    assert Image.open(io.BytesIO(SAMPLES[name])).n_frames == 3
+    assert_close(decode(SAMPLES[name]), picture(), 9 if "gif" in name else 0)
+
+
+def test_broken_animation_chunks_do_not_matter() -> None:
+    acting = chunk(b"acTL", struct.pack(">II", 0, 0))
+    data = SAMPLES["png"][:33] + acting + acting + chunk(b"fcTL", b"x") + SAMPLES["png"][33:]
+    np.testing.assert_array_equal(decode(data), picture())
+
+
+def test_png_text_of_any_length_does_not_matter() -> None:
+    text = chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(3 << 20)))
+    np.testing.assert_array_equal(decode(SAMPLES["png"][:33] + text + SAMPLES["png"][33:]), picture())
+
+
+def test_palette_with_a_transparent_index_is_white_there() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putpixel((1, 0), 1)
+    for form in ("PNG", "GIF"):
+        pixels = decode(save(image, form, transparency=1))
+        np.testing.assert_array_equal(pixels, [[(10, 20, 30), WHITE]])
+
+
+def test_palette_with_transparent_bytes_is_blended() -> None:
+    rows = b"\0\0\1\2"
+    palette = chunk(b"PLTE", bytes([100, 0, 200, 100, 0, 200, 9, 9, 9])) + chunk(b"tRNS", bytes([255, 128, 0]))
+    pixels = decode(png(3, 1, 8, 3, rows, palette))
+    np.testing.assert_array_equal(pixels[0, [0, 2]], [(100, 0, 200), WHITE])
+    assert_close(pixels[0, 1], np.array([177, 127, 227]), 1)
+
+
+def test_one_bit_png_and_bmp() -> None:
+    bits = picture()[..., 0] > 127
+    for form in ("PNG", "BMP"):
+        pixels = decode(save(Image.fromarray(bits), form))
+        np.testing.assert_array_equal(pixels, np.repeat(bits[..., None] * np.uint8(255), 3, axis=-1))
+
+
+def test_16_bit_grey_keeps_the_high_byte() -> None:
+    values = np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], dtype=np.uint16)
+    pixels = decode(save(values, "PNG"))
+    np.testing.assert_array_equal(pixels[0, :, 0], [0, 0, 1, 0x7F, 0x80, 0xFF])
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_16_bit_grey_with_a_transparent_value() -> None:
+    rows = b"\0" + struct.pack(">3H", 0x1234, 0x1235, 0x8000)
+    pixels = decode(png(3, 1, 16, 0, rows, chunk(b"tRNS", b"\x12\x34")))
+    np.testing.assert_array_equal(pixels[0, :, 0], [255, 0x12, 0x80])
+
+
+def test_16_bit_rgb_keeps_the_high_byte() -> None:
+    pixels = decode(png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x12FF, 0x8000, 0xFFFF)))
+    np.testing.assert_array_equal(pixels, [[(0x12, 0x80, 0xFF)]])
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_laid_over_white(mode: str) -> None:
+    image = Image.new(mode, (3, 1))
+    for x, alpha in enumerate((0, 128, 255)):
+        image.putpixel((x, 0), (*(40,) * (len(mode) - 1), alpha))
+    for data in (save(image, "PNG"), save(image.convert("RGBA"), "WEBP", lossless=True, exact=True)):
+        assert_close(decode(data), np.array([[[255] * 3, [147] * 3, [40] * 3]]), 0.5)
+
+
+def test_alpha_is_laid_over_white_before_resizing() -> None:
+    image = Image.new("RGBA", (2, 1), (0, 0, 0, 0))
+    image.putpixel((1, 0), (0, 0, 0, 255))
+    assert decode(save(image, "PNG"), 1)[0, 0, 0] in (127, 128)
+
+
+def test_gif_frame_larger_than_the_canvas() -> None:
+    data = bytearray(save(Image.fromarray(picture()), "GIF"))
+    data[6:10] = struct.pack("<2H", 1, 1)
+    assert decode(bytes(data)).shape == picture().shape
+
+
+# ---------------------------------------------------------------- orientation
+
+TRANSPOSE = Image.Transpose
+STORED = {  # how the upright picture is stored for each orientation
+    1: None,
+    2: TRANSPOSE.FLIP_LEFT_RIGHT,
+    3: TRANSPOSE.ROTATE_180,
+    4: TRANSPOSE.FLIP_TOP_BOTTOM,
+    5: TRANSPOSE.TRANSPOSE,
+    6: TRANSPOSE.ROTATE_90,
+    7: TRANSPOSE.TRANSVERSE,
+    8: TRANSPOSE.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("size", [None, 24])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_every_orientation_decodes_upright(orientation: int, size: int | None, form: str) -> None:
+    upright = Image.fromarray(picture())
+    turn = STORED[orientation]
+    stored = upright if turn is None else upright.transpose(turn)
+    options: dict[str, Any] = {"JPEG": {"quality": 98}, "WEBP": {"lossless": True}}.get(form, {})
+    pixels = decode(save(stored, form, exif=exif(orientation), **options), size)
+    want = upright if size is None else upright.resize((size, size), Image.Resampling.BILINEAR)
+    assert_close(pixels, np.asarray(want), 3 if form == "JPEG" else 0.5)
+
+
+def test_big_endian_exif() -> None:
+    body = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    assert decode(save(picture(), "JPEG", exif=body)).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"II*\0",
+        b"XXXXXXXXXXXXXXXXXXXX",
+        b"II*\0\xff\xff\xff\x7f",
+        b"II*\0\x08\0\0\0\xff\xff",
+        b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x09\0\0\0",
+        b"II*\0\x08\0\0\0\x02\0\x0f\x01\x02\0\xff\xff\0\0\xff\xff\0\0",
+        exif(6)[6:20],
+    ],
+)
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_broken_exif_is_ignored(body: bytes, form: str) -> None:
+    plain = save(picture(), form)
+    if form == "JPEG":
+        payload = b"Exif\0\0" + body
+        data = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + plain[2:]
+    else:
+        data = plain[:33] + chunk(b"eXIf", body)[:-1] + b"?" + plain[33:]
+    np.testing.assert_array_equal(decode(data), decode(plain))
+
+
+# ---------------------------------------------------------------- drafts
+
+
+@cache
+def large_jpeg() -> bytes:
+    noise = np.random.default_rng(0).integers(-20, 20, (1203, 1601, 3))
+    return save(np.clip(picture(1203, 1601) + noise, 0, 255).astype(np.uint8), "JPEG", quality=90)
+
+
+@pytest.mark.parametrize("size", [50, 99, 224, 300, 601])
+def test_draft_is_close_to_the_undrafted_photo(size: int) -> None:
+    data = large_jpeg()
+    full = Image.open(io.BytesIO(data)).convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    difference = np.abs(decode(data, size).astype(int) - np.asarray(full).astype(int))
+    assert difference.mean() < 0.6
+    if size > 1203 // 4:  # too large for a draft of half the size
+        assert difference.max() == 0
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def test_empty() -> None:
+    assert refused(b"").code == "empty"
+
+
+@pytest.mark.parametrize("data", [b"\0", b"hello", b"<html><body>404</body></html>", b"BMW is a car maker"])
+def test_not_a_photo(data: bytes) -> None:
+    error = refused(data)
+    assert error.code == "not_a_photo"
+    assert repr(data[:16]) in error.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("TIFF", save(picture(), "TIFF")),
+        ("AVIF", b"\0\0\0\x1cftypavif\0\0\0\0"),
+        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0"),
+        ("Photoshop", b"8BPS\0\x01" + bytes(20)),
+        ("icon", save(Image.new("RGB", (16, 16)), "ICO")),
+        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        ("SVG", b'<?xml version="1.0"?>\n<!-- x -->\n<svg xmlns="http://www.w3.org/2000/svg">'),
+        ("SVG", b'  <svg width="1">'),
+    ],
+)
+def test_unsupported_format_names_the_format(name: str, data: bytes) -> None:
+    error = refused(data)
+    assert error.code == "unsupported_format"
+    assert name in error.detail
+
+
+def declared(form: str, width: int, height: int) -> bytes:
+    """A tiny file whose header declares a huge picture."""
+    if form == "png":
+        return png(width, height, 8, 2, bytes(10))
+    if form == "bmp":
+        head = struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+        return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + head
+    if form == "gif":  # disposal 2, for which Pillow allocates when it opens the file
+        control = b"!\xf9\x04\x08\0\0\0\0"
+        frame = b"," + struct.pack("<4HB", 0, 0, width, height, 0) + b"\x02\x02L\x01\0;"
+        return b"GIF89a" + struct.pack("<2HBBB", 1, 1, 0x80, 0, 0) + bytes(range(6)) + control + frame
+    if form == "jpeg":
+        data = bytearray(SAMPLES["jpeg"])
+        at = data.index(b"\xff\xc0")
+        data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+        return bytes(data)
+    sides = b"".join(struct.pack("<I", side - 1)[:3] for side in (width, height))
+    chunks = {
+        "webp": b"VP8X" + struct.pack("<I", 10) + bytes(4) + sides,
+        "webp-lossless": b"VP8L\x14\0\0\0\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14) + bytes(15),
+        "webp-lossy": b"VP8 \x14\0\0\0\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", width, height) + bytes(10),
+    }
+    return b"RIFF" + struct.pack("<I", 100) + b"WEBP" + chunks[form]
+
+
+@pytest.mark.parametrize("form", ["png", "bmp", "gif", "jpeg", "webp", "webp-lossless", "webp-lossy"])
+@pytest.mark.parametrize("limit", [1, None])
+def test_pixel_cap_comes_before_any_pixel(form: str, limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    width, height = (16000, 15000) if form.startswith("webp-") else (60000, 50000)
+    data = declared(form, width, height)
+    tracemalloc.start()
+    start = time.perf_counter()
+    error = refused(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert error.code == "too_many_pixels"
+    assert f"{width} x {height}" in error.detail
+    assert str(MAX_PIXELS) in error.detail
+    assert peak < 1 << 20
+    assert time.perf_counter() - start < 0.5
+
+
+def test_png_of_60000_x_60000() -> None:
+    assert refused(declared("png", 60000, 60000)).code == "too_many_pixels"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_pixel_cap_is_exact_and_the_callers(name: str) -> None:
+    assert decode(SAMPLES[name], max_pixels=64 * 48).size == 64 * 48 * 3
+    assert refused(SAMPLES[name], max_pixels=64 * 48 - 1).code == "too_many_pixels"
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_pillows_global_switches_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = decode(SAMPLES[name])
+    cut = SAMPLES[name][: len(SAMPLES[name]) // 3]
+    code = refused(cut).code
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 100)
+    np.testing.assert_array_equal(decode(SAMPLES[name]), want)
+    assert refused(cut).code == code
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("size", [None, 8])
+def test_truncation_anywhere(name: str, size: int | None) -> None:
+    data = SAMPLES[name]
+    whole = decode(data, size)
+    several = name in {"mpo", "gif-animated", "apng"}
+    for end in {*range(1, min(len(data), 80)), *range(80, len(data), 1 + len(data) // 60), len(data) - 1}:
+        result = outcome(data[:end], size)
+        if isinstance(result, BadImage):
+            assert result.code in {"truncated", "corrupt"} or (result.code == "not_a_photo" and end < 18), end
+        else:
+            assert result.shape == whole.shape
+            assert several or end > len(data) * 0.9
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_half_file_is_called_truncated(name: str) -> None:
+    first = 0.15 if name in {"mpo", "gif-animated", "apng"} else 0.5
+    assert refused(SAMPLES[name][: int(len(SAMPLES[name]) * first)]).code == "truncated"
+
+
+def test_damaged_pixels_are_called_corrupt() -> None:
+    data = bytearray(SAMPLES["png"])
+    at = data.index(b"IDAT") + 4
+    data[at : at + 8] = b"\xff" * 8
+    error = refused(bytes(data))
+    assert error.code == "corrupt"
+    assert "png" in error.detail
+
+
+def test_errors_are_deterministic_and_survive_pickling() -> None:
+    for data in (SAMPLES["jpeg"][:200], b"\x89PNG\r\n\x1a\n" + bytes(50), b"hello", SAMPLES["webp"][:60]):
+        one, other = refused(data), refused(data)
+        assert one.args == other.args
+        assert pickle.loads(pickle.dumps(one)).args == one.args
+
+
+# ---------------------------------------------------------------- any bytes whatsoever
+
+fuzz = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+
+
+def survives(data: bytes, size: int | None) -> None:
+    result = outcome(data, size, max_pixels=1_000_000)
+    if isinstance(result, BadImage):
+        assert result.code in CODES
+        assert result.detail.isprintable()
+    else:
+        assert result.dtype == np.uint8
+        assert result.ndim == 3
+        assert result.shape[2] == 3
+        assert size is None or result.shape == (size, size, 3)
+
+
+HEADS = [
+    b"",
+    *{data[:cut] for data in SAMPLES.values() for cut in (8, 18, 33)},
+    b"GIF89a",
+    b"BM",
+    b"RIFF\0\0\0\0WEBPVP8X",
+]
+
+
+@fuzz
+@given(st.sampled_from(HEADS), st.binary(max_size=300), st.sampled_from([None, 5]))
+def test_random_bytes(head: bytes, tail: bytes, size: int | None) -> None:
+    survives(head + tail, size)
+
+
+@settings(fuzz, max_examples=300)
+@given(
+    st.sampled_from(sorted(SAMPLES)),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 7)), min_size=1, max_size=12),
+    st.booleans(),
+    st.sampled_from([None, 5]),
+)
+def test_flipped_bits(name: str, flips: list[tuple[float, int]], early: bool, size: int | None) -> None:
+    data = bytearray(SAMPLES[name])
+    for where, bit in flips:  # early: in the headers, where a bit has more to say
+        data[int(where * min(len(data), 120 if early else len(data)))] ^= 1 << bit
+    survives(bytes(data), size)

@@ -1,0 +1,167 @@
+"""The layout: arrows point down only, `import flowers` is light, files stay small."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TOPS = ("flowers", "jobs", "serving", "tests", "benchmarks")
+
+# Who may import whom, among the top folders and inside flowers/ (itself always; `import flowers` always).
+TOP_IMPORTS = {
+    "flowers": {"flowers"},
+    "jobs": {"jobs", "flowers"},
+    "serving": {"serving", "flowers"},
+    "benchmarks": {"benchmarks", "jobs", "serving", "flowers"},
+    "tests": set(TOPS),
+}
+BASE = ["errors", "config", "storage"]
+FLOWERS_IMPORTS: dict[str, list[str]] = {
+    "errors": [],
+    "config": ["errors"],
+    "storage": ["errors"],
+    "data": BASE,
+    "evaluation": [*BASE, "data"],
+    "model": [*BASE, "data"],
+    "bundle": [*BASE, "data", "model"],
+    "predictor": [*BASE, "data", "model", "bundle"],
+    "training": [*BASE, "data", "model", "bundle", "evaluation"],
+}
+FLOWERS_IMPORTS["pipeline"] = list(FLOWERS_IMPORTS)
+
+LONGEST = {"flowers": 260, "serving": 260, "jobs": 120}
+VAGUE = {"utils.py", "common.py", "helpers.py"}
+LIGHT = ["flowers", "flowers.config", "flowers.errors", "flowers.data.split"]
+HEAVY = {"tensorflow", "keras", "ray"}
+
+
+def sources(*tops: str) -> list[Path]:
+    return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
+
+
+def imported(tree: ast.AST, package: list[str]) -> set[str]:
+    """Dotted names that a module imports anywhere; `package` is what its relative imports start from."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*start, *([node.module] if node.module else [])])
+            names.add(base)
+            names.update(f"{base}.{alias.name}" for alias in node.names)
+    return names
+
+
+def imports_of(path: Path) -> set[str]:
+    package = list(path.relative_to(ROOT).parent.parts)
+    return imported(ast.parse(path.read_text(encoding="utf-8")), package)
+
+
+def part_of(path: Path) -> str:
+    """The row of FLOWERS_IMPORTS that a file of flowers/ belongs to; "" for flowers/__init__.py."""
+    first = path.relative_to(ROOT / "flowers").parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def parts() -> set[str]:
+    return {part_of(path) for path in sources("flowers")} - {""}
+
+
+def test_imports_are_read_in_every_form() -> None:
+    code = "import a.b\nfrom c import d\ndef f():\n    from . import e\n    from ..g import h"
+    assert imported(ast.parse(code), ["flowers", "data"]) == {
+        "a.b",
+        "c",
+        "c.d",
+        "flowers.data",
+        "flowers.data.e",
+        "flowers.g",
+        "flowers.g.h",
+    }
+
+
+@pytest.mark.parametrize("top", TOPS)
+def test_folders_import_downwards_only(top: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sources(top)
+        for name in sorted(imports_of(path))
+        if name.split(".")[0] in set(TOPS) - TOP_IMPORTS[top]
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_part_of_flowers_is_in_the_table() -> None:
+    unknown = parts() - set(FLOWERS_IMPORTS)
+    assert not unknown, (
+        f"flowers/ has {sorted(unknown)}, which FLOWERS_IMPORTS in tests/test_layers.py does not name: "
+        "add a row that says what it may import (and add it to the rows above it that may import it)"
+    )
+
+
+def test_the_table_has_no_circle() -> None:
+    done: set[str] = set()
+    for part, allowed in FLOWERS_IMPORTS.items():
+        assert set(allowed) <= done | {part}, f"{part} may only import rows above it"
+        done.add(part)
+
+
+def test_flowers_imports_downwards_only() -> None:
+    wrong = []
+    for path in sources("flowers"):
+        part = part_of(path)
+        if part and part not in FLOWERS_IMPORTS:
+            continue  # the test above names it
+        allowed = {part, *FLOWERS_IMPORTS.get(part, [])}
+        for name in sorted(imports_of(path)):
+            head, _, rest = name.partition(".")
+            target = rest.split(".")[0]
+            if head == "flowers" and target in parts() & set(FLOWERS_IMPORTS) and target not in allowed:
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}; allowed: {sorted(allowed - {''})}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_names_say_what_a_file_does() -> None:
+    vague = [str(path.relative_to(ROOT)) for path in sources(*TOPS) if path.name in VAGUE]
+    assert not vague, f"name these after what they do: {vague}"
+
+
+@pytest.mark.parametrize("top", sorted(LONGEST))
+def test_files_stay_small(top: str) -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(top)}
+    long = [f"{path.relative_to(ROOT)}: {n} lines" for path, n in lengths.items() if n > LONGEST[top]]
+    assert not long, f"more than {LONGEST[top]} lines: {long}"
+
+
+def exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+def loaded_by(modules: list[str]) -> dict[str, list[str]]:
+    """After each import, in order and in one fresh process: which of HEAVY have been loaded."""
+    code = (
+        "import importlib, json, sys\nseen = {}\n"
+        f"for name in {modules!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    seen[name] = sorted({HEAVY!r} & set(sys.modules))\n"
+        "print(json.dumps(seen))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_imports_stay_light() -> None:
+    """LIGHT modules load neither TensorFlow nor Ray; what Ray's data workers load may use Ray only."""
+    workers = "flowers.data.dataset"
+    seen = loaded_by([name for name in [*LIGHT, workers] if exists(name)])
+    assert {name: heavy for name, heavy in seen.items() if heavy and name != workers} == {}
+    assert set(seen.get(workers, [])) <= {"ray"}
