@@ -1,13 +1,13 @@
-# The commands of this project. Only Python 3.10 to 3.13 has to be there: the first call of a target sets up .venv.
+# The commands of this project. Only Python 3.11 to 3.13 has to be there: the first call of a target sets up .venv.
 #   make train ARGS="--data DIR"      make test ARGS="-k split"      make PYTHON=/path/to/python3.12 train
 
 PYTHON ?=
 ARGS ?=
 PY := .venv/bin/python
-CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3.10 python3)
-FITS := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
+CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3)
+FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)
-WANTED := Python 3.10 to 3.13 with its venv module (on Debian and Ubuntu also the package python3-venv)
+WANTED := Python 3.11 to 3.13 with its venv module (on Debian and Ubuntu also the package python3-venv)
 
 .DEFAULT_GOAL := help
 .PHONY: help train test check clean

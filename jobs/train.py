@@ -51,7 +51,7 @@ def main(recipe: str | None, **values: Any) -> None:
     with edge(bool(given.get("verbose")), resume) as out:
         config = build_config(recipe, given)
         from flowers import pipeline
-        from flowers.evaluation.report import summary
+        from flowers.evaluation.summary import summary
 
         report = pipeline.train(config, out, _BEGAN, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
         out.print(summary(report))

@@ -26,12 +26,17 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "errors": [],
     "config": ["errors"],
     "storage": ["errors"],
+    "progress": [],
+    "session": [],
     "data": BASE,
-    "evaluation": [*BASE, "data"],
     "model": [*BASE, "data"],
     "bundle": [*BASE, "data", "model"],
     "predictor": [*BASE, "data", "model", "bundle"],
+    "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
     "training": [*BASE, "data", "model", "bundle", "evaluation"],
+    "run": [*BASE, "data", "evaluation"],
+    "ingest": [*BASE, "data", "model", "progress"],
+    "outcome": [*BASE, "data", "model", "bundle", "predictor", "evaluation", "training", "run", "ingest"],
 }
 FLOWERS_IMPORTS["pipeline"] = list(FLOWERS_IMPORTS)
 

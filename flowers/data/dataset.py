@@ -82,11 +82,6 @@ def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Ta
     yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
 
 
-def nulls(rows: int) -> pa.Array:
-    """A string column of nothing."""
-    return pa.nulls(rows, pa.string())
-
-
 def digests_array(digests: list[bytes]) -> Known:
     """Sorted SHA-256 digests as a NumPy array that workers search without copying it."""
     return np.sort(np.array(digests, dtype="S32"))

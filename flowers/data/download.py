@@ -7,13 +7,13 @@ the server said of it), ``.json`` (its hash, once verified), and ``<name>.unpack
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import errno
 import hashlib
 import json
 import os
 import random
 import re
-import secrets
 import shutil
 import stat
 import sys
@@ -23,15 +23,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 import requests
-import urllib3
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from urllib3.exceptions import HTTPError
 
 from flowers.errors import DownloadError, InputError
 
@@ -59,19 +58,18 @@ class Limits:
     files: int = 100_000
 
 
+_PHOTOS_URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
+_PHOTOS_SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
+_SMALL_URL = "https://aka.ms/mlnet-resources/datasets/flower_photos_small_set.zip"
 ARCHIVES: dict[str, Archive] = {
-    "flower_photos": Archive(
-        "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz",
-        228_813_984, "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c", "tgz",
-    ),
-    "flower_photos_small": Archive(
-        "https://aka.ms/mlnet-resources/datasets/flower_photos_small_set.zip", None, None, "zip"
-    ),
-}  # fmt: skip
+    "flower_photos": Archive(_PHOTOS_URL, 228_813_984, _PHOTOS_SHA256, "tgz"),
+    "flower_photos_small": Archive(_SMALL_URL, None, None, "zip"),
+}
+_OWN = "use --data with a folder of your own"
 
 
 class _Again(Exception):
-    """This try failed in a way that another may not; `wait` is what the server asked for, in seconds."""
+    """This try failed in a way that another may not; the server may have asked for a wait in seconds."""
 
     def __init__(self, cause: str, wait: float = 0.0) -> None:
         super().__init__(cause)
@@ -79,13 +77,9 @@ class _Again(Exception):
 
 
 def fetch(
-    name: str,
-    cache: str | os.PathLike[str],
-    *,
-    source: Archive | None = None,
-    progress: bool = True,
-    limits: Limits | None = None,
-) -> str:
+    name: str, cache: str | os.PathLike[str], *,
+    source: Archive | None = None, progress: bool = True, limits: Limits | None = None,
+) -> str:  # fmt: skip
     """Returns the folder with one sub-folder per class, fetched and unpacked if it is not there yet.
 
     Args:
@@ -101,130 +95,121 @@ def fetch(
     """
     archive, limits = source or ARCHIVES.get(name), limits or Limits()
     if archive is None:
-        raise InputError(f"unknown data set {name!r}: known are {', '.join(sorted(ARCHIVES))}; choose one of these")
-    path, target = Path(cache) / f"{name}.{archive.kind}", Path(cache) / f"{name}.unpacked"
+        raise InputError(f"unknown data set {name!r}: known are {', '.join(ARCHIVES)}; choose one, or {_OWN}")
+    path, target = Path(cache, f"{name}.{archive.kind}"), Path(cache, f"{name}.unpacked")
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-        with _lock(Path(cache) / f"{name}.lock"):
-            done = _read(_beside(target))
+        with _lock(Path(cache, f"{name}.lock")):
+            done = _note(target)
             same = done.get("url") == archive.url and archive.sha256 in (None, done.get("sha256"))
-            if same and target.is_dir():
-                return str(target / done["top"])
-            sha256 = _obtain(archive, path, limits, progress)
-            top = _unpack(path, archive, target, limits)
-            _write(_beside(target), {"url": archive.url, "sha256": sha256, "top": top})
-            return str(target / top)
+            if not (same and target.is_dir()):
+                sha256 = _obtain(archive, path, limits, progress)
+                done = {"url": archive.url, "sha256": sha256, "top": _unpack(path, archive, target, limits)}
+                _write(target, done)
+            return str(target / done["top"])
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         what = "the disk is full: free some space" if full else f"{error.strerror or error}: make it writable"
-        raise DownloadError(f"cannot store {name} in {cache}: {what} or choose another cache folder") from error
+        raise DownloadError(f"cannot store {name} in {cache}: {what}, or choose another cache folder") from error
 
 
 def _obtain(archive: Archive, path: Path, limits: Limits, progress: bool) -> str:
     """Brings the verified archive to `path`, from the network only if need be; returns its hash."""
     received = ""
-    for _ in range(3):  # a damaged file in the cache, then a damaged download, then one from scratch
-        if path.exists():
-            known, size = _read(_beside(path)), path.stat().st_size
-            if known.get("bytes") == size and archive.sha256 in (None, known.get("sha256")):
-                return str(known["sha256"])
-        else:
+    for _ in range(3 if path.exists() else 2):  # what is in the cache, a download, and one more from scratch
+        if not path.exists():
             _download(archive, path, limits, progress)
-            size = path.stat().st_size
+        known, size = _note(path), path.stat().st_size
+        if known.get("bytes") == size and archive.sha256 in (None, known.get("sha256")):
+            return str(known["sha256"])
         received = _sha256(path)
         if archive.sha256 in (None, received):
-            _write(_beside(path), {"sha256": received, "bytes": size})
+            _write(path, {"sha256": received, "bytes": size})
             if archive.sha256 is None:
                 print(f"{path.name}: {size} bytes, sha256 {received} (not known beforehand)", file=sys.stderr)
             return received
         path.unlink()
     raise DownloadError(
         f"{archive.url} is damaged or was changed: expected sha256 {archive.sha256}, received {received}; "
-        "try again later, or use --data with a folder of your own"
+        f"try again later, or {_OWN}"
     )
 
 
 def _download(archive: Archive, path: Path, limits: Limits, progress: bool) -> None:
     """Fetches to ``<path>.part``, going on where an earlier try stopped, and renames it when complete."""
     part, best, failed = Path(f"{path}.part"), 0, 0
+    _beside(path).unlink(missing_ok=True)  # it speaks of an archive that is gone
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    shown = progress and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=not shown) as bar, requests.Session() as session:
-        task = bar.add_task("", total=archive.size)
+    hidden = not (progress and sys.stderr.isatty())
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar, requests.Session() as session:
+        bar.add_task("", total=archive.size)
         while True:
             try:
-                _try_once(archive, part, limits, session, bar, task)
+                _try_once(archive, part, limits, session, bar)
                 break
             except _Again as error:
                 have = part.stat().st_size if part.exists() else 0
                 # Only new ground counts, or a server that always starts over would be asked for ever.
                 failed, best = (1, have) if have > best else (failed + 1, best)
                 if failed >= limits.tries:
-                    raise DownloadError(
-                        f"cannot fetch {archive.url}: {error}; check the connection, or put the archive at {path} "
-                        "by hand, or use --data with a folder of your own"
-                    ) from error
+                    hint = f"check the connection, or put the archive at {path} by hand, or {_OWN}"
+                    raise DownloadError(f"cannot fetch {archive.url}: {error}; {hint}") from error
                 wait = limits.backoff * 2 ** (failed - 1) * random.uniform(0.75, 1.25)
                 time.sleep(min(max(wait, error.wait), limits.longest_wait))
     os.replace(part, path)
     _beside(part).unlink(missing_ok=True)
 
 
-def _try_once(
-    archive: Archive, part: Path, limits: Limits, session: requests.Session, bar: Progress, task: TaskID
-) -> None:
+def _try_once(archive: Archive, part: Path, limits: Limits, session: requests.Session, bar: Progress) -> None:
     """One request, and the bytes it gives; raises `_Again` unless the part is complete afterwards."""
-    note = _read(_beside(part))
-    have = part.stat().st_size if part.exists() and note.get("url") == archive.url else 0
+    note, url, cap = _note(part), archive.url, archive.size or limits.archive_bytes
+    have = part.stat().st_size if part.exists() and note.get("url") == url else 0
     if have and have == note.get("total"):
         return
     headers = {"Accept-Encoding": "identity", "User-Agent": "flowers"}
     if have and note.get("validator"):  # without one, nobody can tell whether the rest fits
         headers |= {"Range": f"bytes={have}-", "If-Range": note["validator"]}
     try:
-        with contextlib.closing(_open(archive.url, headers, session, limits.stall)) as answer:
+        with contextlib.closing(_open(url, headers, session, limits.stall)) as answer:
             code, length = answer.status_code, answer.headers.get("Content-Length", "")
-            if code == 416:
-                part.unlink(missing_ok=True)
-                raise _Again("the server does not have the rest of the file (416)")
+            said = f"the server answers {code} {answer.reason}"
             if code in (408, 429) or code >= 500:
-                raise _Again(f"the server answers {code} {answer.reason}", _seconds(answer.headers.get("Retry-After")))
+                raise _Again(said, _seconds(answer.headers.get("Retry-After", "")))
             span = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
-            if code == 206 and (span is None or int(span[1]) != have or "Range" not in headers):
-                part.unlink(missing_ok=True)
-                raise _Again("the server sent another part of the file than asked for")
-            if code not in (200, 206):
-                raise DownloadError(
-                    f"cannot fetch {archive.url}: the server answers {code} {answer.reason}; "
-                    f"put the archive at {str(part)[:-5]} by hand, or use --data with a folder of your own"
-                )
-            total = int(span[2]) if code == 206 and span else int(length) if length.isdigit() else None
-            cap = archive.size or limits.archive_bytes
-            if total is not None and (total > cap or (archive.size and total != archive.size)):
-                bound = "exactly" if archive.size else "at most"
-                raise DownloadError(
-                    f"{archive.url} has {total} bytes, {bound} {cap} are required: it was changed, or something "
-                    "between you and the server answers in its place; use --data with a folder of your own"
-                )
-            have = have if code == 206 else 0
             etag = answer.headers.get("ETag", "W/")
-            validator = answer.headers.get("Last-Modified") if etag.startswith("W/") else etag
-            _write(_beside(part), {"url": archive.url, "validator": validator, "total": total or archive.size})
-            bar.update(task, total=total or archive.size, completed=have)
-            with open(part, "ab" if have else "wb") as file:
+            fits = "Range" in headers and span and (int(span[1]), int(span[2])) == (have, note.get("total") or cap)
+            if etag[0:1] == headers.get("If-Range", "")[0:1] == '"':  # some servers ignore If-Range
+                fits = fits and etag == headers["If-Range"]
+            if code == 416 or (code == 206 and not fits):
+                part.unlink(missing_ok=True)
+                raise _Again(f"{said}, which does not fit the part fetched so far")
+            if code not in (200, 206):
+                raise DownloadError(f"cannot fetch {url}: {said}; put the archive at {part.with_suffix('')}, or {_OWN}")
+            if code == 200:
+                total, have = int(length) if length.isdigit() else archive.size, 0
+                if total and (total > cap or total != (archive.size or total)):
+                    bound = "exactly" if archive.size else "at most"
+                    raise DownloadError(f"{url} has {total} bytes, {bound} {cap} are required: it was changed; {_OWN}")
+                validator = answer.headers.get("Last-Modified") if etag.startswith("W/") else etag
+                # Emptied first: the note must never speak of bytes that an earlier version left.
+                part.write_bytes(b"")
+                note = {"url": url, "validator": validator, "total": total}
+                _write(part, note)
+            with open(part, "ab") as file:
                 for block in answer.raw.stream(1 << 16, decode_content=False):
                     have += len(block)
                     if have > cap:
                         break
                     file.write(block)
-                    bar.update(task, completed=have)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+                    bar.update(bar.task_ids[0], total=note["total"], completed=have)
+    except (requests.RequestException, HTTPError) as error:
         raise _Again(_cause(error, limits.stall)) from error
     if have > cap:
         part.unlink()
-        raise DownloadError(f"{archive.url} sent more than {cap} bytes: stopped; use --data with your own folder")
-    if have < (total or archive.size or 0):
-        raise _Again(f"the connection ended after {have} of {total or archive.size} bytes")
+        _beside(part).unlink()
+        raise DownloadError(f"{url} sent more than {cap} bytes: stopped; {_OWN}")
+    if have < (note["total"] or 0):
+        raise _Again(f"the connection ended after {have} of {note['total']} bytes")
 
 
 def _open(url: str, headers: dict[str, str], session: requests.Session, stall: float) -> requests.Response:
@@ -236,11 +221,129 @@ def _open(url: str, headers: dict[str, str], session: requests.Session, stall: f
             return answer
         answer.close()
         here = _hop(url, here, answer.headers["Location"])
-    raise DownloadError(f"cannot fetch {url}: more than 10 redirects; use --data with a folder of your own")
+    raise DownloadError(f"cannot fetch {url}: more than 10 redirects; {_OWN}")
 
 
 def _hop(origin: str, here: str, location: str) -> str:
     there = urljoin(here, location)
     if urlsplit(there).scheme not in ("https", urlsplit(origin).scheme):
-        raise DownloadError(f"{origin} leads to {there}: https is required; use --data with a folder of your own")
+        raise DownloadError(f"{origin} leads to {there}: https is required; {_OWN}")
     return there
+
+
+def _cause(error: Exception, stall: float) -> str:
+    """In short words, after what `requests` and `urllib3` wrap."""
+    for sign, words in (
+        ("NameResolution", "the host name is not found"), ("ProxyError", "the proxy does not answer"),
+        ("CERTIFICATE", "its certificate is not trusted"), ("timed out", f"nothing came for {stall:g} s"),
+        ("refused", "the connection is refused"), ("unreachable", "the network is unreachable"),
+        ("IncompleteRead", "the connection ended too early"),
+    ):  # fmt: skip
+        if sign in repr(error):
+            return words
+    return f"the connection broke ({type(error).__name__})"
+
+
+def _seconds(after: str) -> float:
+    """Retry-After, a number of seconds or a date, as seconds from now; 0 where it is absent or odd."""
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return float(after) if after.isdigit() else email.utils.parsedate_to_datetime(after).timestamp() - time.time()
+    return 0.0
+
+
+def _unpack(path: Path, archive: Archive, target: Path, limits: Limits) -> str:
+    """Unpacks to a temporary folder, renames it to `target`; returns the one folder in it, "." if several."""
+    work, left = Path(f"{target}.partial"), limits.unpacked_bytes
+    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
+    try:
+        work.mkdir()
+        for count, (name, size, content) in enumerate(_tar(path) if archive.kind == "tgz" else _zip(path)):
+            parts, left = [part for part in name.split("/") if part not in ("", ".")], left - size
+            if name.startswith("/") or ".." in parts or re.search(r"\\|\0|^[A-Za-z]:", name):
+                raise _unsafe(path, f"{name!r} lies outside its folder")
+            if count >= limits.files or left < 0:
+                raise _unsafe(path, f"more than {limits.files} files or {limits.unpacked_bytes} bytes")
+            if content is None or any(part.startswith(".") or part == "__MACOSX" for part in parts):
+                continue
+            place = work.joinpath(*parts)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with content, open(place, "xb") as file:
+                while block := content.read(min(1 << 20, size + 1)):
+                    size -= len(block)
+                    if size < 0:  # only the stated size was counted
+                        raise _unsafe(path, f"{name!r} is larger than stated")
+                    file.write(block)
+        tops = [entry.name for entry in work.iterdir() if entry.is_dir()]
+        if not tops:
+            raise _unsafe(path, "no folders of photos")
+        _beside(target).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(work, target)
+        return tops[0] if len(tops) == 1 else "."
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        path.unlink()
+        _beside(path).unlink()
+        raise DownloadError(f"{path} is not a sound {archive.kind} ({error}): deleted; run again, or {_OWN}") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _unsafe(path: Path, what: str) -> DownloadError:
+    return DownloadError(f"{path} is refused, nothing of it is used: it holds {what}; {_OWN}")
+
+
+def _tar(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    """The members' names, sizes in bytes, and contents (None for a folder)."""
+    with tarfile.open(path, "r:gz") as tar:
+        for member in tar:
+            if not (member.isreg() or member.isdir()):
+                raise _unsafe(path, f"{member.name!r}, a link or a device")
+            try:
+                tarfile.data_filter(member, str(path.parent))
+            except tarfile.FilterError as error:
+                raise _unsafe(path, str(error)) from error
+            yield member.name, member.size, tar.extractfile(member) if member.isreg() else None
+
+
+def _zip(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise _unsafe(path, f"{member.orig_filename!r}, a link or a device")
+            yield member.orig_filename, member.file_size, None if member.is_dir() else archive.open(member)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """One process at a time per data set, as the part file has room for one; no lock where flock is missing."""
+    with open(path, "a") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _beside(path: Path) -> Path:
+    return Path(f"{path}.json")
+
+
+def _note(path: Path) -> dict[str, Any]:
+    """What `_write` noted beside `path`; empty if nothing readable is there."""
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads(_beside(path).read_text("utf-8")))
+    return {}
+
+
+def _write(path: Path, note: dict[str, Any]) -> None:
+    temporary = Path(f"{path}.json.new")
+    temporary.write_text(json.dumps(note), "utf-8")
+    os.replace(temporary, _beside(path))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -84,7 +84,7 @@ def decode(data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS
 
     Args:
         data: the bytes of a JPEG, PNG, BMP, GIF or WebP file.
-        size: the side of the square that the photo is squashed to; None keeps the photo's own size.
+        size: the side of the square to return, from the photo's middle; None keeps the photo's own size and shape.
         max_pixels: photos whose header declares more pixels are refused before any pixel is decoded.
 
     Returns:
@@ -103,7 +103,7 @@ def decode(data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS
         image, exif, box = (_load_webp if form == "webp" else _load)(form, data, size, max_pixels)
         image = _to_rgb(image)
         if size is not None:
-            image = image.resize((size, size), Image.Resampling.BILINEAR, box)
+            image = image.resize((size, size), Image.Resampling.BILINEAR, _middle(box or (0, 0, *image.size)))
         turn = _TURNS[_orientation(exif)]
         return np.asarray(image if turn is None else image.transpose(turn))
     except (BadImage, MemoryError):
@@ -111,6 +111,14 @@ def decode(data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS
     except Exception as error:  # plugins fail in many ways: OSError, SyntaxError, ValueError, KeyError, ...
         reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split())) or type(error).__name__
         raise BadImage("corrupt", f"the {form} decoder failed: {reason[:200]}") from error
+
+
+def _middle(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """The largest square in the middle of a box (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    spare = (right - left) - (bottom - top)
+    across, down = max(spare, 0) / 2, max(-spare, 0) / 2
+    return left + across, top + down, right - across, bottom - down
 
 
 def _no_photo(data: bytes) -> BadImage:

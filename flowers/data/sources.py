@@ -107,6 +107,12 @@ def list_photos(data: str, *, datasets: str, per_class: int | None, seed: int) -
     return Listing(source, table, listed, drawn)
 
 
+def listing_of(rows: pa.Table) -> pa.Table:
+    """A table of schema `LISTING` that lists the files of a ledger's `rows` again."""
+    nothing = pa.nulls(rows.num_rows, pa.string())
+    return pa.table([rows["path"], rows["label"], nothing, nothing, nothing], schema=LISTING)
+
+
 def _list_folder(root: str) -> pa.Table:
     """All files below `root`; the first folder below it names the class, however deep the file lies."""
     rows = []

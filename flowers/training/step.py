@@ -64,7 +64,7 @@ class HeadStep:
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of all `variables`."""
-        return {name: np.array(value) for name, value in self.variables().items()}
+        return {name: np.asarray(value).copy() for name, value in self.variables().items()}
 
     def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
         """Sets all `variables` to what `state` returned."""
@@ -158,13 +158,8 @@ class HeadStep:
                 losses = losses.write(place, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
             return losses.stack()
 
-        def add_up(values: Any) -> Any:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
-
         self._steps = steps
-        self._total = tf.function(
-            lambda values: strategy.experimental_local_results(strategy.run(add_up, args=(values,)))[0]
-        )
+        self._total = tf.function(lambda values: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
         self._infer = tf.function(
             lambda features: head(features, training=False), input_signature=[tf.TensorSpec((None, width), tf.float32)]
         )

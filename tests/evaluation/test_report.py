@@ -18,7 +18,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from flowers.evaluation.metrics import Counts, summarize
-from flowers.evaluation.report import render_html, summary
+from flowers.evaluation.report import render_html
+from flowers.evaluation.summary import summary
 
 FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 HOSTILE = "<script>alert(1)</script>"
