@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,18 +134,19 @@ class TrainConfig:
             "three fractions that add up to 1, the first two above 0",
         )
         _require(bool(self.data), "data", self.data, "a folder, a manifest or a named set")
-        for name in ("per_class", "image_size"):
+        _require(bool(self.storage), "storage", self.storage, "a folder or a URI")
+        for name, least in (("per_class", 2), ("image_size", 32)):
             value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "1 or more")
-        _require(self.image_size is None or self.image_size >= 32, "image_size", self.image_size, "32 or more")
+            _require(value is None or value >= least, name, value, f"{least} or more")
         for name in ("epochs", "batch_size", "workers", "max_pixels"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("warmup_epochs", "weight_decay", "l2", "patience", "min_delta", "seed"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in ("warmup_epochs", "weight_decay", "l2", "patience", "min_delta"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
+        _require(0 <= self.seed < 1 << 31, "seed", self.seed, f"0 to {(1 << 31) - 1}")
         for name in ("label_smoothing", "dropout", "momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", self.max_bad_fraction, "0 to 1")
-        _require(0 < self.learning_rate < float("inf"), "learning_rate", self.learning_rate, "above 0")
+        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0")
         _require(
             self.feature_actors == "auto" or self.feature_actors.isdecimal(),
             "feature_actors",
@@ -175,7 +177,7 @@ class TrainConfig:
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         stem = self.data.rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
         plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)
-        return f"{plain}-{self.backbone}-{digest}"
+        return f"{plain[:40]}-{self.backbone}-{digest}"
 
 
 def flag(name: str) -> str:

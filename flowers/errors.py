@@ -48,3 +48,8 @@ class DamagedFile(FlowersError):
 
 class TrainingDiverged(FlowersError):
     """The training loss is not finite; the text names the epoch and the step."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or the name of its class where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

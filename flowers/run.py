@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
 from flowers.config import TrainConfig, flag
 from flowers.data.ledger import Ledger
 from flowers.data.split import SIDES
-from flowers.errors import DamagedFile, InputError
+from flowers.errors import DamagedFile, InputError, first_line
 from flowers.evaluation.report import render_html
 
 CONFIG, REPORT, SPLIT, LEDGER = "config.json", "report.json", "split.parquet", "ledger.parquet"
@@ -40,7 +41,7 @@ def open_run(config: TrainConfig) -> tuple[str, bool]:
         if CONFIG in found:
             _compare(uri, config)
         else:
-            created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            created = datetime.now(UTC).isoformat(timespec="seconds")
             body = {"options": config.identity(), "created": created}
             storage.write(storage.join(uri, CONFIG), json.dumps(body, indent=2).encode())
     except OSError as error:
@@ -55,7 +56,7 @@ def read_report(uri: str) -> dict[str, Any]:
 
 def _compare(uri: str, config: TrainConfig) -> None:
     try:
-        before = json.loads(storage.read(storage.join(uri, CONFIG)))["options"]
+        before = dict(json.loads(storage.read(storage.join(uri, CONFIG)))["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{uri}/{CONFIG} is damaged; --fresh starts over") from error
     now = config.identity()
@@ -75,27 +76,34 @@ def read_split(uri: str) -> dict[bytes, int]:
         InputError: the file is missing or is no split.parquet.
     """
     try:
-        table = pq.read_table(io.BytesIO(storage.read(uri)), columns=["sha256", "split"])
+        table = pq.read_table(io.BytesIO(storage.read(uri)))
+        digests = table["sha256"].cast(pa.binary(32)).to_pylist()
         sides = [SIDES.index(side) for side in table["split"].to_pylist()]
-        return dict(zip(table["sha256"].to_pylist(), sides, strict=True))
-    except (OSError, ValueError, KeyError) as error:  # ArrowInvalid is a ValueError
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--split-file: {uri} is not the split.parquet of a run: {reason}") from error
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise InputError(f"--split-file: {uri} is not the split.parquet of a run: {first_line(error)}") from error
+    return dict(zip(digests, sides, strict=True))
 
 
 def write_tables(uri: str, ledger: Ledger) -> None:
     """Writes split.parquet and ledger.parquet.
 
     Raises:
-        InputError: the run has a split already and the photos have changed since.
+        InputError: the run has a split already and the photos or their labels have changed since.
+        DamagedFile: that split cannot be read.
     """
     target = storage.join(uri, SPLIT)
     if storage.exists(target):
-        before, now = set(read_split(target)), set(ledger.used()["sha256"].to_pylist())
+        try:
+            before = _photos(pq.read_table(io.BytesIO(storage.read(target))))
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DamagedFile(f"{target} is damaged ({first_line(error)}); --fresh starts over") from error
+        now = _photos(ledger.split())
         if before != now:
+            moved = sum(before[photo] != now[photo] for photo in before.keys() & now.keys())
             raise InputError(
-                f"the photos changed since this run began ({len(now - before)} new, {len(before - now)} gone); "
-                "choose another --name (--split-file keeps the known photos on their side), or --fresh to start over"
+                f"the photos changed since this run began ({len(now.keys() - before.keys())} new, "
+                f"{len(before.keys() - now.keys())} gone, {moved} with another label or side); choose another --name "
+                "(--split-file keeps the known photos on their side), or --fresh to start over"
             )
     for name, table in ((LEDGER, ledger.table), (SPLIT, ledger.split())):
         sink = io.BytesIO()
@@ -105,16 +113,21 @@ def write_tables(uri: str, ledger: Ledger) -> None:
 
 def split_sha256(ledger: Ledger) -> str:
     """Hash of who is on which side, whatever the files are called."""
-    table = ledger.split()
     digest = hashlib.sha256()
-    for sha256, label, side in zip(*(table[name].to_pylist() for name in ("sha256", "label", "split")), strict=True):
+    for sha256, (label, side) in _photos(ledger.split()).items():
         digest.update(sha256 + f"\0{label}\0{side}\n".encode())
     return digest.hexdigest()
 
 
+def _photos(split: pa.Table) -> dict[bytes, tuple[str, str]]:
+    """Label and side of each photo by its digest, in the order of the digests."""
+    digests, *columns = (split[name].to_pylist() for name in ("sha256", "label", "split"))
+    return dict(zip(digests, zip(*columns, strict=True), strict=True))
+
+
 def write_report(uri: str, report: dict[str, Any]) -> dict[str, Any]:
     """Writes report.html and, last, report.json, which marks the run as finished; returns the whole report."""
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     report = {"created": created, **report}
     storage.write(storage.join(uri, "report.html"), render_html(report).encode())
     plain = [{name: row[name] for name in row if name != "thumbnail"} for row in report["predictions"]]

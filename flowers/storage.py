@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from flowers.errors import InputError
+from flowers.errors import InputError, first_line
 
 
 def is_remote(uri: str) -> bool:
@@ -33,7 +33,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         raise InputError(
-            f"{uri!r} cannot be opened ({_first_line(error)}); "
+            f"{uri!r} cannot be opened ({first_line(error)}); "
             "give a local path or a URI that pyarrow.fs knows: s3://, gs://, hdfs://, file://"
         ) from error
     return filesystem, path
@@ -45,8 +45,9 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    """`uri` with `parts` below it."""
-    return "/".join([uri.rstrip("/"), *parts])
+    """`uri` with `parts` below it; the options of a URI (s3://bucket/runs?region=...) stay at its end."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join([place.rstrip("/"), *parts]) + mark + options
 
 
 def exists(uri: str) -> bool:
@@ -141,7 +142,3 @@ def file_sha256(path: str) -> str:
         while piece := stream.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import fs as pafs
 
 from flowers import storage
 from flowers.data import images
 from flowers.data.ledger import ROW
-from flowers.errors import BadImage
+from flowers.errors import BadImage, InputError, first_line
 
 if TYPE_CHECKING:
     import ray.data
@@ -97,14 +99,13 @@ def read_block(block: pa.Table) -> pa.Table:
         A table of schema `BYTES`.
     """
     paths, codes, details = (block[name].to_pylist() for name in ("path", "code", "detail"))
-    read = _reader(paths)
     todo = [index for index, code in enumerate(codes) if code is None]
     contents: list[bytes | None] = [None] * block.num_rows
     if todo and storage.is_remote(paths[todo[0]]):
         with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
-            results = list(pool.map(read, [paths[index] for index in todo]))
+            results = list(pool.map(_read, [paths[index] for index in todo]))
     else:
-        results = [read(paths[index]) for index in todo]
+        results = [_read(paths[index]) for index in todo]
     for index, result in zip(todo, results, strict=True):
         if isinstance(result, BadImage):
             codes[index], details[index] = result.code, result.detail
@@ -167,29 +168,22 @@ def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
     return known[places] == wanted
 
 
-def _reader(paths: list[str]) -> Callable[[str], bytes | BadImage]:
-    """Returns a function path → content, or why it cannot be had."""
-    remote = next((path for path in paths if storage.is_remote(path)), None)
-    filesystem = storage.resolve(remote)[0] if remote else None
-
-    def read(path: str) -> bytes | BadImage:
-        try:
-            if filesystem is not None and storage.is_remote(path):
-                info = filesystem.get_file_info(storage.resolve(path)[1])
-                if info.size is not None and info.size > MAX_BYTES:
-                    return _too_large(info.size)
-                with filesystem.open_input_stream(info.path) as stream:
-                    return stream.read()
-            local = storage.resolve(path)[1]
-            if os.path.getsize(local) > MAX_BYTES:
-                return _too_large(os.path.getsize(local))
-            with open(local, "rb") as file:
-                return file.read()
-        except OSError as error:
-            return BadImage("unreadable", error.strerror or str(error).splitlines()[0])
-
-    return read
-
-
-def _too_large(size: int) -> BadImage:
-    return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")
+def _read(path: str) -> bytes | BadImage:
+    """The content of a file, or why it cannot be had."""
+    try:
+        filesystem, inside = storage.resolve(path)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            status = os.stat(inside)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+                return BadImage("unreadable", "not a regular file")
+            size = status.st_size
+        else:
+            size = filesystem.get_file_info(inside).size
+        if size is not None and size > MAX_BYTES:
+            return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")
+        with filesystem.open_input_stream(inside) as stream:
+            return stream.read()
+    except OSError as error:
+        return BadImage("unreadable", error.strerror or first_line(error))
+    except (ValueError, InputError) as error:  # no path at all, or of an unknown scheme
+        return BadImage("unreadable", first_line(error))

@@ -9,22 +9,13 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
-import hashlib
-import json
 import os
 import random
 import re
-import shutil
-import stat
 import sys
-import tarfile
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
 import requests
@@ -32,31 +23,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 
+from flowers.data.archive import OWN, Archive, Limits, beside, read_note, unpack, write_note
 from flowers.errors import DownloadError, InputError
-
-
-@dataclass(frozen=True)
-class Archive:
-    """A file on the network; `size` is in bytes; what is not known beforehand is None."""
-
-    url: str
-    size: int | None
-    sha256: str | None
-    kind: Literal["tgz", "zip"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How patient and how trusting a fetch is; times in seconds, sizes in bytes."""
-
-    stall: float = 30.0  # without an answer or a byte
-    tries: int = 5  # in a row without a new byte
-    backoff: float = 1.0  # before the second try; doubles with each further one
-    longest_wait: float = 60.0  # also the most that Retry-After may ask for
-    archive_bytes: int = 2 << 30  # where the size is not known
-    unpacked_bytes: int = 4 << 30
-    files: int = 100_000
-
+from flowers.storage import file_sha256
 
 _PHOTOS_URL = "https://storage.googleapis.com/download.tensorflow.org/example_images/flower_photos.tgz"
 _PHOTOS_SHA256 = "4c54ace7911aaffe13a365c34f650e71dd5bf1be0a58b464e5a7183e3e595d9c"
@@ -65,7 +34,6 @@ ARCHIVES: dict[str, Archive] = {
     "flower_photos": Archive(_PHOTOS_URL, 228_813_984, _PHOTOS_SHA256, "tgz"),
     "flower_photos_small": Archive(_SMALL_URL, None, None, "zip"),
 }
-_OWN = "use --data with a folder of your own"
 
 
 class _Again(Exception):
@@ -95,17 +63,17 @@ def fetch(
     """
     archive, limits = source or ARCHIVES.get(name), limits or Limits()
     if archive is None:
-        raise InputError(f"unknown data set {name!r}: known are {', '.join(ARCHIVES)}; choose one, or {_OWN}")
+        raise InputError(f"unknown data set {name!r}: known are {', '.join(ARCHIVES)}; choose one, or {OWN}")
     path, target = Path(cache, f"{name}.{archive.kind}"), Path(cache, f"{name}.unpacked")
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
         with _lock(Path(cache, f"{name}.lock")):
-            done = _note(target)
+            done = read_note(target)
             same = done.get("url") == archive.url and archive.sha256 in (None, done.get("sha256"))
             if not (same and target.is_dir()):
                 sha256 = _obtain(archive, path, limits, progress)
-                done = {"url": archive.url, "sha256": sha256, "top": _unpack(path, archive, target, limits)}
-                _write(target, done)
+                done = {"url": archive.url, "sha256": sha256, "top": unpack(path, archive, target, limits)}
+                write_note(target, done)
             return str(target / done["top"])
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -119,26 +87,26 @@ def _obtain(archive: Archive, path: Path, limits: Limits, progress: bool) -> str
     for _ in range(3 if path.exists() else 2):  # what is in the cache, a download, and one more from scratch
         if not path.exists():
             _download(archive, path, limits, progress)
-        known, size = _note(path), path.stat().st_size
+        known, size = read_note(path), path.stat().st_size
         if known.get("bytes") == size and archive.sha256 in (None, known.get("sha256")):
             return str(known["sha256"])
-        received = _sha256(path)
+        received = file_sha256(str(path))
         if archive.sha256 in (None, received):
-            _write(path, {"sha256": received, "bytes": size})
+            write_note(path, {"sha256": received, "bytes": size})
             if archive.sha256 is None:
                 print(f"{path.name}: {size} bytes, sha256 {received} (not known beforehand)", file=sys.stderr)
             return received
         path.unlink()
     raise DownloadError(
         f"{archive.url} is damaged or was changed: expected sha256 {archive.sha256}, received {received}; "
-        f"try again later, or {_OWN}"
+        f"try again later, or {OWN}"
     )
 
 
 def _download(archive: Archive, path: Path, limits: Limits, progress: bool) -> None:
     """Fetches to ``<path>.part``, going on where an earlier try stopped, and renames it when complete."""
     part, best, failed = Path(f"{path}.part"), 0, 0
-    _beside(path).unlink(missing_ok=True)  # it speaks of an archive that is gone
+    beside(path).unlink(missing_ok=True)  # it speaks of an archive that is gone
     columns = (TextColumn(path.name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     hidden = not (progress and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as bar, requests.Session() as session:
@@ -152,17 +120,17 @@ def _download(archive: Archive, path: Path, limits: Limits, progress: bool) -> N
                 # Only new ground counts, or a server that always starts over would be asked for ever.
                 failed, best = (1, have) if have > best else (failed + 1, best)
                 if failed >= limits.tries:
-                    hint = f"check the connection, or put the archive at {path} by hand, or {_OWN}"
+                    hint = f"check the connection, or put the archive at {path} by hand, or {OWN}"
                     raise DownloadError(f"cannot fetch {archive.url}: {error}; {hint}") from error
                 wait = limits.backoff * 2 ** (failed - 1) * random.uniform(0.75, 1.25)
                 time.sleep(min(max(wait, error.wait), limits.longest_wait))
     os.replace(part, path)
-    _beside(part).unlink(missing_ok=True)
+    beside(part).unlink(missing_ok=True)
 
 
 def _try_once(archive: Archive, part: Path, limits: Limits, session: requests.Session, bar: Progress) -> None:
     """One request, and the bytes it gives; raises `_Again` unless the part is complete afterwards."""
-    note, url, cap = _note(part), archive.url, archive.size or limits.archive_bytes
+    note, url, cap = read_note(part), archive.url, archive.size or limits.archive_bytes
     have = part.stat().st_size if part.exists() and note.get("url") == url else 0
     if have and have == note.get("total"):
         return
@@ -184,17 +152,17 @@ def _try_once(archive: Archive, part: Path, limits: Limits, session: requests.Se
                 part.unlink(missing_ok=True)
                 raise _Again(f"{said}, which does not fit the part fetched so far")
             if code not in (200, 206):
-                raise DownloadError(f"cannot fetch {url}: {said}; put the archive at {part.with_suffix('')}, or {_OWN}")
+                raise DownloadError(f"cannot fetch {url}: {said}; put the archive at {part.with_suffix('')}, or {OWN}")
             if code == 200:
                 total, have = int(length) if length.isdigit() else archive.size, 0
                 if total and (total > cap or total != (archive.size or total)):
                     bound = "exactly" if archive.size else "at most"
-                    raise DownloadError(f"{url} has {total} bytes, {bound} {cap} are required: it was changed; {_OWN}")
+                    raise DownloadError(f"{url} has {total} bytes, {bound} {cap} are required: it was changed; {OWN}")
                 validator = answer.headers.get("Last-Modified") if etag.startswith("W/") else etag
                 # Emptied first: the note must never speak of bytes that an earlier version left.
                 part.write_bytes(b"")
                 note = {"url": url, "validator": validator, "total": total}
-                _write(part, note)
+                write_note(part, note)
             with open(part, "ab") as file:
                 for block in answer.raw.stream(1 << 16, decode_content=False):
                     have += len(block)
@@ -206,8 +174,8 @@ def _try_once(archive: Archive, part: Path, limits: Limits, session: requests.Se
         raise _Again(_cause(error, limits.stall)) from error
     if have > cap:
         part.unlink()
-        _beside(part).unlink()
-        raise DownloadError(f"{url} sent more than {cap} bytes: stopped; {_OWN}")
+        beside(part).unlink()
+        raise DownloadError(f"{url} sent more than {cap} bytes: stopped; {OWN}")
     if have < (note["total"] or 0):
         raise _Again(f"the connection ended after {have} of {note['total']} bytes")
 
@@ -221,13 +189,13 @@ def _open(url: str, headers: dict[str, str], session: requests.Session, stall: f
             return answer
         answer.close()
         here = _hop(url, here, answer.headers["Location"])
-    raise DownloadError(f"cannot fetch {url}: more than 10 redirects; {_OWN}")
+    raise DownloadError(f"cannot fetch {url}: more than 10 redirects; {OWN}")
 
 
 def _hop(origin: str, here: str, location: str) -> str:
     there = urljoin(here, location)
     if urlsplit(there).scheme not in ("https", urlsplit(origin).scheme):
-        raise DownloadError(f"{origin} leads to {there}: https is required; {_OWN}")
+        raise DownloadError(f"{origin} leads to {there}: https is required; {OWN}")
     return there
 
 
@@ -251,68 +219,6 @@ def _seconds(after: str) -> float:
     return 0.0
 
 
-def _unpack(path: Path, archive: Archive, target: Path, limits: Limits) -> str:
-    """Unpacks to a temporary folder, renames it to `target`; returns the one folder in it, "." if several."""
-    work, left = Path(f"{target}.partial"), limits.unpacked_bytes
-    shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
-    try:
-        work.mkdir()
-        for count, (name, size, content) in enumerate(_tar(path) if archive.kind == "tgz" else _zip(path)):
-            parts, left = [part for part in name.split("/") if part not in ("", ".")], left - size
-            if name.startswith("/") or ".." in parts or re.search(r"\\|\0|^[A-Za-z]:", name):
-                raise _unsafe(path, f"{name!r} lies outside its folder")
-            if count >= limits.files or left < 0:
-                raise _unsafe(path, f"more than {limits.files} files or {limits.unpacked_bytes} bytes")
-            if content is None or any(part.startswith(".") or part == "__MACOSX" for part in parts):
-                continue
-            place = work.joinpath(*parts)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with content, open(place, "xb") as file:
-                while block := content.read(min(1 << 20, size + 1)):
-                    size -= len(block)
-                    if size < 0:  # only the stated size was counted
-                        raise _unsafe(path, f"{name!r} is larger than stated")
-                    file.write(block)
-        tops = [entry.name for entry in work.iterdir() if entry.is_dir()]
-        if not tops:
-            raise _unsafe(path, "no folders of photos")
-        _beside(target).unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(work, target)
-        return tops[0] if len(tops) == 1 else "."
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        path.unlink()
-        _beside(path).unlink()
-        raise DownloadError(f"{path} is not a sound {archive.kind} ({error}): deleted; run again, or {_OWN}") from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _unsafe(path: Path, what: str) -> DownloadError:
-    return DownloadError(f"{path} is refused, nothing of it is used: it holds {what}; {_OWN}")
-
-
-def _tar(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    """The members' names, sizes in bytes, and contents (None for a folder)."""
-    with tarfile.open(path, "r:gz") as tar:
-        for member in tar:
-            if not (member.isreg() or member.isdir()):
-                raise _unsafe(path, f"{member.name!r}, a link or a device")
-            try:
-                tarfile.data_filter(member, str(path.parent))
-            except tarfile.FilterError as error:
-                raise _unsafe(path, str(error)) from error
-            yield member.name, member.size, tar.extractfile(member) if member.isreg() else None
-
-
-def _zip(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise _unsafe(path, f"{member.orig_filename!r}, a link or a device")
-            yield member.orig_filename, member.file_size, None if member.is_dir() else archive.open(member)
-
-
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """One process at a time per data set, as the part file has room for one; no lock where flock is missing."""
@@ -322,28 +228,3 @@ def _lock(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _beside(path: Path) -> Path:
-    return Path(f"{path}.json")
-
-
-def _note(path: Path) -> dict[str, Any]:
-    """What `_write` noted beside `path`; empty if nothing readable is there."""
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads(_beside(path).read_text("utf-8")))
-    return {}
-
-
-def _write(path: Path, note: dict[str, Any]) -> None:
-    temporary = Path(f"{path}.json.new")
-    temporary.write_text(json.dumps(note), "utf-8")
-    os.replace(temporary, _beside(path))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

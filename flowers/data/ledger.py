@@ -99,6 +99,9 @@ class Ledger:
                 found.append(f"no {side} photo of: {', '.join(missing)}")
         if 0 < counts.get("test", 0) < 30:
             found.append(f"only {counts['test']} test photos: look at the interval, not at the value")
+        lost = sorted(set(self.table["label"].drop_null().to_pylist()) - set(self.classes))
+        if lost:
+            found.append(f"no usable photo of: {', '.join(lost)}; left out of the classes, see ledger.parquet")
         conflicts = self.reasons().get("conflict", 0)
         if conflicts:
             found.append(
@@ -167,12 +170,13 @@ def mark_repeats(rows: pa.Table) -> pa.Table:
     codes, details = rows["code"].to_pylist(), rows["detail"].to_pylist()
     for group in groups.values():
         names = {labels[index].as_py() for index in group}
-        for index in group if len(names) > 1 else group[1:]:
-            other = group[1] if index == group[0] else group[0]
-            codes[index] = "conflict" if len(names) > 1 else "duplicate"
-            details[index] = f"same bytes as {paths[other]}"
-            if len(names) > 1:
-                details[index] += f", labelled {', '.join(sorted(names - {labels[index].as_py()}))}"
+        if len(names) == 1:
+            for index in group[1:]:
+                codes[index], details[index] = "duplicate", f"same bytes as {paths[group[0]]}"
+            continue
+        for index in group:
+            other = next(other for other in group if labels[other] != labels[index])
+            codes[index], details[index] = "conflict", f"same bytes as {paths[other]}, labelled {labels[other]}"
     rows = rows.set_column(rows.schema.get_field_index("code"), "code", pa.array(codes, pa.string()))
     return rows.set_column(rows.schema.get_field_index("detail"), "detail", pa.array(details, pa.string()))
 
@@ -182,7 +186,7 @@ def check_bad_fraction(rows: pa.Table, max_bad_fraction: float, found: int | Non
     found = rows.num_rows if found is None else found
     codes = Counter(code for code in rows["code"].to_pylist() if code is not None and code not in HARMLESS)
     bad = codes.total()
-    if bad > max_bad_fraction * found:
+    if bad and bad / found > max_bad_fraction:  # the product 0.29 * 100 is below 29
         at = rows["code"].to_pylist().index(codes.most_common(1)[0][0])
         kinds = ", ".join(f"{count} {code}" for code, count in codes.most_common())
         raise InputError(

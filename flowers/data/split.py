@@ -39,7 +39,7 @@ def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[n
             owed[side] -= 1
         for side in (0, 1):
             if size >= 2 and cells[row, side] == 0:
-                donor = int(np.argmax(cells[row]))
+                donor = int(np.argmax(cells[row] - (1, 1, 0)))  # not the last one of the other side
                 cells[row, donor] -= 1
                 cells[row, side] += 1
                 owed[donor] += 1

@@ -39,12 +39,12 @@ class Checkpoint:
 
 def save(folder: str, checkpoint: Checkpoint) -> str:
     """Commits a checkpoint below `folder` and returns its URI."""
-    uri = storage.join(folder, f"epoch-{checkpoint.epoch:04d}")
+    uri = storage.join(folder, _name(checkpoint.epoch))
     buffer = io.BytesIO()
     np.savez(buffer, **checkpoint.arrays)  # type: ignore[arg-type]
-    files = {ARRAYS: buffer.getvalue(), STATE: json.dumps(checkpoint.state).encode()}
-    hashes = {name: storage.sha256(data) for name, data in files.items()}
-    files[MANIFEST] = json.dumps({"epoch": checkpoint.epoch, "files": hashes}).encode()
+    state = {"epoch": checkpoint.epoch, "state": checkpoint.state}
+    files = {ARRAYS: buffer.getvalue(), STATE: json.dumps(state).encode()}
+    files[MANIFEST] = json.dumps({name: storage.sha256(data) for name, data in files.items()}).encode()
     scratch = working_folder(uri)
     try:
         for name, data in files.items():
@@ -65,11 +65,11 @@ def load(uri: str) -> Checkpoint:
         manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
         files = {name: storage.read(storage.join(uri, name)) for name in (ARRAYS, STATE)}
         for name, data in files.items():
-            if storage.sha256(data) != manifest["files"][name]:
+            if storage.sha256(data) != manifest[name]:
                 raise DamagedFile(f"{uri}/{name} does not match its hash")
         with np.load(io.BytesIO(files[ARRAYS]), allow_pickle=False) as arrays:
-            return Checkpoint(manifest["epoch"], dict(arrays), json.loads(files[STATE]))
-    except (OSError, ValueError, KeyError) as error:
+            return Checkpoint(arrays=dict(arrays), **json.loads(files[STATE]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{uri} is incomplete: {error}") from error
 
 
@@ -87,9 +87,14 @@ def newest(folder: str) -> tuple[Checkpoint | None, list[str]]:
 def prune(folder: str, best_epoch: int, keep: int = 2) -> None:
     """Removes all checkpoints but the newest `keep` and the best one."""
     for name in _names(folder)[:-keep]:
-        if name != f"epoch-{best_epoch:04d}":
+        if name != _name(best_epoch):
             storage.delete(storage.join(folder, name))
 
 
+def _name(epoch: int) -> str:
+    return f"epoch-{epoch:04d}"
+
+
 def _names(folder: str) -> list[str]:
-    return [name for name in storage.names(folder) if name.startswith("epoch-") and name[6:].isdecimal()]
+    found = [name for name in storage.names(folder) if name.startswith("epoch-") and name[6:].isdecimal()]
+    return sorted(found, key=lambda name: int(name[6:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import numpy.typing as npt
@@ -37,6 +38,8 @@ def fit(config: TrainConfig, run: str, cache: str, classes: tuple[str, ...]) -> 
     filesystem, path = storage.resolve(storage.join(run, _RAY_STATE))
     if storage.exists(storage.join(run, _RAY_STATE)):
         filesystem.delete_file(path)
+    # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     in_process = config.workers == 1
     trainer = TensorflowTrainer(
         train_loop,
