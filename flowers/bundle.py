@@ -83,12 +83,15 @@ def read_manifest(uri: str) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(storage.read(storage.join(uri, MANIFEST)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"there is no bundle at {uri!r}: {MANIFEST} is missing") from error
     except ValueError as error:
         raise DamagedFile(f"{uri}/{MANIFEST} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise InputError(f"the bundle {uri!r} has an unknown schema, required is {SCHEMA}")
+    absent = [name for name in ("decoder_version", "classes", "image_size", "files") if name not in manifest]
+    if absent:
+        raise DamagedFile(f"{uri}/{MANIFEST} lacks {', '.join(absent)}")
     if manifest["decoder_version"] != DECODER_VERSION:
         raise InputError(
             f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "

@@ -24,9 +24,9 @@ BACKBONES = (
 MONITORS = ("accuracy", "macro_accuracy", "log_loss")
 
 
-def option(default: Any, group: str, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of `TrainConfig` that is also an option of the command line."""
-    return dataclasses.field(default=default, metadata={"group": group, "help": help, "choices": choices})
+def option(default: Any, help: str, choices: tuple[str, ...] = (), absent: str = "off") -> Any:
+    """A field of `TrainConfig` that is also an option of the command line; `absent` words a default of nothing."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "absent": absent})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,90 +35,77 @@ class TrainConfig:
 
     data: str = option(
         "sample",
-        "Data",
         "Photos to train on: a folder with one sub-folder a class (local, or any URI pyarrow.fs opens, e.g. s3://), a "
         "manifest FILE.csv, .jsonl or .parquet with the columns path, label and optionally split, or a named set: "
         "sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
     )
-    per_class: int | None = option(None, "Data", "Take a seeded subset of at most this many files a class.")
+    per_class: int | None = option(None, "Take a seeded subset of at most this many files a class.", absent="all")
     split: tuple[float, float, float] = option(
-        (0.7, 0.27, 0.03), "Data", "Fractions of each class for training, validation and test."
+        (0.7, 0.27, 0.03), "Fractions of each class for training, validation and test."
     )
     split_file: str | None = option(
         None,
-        "Data",
         "A split.parquet of an earlier run: images known there keep their side, new ones are assigned.",
+        absent="none",
     )
-    max_bad_fraction: float = option(0.1, "Data", "Stop if more than this fraction of the files is unusable.")
-    max_pixels: int = option(100_000_000, "Data", "Refuse pictures of more pixels, before decoding them.")
+    max_bad_fraction: float = option(0.1, "Stop if more than this fraction of the files is unusable.")
+    max_pixels: int = option(100_000_000, "Refuse pictures of more pixels, before decoding them.")
 
-    backbone: str = option("resnet50v2", "Model", "The network whose last layer is replaced and trained.", BACKBONES)
+    backbone: str = option("resnet50v2", "The network whose last layer is replaced and trained.", BACKBONES)
     weights: str = option(
         "imagenet",
-        "Model",
         "Start weights of the backbone: imagenet (downloaded by Keras), random, or a .weights.h5, .h5 or .keras file.",
     )
     image_size: int | None = option(
         None,
-        "Model",
-        "Height and width the network sees, in pixels; by default what the backbone was made for.",
+        "Height and width the network sees, in pixels.",
+        absent="what the backbone was made for",
     )
     precision: str = option(
         "auto",
-        "Model",
         "Arithmetic of the backbone; auto takes bfloat16 where the hardware computes in it, else float32.",
         ("auto", "float32", "bfloat16"),
     )
 
-    epochs: int = option(60, "Training", "Passes over the training photos at most.")
-    batch_size: int = option(32, "Training", "Photos in one step, over all workers together.")
-    optimizer: str = option("adamw", "Training", "The optimizer.", ("adamw", "sgd"))
-    learning_rate: float = option(0.001, "Training", "Peak learning rate; it really applies, see --schedule.")
+    epochs: int = option(60, "Passes over the training photos at most.")
+    batch_size: int = option(32, "Photos in one step, over all workers together.")
+    optimizer: str = option("adamw", "The optimizer.", ("adamw", "sgd"))
+    learning_rate: float = option(0.001, "Peak learning rate; it really applies, see --schedule.")
     schedule: str = option(
         "cosine",
-        "Training",
         "How the learning rate moves: cosine (warm-up, then down to 0), exponential (ML.NET's: x 0.94 every 2 epochs, "
         "in steps), or constant.",
         ("cosine", "exponential", "constant"),
     )
-    warmup_epochs: float = option(1.0, "Training", "Epochs of linear warm-up (cosine and constant schedule).")
-    momentum: float = option(0.9, "Training", "Momentum of sgd.")
-    weight_decay: float = option(0.01, "Training", "Decoupled weight decay of adamw.")
-    l2: float = option(0.0, "Training", "L2 penalty on the head's kernel, added to the loss.")
-    label_smoothing: float = option(0.1, "Training", "Part of each label spread over all classes, 0 to 1.")
-    dropout: float = option(0.2, "Training", "Part of the features dropped in each training step, 0 to 1.")
+    warmup_epochs: float = option(1.0, "Epochs of linear warm-up (cosine and constant schedule).")
+    momentum: float = option(0.9, "Momentum of sgd.")
+    weight_decay: float = option(0.01, "Decoupled weight decay of adamw.")
+    l2: float = option(0.0, "L2 penalty on the head's kernel, added to the loss.")
+    label_smoothing: float = option(0.1, "Part of each label spread over all classes, 0 to 1.")
+    dropout: float = option(0.2, "Part of the features dropped in each training step, 0 to 1.")
     class_weights: str = option(
         "none",
-        "Training",
         "balanced weighs each class by 1 / its number of training photos.",
         ("none", "balanced"),
     )
-    monitor: str = option(
-        "log_loss", "Training", "Validation metric that chooses the best epoch and stops training.", MONITORS
-    )
-    patience: int = option(
-        20, "Training", "Stop after this many epochs without a better monitored metric; 0 never stops early."
-    )
-    min_delta: float = option(0.0, "Training", "An improvement smaller than this does not reset --patience.")
-    seed: int = option(0, "Training", "Seed of subset, split, shuffling, dropout and the head's start weights.")
+    monitor: str = option("log_loss", "Validation metric that chooses the best epoch and stops training.", MONITORS)
+    patience: int = option(20, "Stop after this many epochs without a better monitored metric; 0 never stops early.")
+    min_delta: float = option(0.0, "An improvement smaller than this does not reset --patience.")
+    seed: int = option(0, "Seed of subset, split, shuffling, dropout and the head's start weights.")
 
     workers: int = option(
         1,
-        "Run",
         "Training processes; 1 trains inside the job's own process. The batch is divided among them.",
     )
     feature_actors: str = option(
         "auto",
-        "Run",
         "Processes that run the frozen backbone: 0 is the job's own process, N a pool of Ray actors; auto takes the "
         "pool where there are several nodes or GPUs.",
     )
-    storage: str = option("runs", "Run", "Folder or URI of all runs; the feature cache lies beside them.")
-    name: str | None = option(
-        None, "Run", "Name of the run, a folder in the storage; by default made from the options."
-    )
-    fresh: bool = option(False, "Run", "Delete an earlier run of this name and start over (the cache stays).")
-    verbose: bool = option(False, "Run", "Show what Ray and TensorFlow log.")
+    storage: str = option("runs", "Folder or URI of all runs; the feature cache lies beside them.")
+    name: str | None = option(None, "Name of the run, a folder in the storage; by default made from the options.")
+    fresh: bool = option(False, "Delete an earlier run of this name and start over (the cache stays).")
+    verbose: bool = option(False, "Show what Ray and TensorFlow log.")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

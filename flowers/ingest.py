@@ -35,14 +35,12 @@ class Frozen:
         make: makes its Keras model in an actor; can be pickled.
         actors: how many actors; 0 runs it in this process.
         gpus: GPUs in the cluster, shared by the actors.
-        hold: ask for the network only after every photo has been read and the data set found fit to train on.
     """
 
     local: Callable[[], FrozenPart]
     make: Callable[[], Any]
     actors: int
     gpus: int
-    hold: bool
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class _Network:
                 continue
             self._done.add(digest)
             self._waiting.append((digest, values[index].as_py()))
-        while len(self._waiting) >= BATCH and not self._frozen.hold:
+        while len(self._waiting) >= BATCH:
             self._run(BATCH)
 
     def finish(self) -> None:

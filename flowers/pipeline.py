@@ -7,12 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-import pyarrow.compute as pc
 from rich.console import Console
 
 from flowers import run, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger, settle
+from flowers.data.preflight import check_small_classes
 from flowers.data.sources import Listing, list_photos
 from flowers.ingest import Frozen, Ingested, ingest
 from flowers.model import backbones
@@ -22,9 +22,6 @@ from flowers.progress import Stopwatch
 from flowers.session import background, cluster_shape, import_tensorflow, ray_session
 from flowers.training import trainer
 from flowers.training.watch import follow
-
-# So few photos, with a class of so few, are all read before a network is built: the answer may be "not enough".
-_SMALL_SET, _SMALL_CLASS = 256, 10
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> dict[str, Any]:
@@ -52,6 +49,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     local = "~/.cache/flowers" if storage.is_remote(config.storage) else config.storage
     datasets = storage.join(storage.absolute(local), "datasets")
     listing = list_photos(config.data, datasets=datasets, per_class=config.per_class, seed=config.seed)
+    check_small_classes(listing.table, config.max_pixels)
     out.print(_announcement(config, listing), highlight=False)
     tensorflow = background(import_tensorflow, "import tensorflow")
     with ray_session(config.verbose):
@@ -63,11 +61,10 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
             out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
         actors = _feature_actors(config, nodes, gpus)
         cold = not actors and len(cache.digests()) < listing.table.num_rows
-        hold = _doubtful(listing)
-        network = _network(plan, tensorflow, cold, hold)
+        network = _network(plan, tensorflow, cold)
         watch.lap("start")
 
-        frozen = Frozen(network, _maker(plan), actors, gpus, hold)
+        frozen = Frozen(network, _maker(plan), actors, gpus)
         settled = functools.partial(
             settle, fractions=config.split, seed=config.seed, max_bad_fraction=config.max_bad_fraction, known=known
         )
@@ -77,7 +74,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         watch.move(ingested.waited_s, "read", "start")
         _say_what_was_found(ingested, out)
         ledger = ingested.ledger
-        run.write_tables(uri, ledger)
+        run.begin(uri, config, ledger)
 
         with follow(uri, out, config.monitor):
             trainer.fit(config, uri, plan.cache, ledger.classes)
@@ -110,19 +107,13 @@ def _plan(config: TrainConfig, uri: str, cpus: int, gpus: int) -> Plan:
     return Plan(config, uri, cache, image_size, weights, precision, reason, cpus)
 
 
-def _doubtful(listing: Listing) -> bool:
-    """Whether the photos may turn out to be too few, and are few enough to see that first."""
-    sizes = pc.value_counts(listing.table["label"].drop_null()).field("counts").to_pylist()
-    return listing.table.num_rows <= _SMALL_SET and min(sizes) < _SMALL_CLASS
-
-
 def _maker(plan: Plan) -> functools.partial[Any]:
     config = plan.config
     return functools.partial(backbones.build_backbone, config.backbone, config.weights, plan.image_size, plan.precision)
 
 
-def _network(plan: Plan, tensorflow: Future[None], cold: bool, hold: bool) -> Callable[[], FrozenPart]:
-    """Returns the function that gives the frozen network, built once: now in the background, or when first asked."""
+def _network(plan: Plan, tensorflow: Future[None], cold: bool) -> Callable[[], FrozenPart]:
+    """Starts building the frozen network in the background; returns the function that waits for it."""
 
     def build() -> FrozenPart:
         tensorflow.result()
@@ -131,8 +122,6 @@ def _network(plan: Plan, tensorflow: Future[None], cold: bool, hold: bool) -> Ca
             frozen.warm_up()
         return frozen
 
-    if hold:
-        return functools.cache(build)
     return background(build, "build the network").result
 
 

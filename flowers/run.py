@@ -22,7 +22,7 @@ CONFIG, REPORT, SPLIT, LEDGER = "config.json", "report.json", "split.parquet", "
 
 
 def open_run(config: TrainConfig) -> tuple[str, bool]:
-    """Makes or finds the folder of a run.
+    """Makes or finds the folder of a run; what it is a run of is noted by `begin`, once the photos are known.
 
     Returns:
         Its URI and whether the run is finished already.
@@ -36,14 +36,13 @@ def open_run(config: TrainConfig) -> tuple[str, bool]:
         if config.fresh and CONFIG in found:
             storage.delete(uri)
             found = []
-        if CONFIG not in found and [name for name in found if not name.startswith(".")]:
+        foreign = [name for name in found if not name.startswith(".") and name not in (SPLIT, LEDGER)]
+        if CONFIG not in found and foreign:
             raise InputError(f"--name: {uri} exists and is not a run of this program; choose another name")
         if CONFIG in found:
             _compare(uri, config)
         else:
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            body = {"options": config.identity(), "created": created}
-            storage.write(storage.join(uri, CONFIG), json.dumps(body, indent=2).encode())
+            storage.make_folder(uri)
     except OSError as error:
         raise InputError(f"--storage: {uri} cannot be written: {error.strerror or error}") from error
     return uri, REPORT in found
@@ -84,31 +83,36 @@ def read_split(uri: str) -> dict[bytes, int]:
     return dict(zip(digests, sides, strict=True))
 
 
-def write_tables(uri: str, ledger: Ledger) -> None:
-    """Writes split.parquet and ledger.parquet.
+def begin(uri: str, config: TrainConfig, ledger: Ledger) -> None:
+    """Writes split.parquet, ledger.parquet and, last, config.json: from here on the folder is this run's.
 
     Raises:
         InputError: the run has a split already and the photos or their labels have changed since.
         DamagedFile: that split cannot be read.
     """
     target = storage.join(uri, SPLIT)
-    if storage.exists(target):
+    if storage.exists(storage.join(uri, CONFIG)):
         try:
             before = _photos(pq.read_table(io.BytesIO(storage.read(target))))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise DamagedFile(f"{target} is damaged ({first_line(error)}); --fresh starts over") from error
         now = _photos(ledger.split())
         if before != now:
-            moved = sum(before[photo] != now[photo] for photo in before.keys() & now.keys())
+            both = before.keys() & now.keys()
+            relabelled, moved = (sum(before[photo][at] != now[photo][at] for photo in both) for at in (0, 1))
             raise InputError(
                 f"the photos changed since this run began ({len(now.keys() - before.keys())} new, "
-                f"{len(before.keys() - now.keys())} gone, {moved} with another label or side); choose another --name "
-                "(--split-file keeps the known photos on their side), or --fresh to start over"
+                f"{len(before.keys() - now.keys())} gone, {relabelled} relabelled, {moved} now on another side); "
+                "choose another --name (--split-file keeps the known photos on their side), or --fresh to start over"
             )
     for name, table in ((LEDGER, ledger.table), (SPLIT, ledger.split())):
         sink = io.BytesIO()
         pq.write_table(table, sink, compression="zstd")
         storage.write(storage.join(uri, name), sink.getvalue())
+    if not storage.exists(storage.join(uri, CONFIG)):
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        body = {"options": config.identity(), "created": created}
+        storage.write(storage.join(uri, CONFIG), json.dumps(body, indent=2).encode())
 
 
 def split_sha256(ledger: Ledger) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import string
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 from pyarrow import fs as pafs
 
@@ -27,10 +29,13 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         InputError: the scheme is unknown or the address is malformed.
     """
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        if "://" in uri:
+            # Blanks and letters like "ü" may be written as they are.
+            filesystem, path = pafs.FileSystem.from_uri(quote(uri, safe=string.punctuation))
+        else:
+            uri.encode()
+            filesystem, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     except (ValueError, OSError) as error:
         raise InputError(
             f"{uri!r} cannot be opened ({first_line(error)}); "
@@ -108,7 +113,13 @@ def publish(folder: str, uri: str, *, last: str) -> None:
         old = f"{path}.{uuid.uuid4().hex}.old"
         if os.path.exists(path):
             os.replace(path, old)
-        shutil.move(folder, path)
+        try:
+            shutil.move(folder, path)
+        except BaseException:
+            if os.path.exists(old):
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(old, path)
+            raise
         shutil.rmtree(old, ignore_errors=True)
         return
     delete(uri)
@@ -121,6 +132,16 @@ def publish(folder: str, uri: str, *, last: str) -> None:
             destination_filesystem=filesystem,
         )
     shutil.rmtree(folder)
+
+
+def make_folder(uri: str) -> None:
+    """Makes the folder `uri` and those above it.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    filesystem, path = resolve(uri)
+    filesystem.create_dir(path, recursive=True)
 
 
 def delete(uri: str) -> None:

@@ -20,7 +20,7 @@ from rich.console import Console
 from flowers.config import flag
 from flowers.errors import FlowersError, InputError
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
 
 def options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -38,7 +38,7 @@ def options(config: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., A
 def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[..., Any]:
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    parameters: dict[str, Any] = {"help": f"{field.metadata['help']}  [default: {_shown(field.default)}]"}
+    parameters: dict[str, Any] = {"help": f"{field.metadata['help']}  [default: {_shown(field)}]"}
     if hint is bool:
         parameters |= {"is_flag": True, "default": None}
     elif typing.get_origin(hint) is tuple:
@@ -50,10 +50,19 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[..., Any]:
     return click.option(flag(field.name), field.name, **parameters)
 
 
-def _shown(default: Any) -> str:
-    if isinstance(default, tuple):
-        return " ".join(map(str, default))
-    return {None: "none", False: "off"}.get(default, str(default))
+def _shown(field: dataclasses.Field[Any]) -> str:
+    if isinstance(field.default, tuple):
+        return " ".join(map(str, field.default))
+    return str(field.metadata["absent"] if field.default in (None, False) else field.default)
+
+
+def run_command(command: click.Command, name: str) -> None:
+    """Runs a job as a program; a wrong option is one line and exit code 2."""
+    try:
+        command.main(prog_name=name, standalone_mode=False)
+    except click.ClickException as error:
+        _say(f"error: {error.format_message()} See {name} --help.")
+        raise SystemExit(WRONG_INPUT) from None
 
 
 @contextlib.contextmanager
@@ -72,16 +81,20 @@ def edge(verbose: bool, resume: str) -> Iterator[Console]:
     except FlowersError as error:
         problem, code = str(error), WRONG_INPUT if isinstance(error, InputError) else FAILED
     except KeyboardInterrupt:
-        problem, code = f"stopped. {resume}", 130
+        problem, code = f"Stopped. {resume}", STOPPED
     except Exception:
         if log is not None:
             _replay(log)
         raise
     if problem:
-        Console(stderr=True, soft_wrap=True).print(f"error: {problem}", highlight=False, markup=False)
+        _say(f"error: {problem}" if code != STOPPED else problem)
     if code != DONE:
         sys.stdout.flush()
         raise SystemExit(code)
+
+
+def _say(text: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(text, highlight=False, markup=False)
 
 
 def _quiet() -> str:

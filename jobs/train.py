@@ -14,8 +14,15 @@ import yaml  # noqa: E402
 
 from flowers.config import TrainConfig  # noqa: E402
 from flowers.errors import InputError  # noqa: E402
-from jobs.terminal import edge, options  # noqa: E402
+from jobs.terminal import edge, options, run_command  # noqa: E402
 
+_HELP = """Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
+
+\b
+On 200 drawn pictures, to see it work:  python -m jobs.train
+On your photos:                         python -m jobs.train --data DIR
+ML.NET's sample, on flower_photos:      python -m jobs.train --recipe flower_photos
+"""
 _RECIPES = resources.files("jobs") / "recipes"
 
 
@@ -35,17 +42,11 @@ def build_config(recipe: str | None, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{**values, **given})
 
 
-@click.command(context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.command(help=_HELP, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @click.option("--recipe", help=f"Named options to start from: {', '.join(recipe_names())}.  [default: as --data]")
 @options(TrainConfig)
 def main(recipe: str | None, **values: Any) -> None:
-    r"""Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
-
-    \b
-    Without options, on 200 drawn pictures:   python -m jobs.train
-    On your photos:                           python -m jobs.train --data DIR
-    ML.NET's sample, on flower_photos:        python -m jobs.train --recipe flower_photos
-    """
+    """Parses, runs, reports."""
     given = {name: value for name, value in values.items() if value is not None}
     resume = "Nothing is lost: the same command goes on from the last finished epoch."
     with edge(bool(given.get("verbose")), resume) as out:
@@ -59,4 +60,4 @@ def main(recipe: str | None, **values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(prog_name="python -m jobs.train")
+    run_command(main, "python -m jobs.train")

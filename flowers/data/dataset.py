@@ -99,13 +99,14 @@ def read_block(block: pa.Table) -> pa.Table:
         A table of schema `BYTES`.
     """
     paths, codes, details = (block[name].to_pylist() for name in ("path", "code", "detail"))
+    connections: dict[str, pafs.FileSystem] = {}
     todo = [index for index, code in enumerate(codes) if code is None]
     contents: list[bytes | None] = [None] * block.num_rows
     if todo and storage.is_remote(paths[todo[0]]):
         with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
-            results = list(pool.map(_read, [paths[index] for index in todo]))
+            results = list(pool.map(lambda index: _read(paths[index], connections), todo))
     else:
-        results = [_read(paths[index]) for index in todo]
+        results = [_read(paths[index], connections) for index in todo]
     for index, result in zip(todo, results, strict=True):
         if isinstance(result, BadImage):
             codes[index], details[index] = result.code, result.detail
@@ -168,8 +169,8 @@ def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
     return known[places] == wanted
 
 
-def _read(path: str) -> bytes | BadImage:
-    """The content of a file, or why it cannot be had."""
+def _read(path: str, connections: dict[str, pafs.FileSystem]) -> bytes | BadImage:
+    """The content of a file, or why it cannot be had; files of one bucket share a connection."""
     try:
         filesystem, inside = storage.resolve(path)
         if isinstance(filesystem, pafs.LocalFileSystem):
@@ -178,6 +179,7 @@ def _read(path: str) -> bytes | BadImage:
                 return BadImage("unreadable", "not a regular file")
             size = status.st_size
         else:
+            filesystem = connections.setdefault("/".join(path.split("/", 3)[:3]), filesystem)
             size = filesystem.get_file_info(inside).size
         if size is not None and size > MAX_BYTES:
             return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")

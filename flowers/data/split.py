@@ -16,7 +16,7 @@ def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[n
 
     Every cell is its exact share rounded down or up, so it is off by less than one image. What rounding one class
     leaves over is carried to the next (error diffusion), so the totals of the sides are right as well. A class of two
-    or more photos has at least one for training and one for validation.
+    or more photos has at least one for training and one for validation, taken from where there are most.
 
     Args:
         sizes: photos of each class.
@@ -26,7 +26,7 @@ def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[n
         int64 [classes, 3], rows adding up to `sizes`.
     """
     shares = np.outer(np.asarray(sizes, dtype=np.float64), np.asarray(fractions, dtype=np.float64))
-    # 0.7 * 240 is 167.99999999999997: without this, a whole share would lose one image.
+    # 0.57 * 100 is 56.99999999999999: without this, a whole share would lose one image.
     shares = np.where(np.abs(shares - np.round(shares)) < 1e-6, np.round(shares), shares)
     cells = np.floor(shares).astype(np.int64)
     owed = np.zeros(len(SIDES))
@@ -96,8 +96,8 @@ def assign(
 
 
 def _shrink(places: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
-    """Removes negative places and takes the surplus from the largest of the others."""
+    """Removes negative places and takes the surplus from the largest of the others, of equal ones from test first."""
     places = np.maximum(places, 0)
     while places.sum() > total:
-        places[int(np.argmax(places))] -= 1
+        places[::-1][int(np.argmax(places[::-1]))] -= 1
     return places

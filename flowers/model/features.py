@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +26,7 @@ from flowers.errors import DamagedFile
 
 BATCH = 32
 PART_ROWS = 1024
+IN_MEMORY_BYTES = 1 << 30
 
 
 def cache_key(*, backbone: str, weights: str, image_size: int, precision: str, cut: str = "pool") -> str:
@@ -105,7 +107,8 @@ class FeatureCache:
             except DamagedFile:
                 self.damaged.append(name)
                 filesystem, path = storage.resolve(storage.join(self.uri, name))
-                filesystem.delete_file(path)
+                with suppress(FileNotFoundError):  # another process was first
+                    filesystem.delete_file(path)
         return self
 
     def digests(self) -> list[bytes]:
@@ -157,7 +160,7 @@ class FeatureCache:
             missing -= {held[row] for row in source}
         if missing or result is None:
             raise DamagedFile(f"the feature cache {self.uri} lacks {len(missing)} photos; run the same command again")
-        return result
+        return result if len(place) == len(digests) else result[[place[digest] for digest in digests]]
 
     def _read(self, name: str, columns: list[str]) -> pa.Table:
         try:
@@ -171,7 +174,7 @@ class FeatureCache:
 
 def _matrix(rows: int, width: int) -> npt.NDArray[np.float32]:
     """An empty float32 matrix: in memory if small, else in an unlinked file the system pages in and out."""
-    if rows * width * 4 <= 1 << 30:
+    if rows * width * 4 <= IN_MEMORY_BYTES:
         return np.empty((rows, width), np.float32)
     with tempfile.NamedTemporaryFile(dir=os.environ.get("TMPDIR")) as file:
         return np.memmap(file.name, np.float32, "w+", shape=(rows, width))

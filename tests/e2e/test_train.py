@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.e2e.conftest import ROOT, SMALL, Done, Job, command, draw, environment
+
+SIDES = ("train", "validation", "test")
+
+
+@pytest.fixture(scope="module")
+def first(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """60 small pictures of 3 classes with a bad file among them, trained."""
+    place = tmp_path_factory.mktemp("train")
+    data = draw(place / "data", classes=3, each=20)
+    (data / "class0" / "broken.jpg").write_bytes((data / "class0" / "000.jpg").read_bytes()[:300])
+    (data / "class1" / "notes.txt").write_text("not a photo")
+    return job(place / "runs", "first", "--data", data, *SMALL, "--epochs", 12)
+
+
+def again(job: Job, first: Done, name: str, *arguments: object) -> Done:
+    """Another run on the same photos and the same cache."""
+    data = first.run.parent.parent / "data"
+    return job(first.run.parent, name, "--data", data, *SMALL, "--epochs", 12, *arguments)
+
+
+def test_a_run_leaves_what_the_design_says(first: Done) -> None:
+    names = {entry.name for entry in first.run.iterdir()}
+    wanted = {"config.json", "split.parquet", "ledger.parquet", "metrics.jsonl", "checkpoints", "best"}
+    assert wanted | {"report.json", "report.html", "tensorboard"} <= names
+    assert {entry.name for entry in (first.run / "best").iterdir()} == {"model.keras", "manifest.json"}
+    assert list((first.run / "tensorboard").iterdir())
+    assert not [name for name in names if name.startswith(".")], "working folders are left behind"
+
+
+def test_every_file_is_accounted_for(first: Done) -> None:
+    report = first.report
+    data, split = report["data"], report["split"]
+    assert data["found"] == 62 == sum(split[side] for side in SIDES) + data["quarantined"]
+    assert data["reasons"] == {"truncated": 1, "side_file": 1}
+    assert data["used"] == 60 == sum(split[side] for side in SIDES)
+    ledger = pq.read_table(first.run / "ledger.parquet").to_pylist()
+    assert len(ledger) == 62
+    assert {row["status"] for row in ledger} == {*SIDES, "quarantined"}
+
+
+def test_report_has_what_others_read_from_it(first: Done) -> None:
+    report = first.report
+    for side in ("validation", "test"):
+        for metric in ("accuracy", "macro_accuracy", "log_loss"):
+            assert set(report[side][metric]) == {"value", "n", "low", "high"}
+            assert report[side][metric]["n"] == report["split"][side]
+    assert {"total", "start", "read", "features", "train", "evaluate"} <= set(report["timing_s"])
+    parts = sum(seconds for name, seconds in report["timing_s"].items() if name != "total")
+    assert abs(parts - report["timing_s"]["total"]) < 0.1
+    assert (report["weights"], report["backbone"], report["precision"]) == ("random", "mobilenetv2", "float32")
+    assert (report["seed"], report["sample"]) == (0, False)
+    assert Path(report["bundle"]) == first.run / "best"
+    assert 0 < len(report["predictions"]) <= 5
+
+
+def test_terminal_says_where_the_time_went_and_shows_predictions(first: Done) -> None:
+    assert "original: " in first.out
+    assert "predicted: " in first.out
+    assert "where the time went" in first.out
+    assert "images/s" in first.out
+    assert str(first.run / "best") in first.out
+    assert first.err == "", "log noise reached the terminal"
+
+
+def test_metrics_name_the_learning_rate_that_applied(first: Done) -> None:
+    rates = [line["learning_rate"] for line in first.metrics()]
+    assert max(rates) == pytest.approx(0.001, rel=0.1)
+    assert rates[-1] < 0.1 * max(rates)
+
+
+def test_same_seed_from_the_cache_gives_the_same_run(job: Job, first: Done) -> None:
+    second = again(job, first, "second")
+    assert second.report["features"] == {**first.report["features"], "hits": 60, "computed": 0}
+    assert second.metrics() == first.metrics()
+    assert second.report["weights_sha256"] == first.report["weights_sha256"]
+    assert second.report["test"] == first.report["test"]
+
+
+def test_actors_give_the_same_features_as_the_job_itself(job: Job, first: Done) -> None:
+    data = first.run.parent.parent / "data"
+    pool = job(first.run.parent.parent / "pool", "pool", "--data", data, *SMALL, "--epochs", 12, "--feature-actors", 1)
+    assert pool.report["features"]["computed"] == 60
+    assert pool.metrics() == first.metrics()
+
+
+def test_more_photos_compute_only_those_and_keep_the_split(job: Job, first: Done, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", classes=3, each=25)
+    split = first.run / "split.parquet"
+    more = job(first.run.parent, "more", "--data", data, *SMALL, "--epochs", 2, "--split-file", split)
+    assert (more.report["features"]["hits"], more.report["features"]["computed"]) == (60, 15)
+    before = {row["sha256"]: row["split"] for row in pq.read_table(split).to_pylist()}
+    after = {row["sha256"]: row["split"] for row in pq.read_table(more.run / "split.parquet").to_pylist()}
+    assert before.items() <= after.items()
+    assert len(after) == 75
+
+
+def test_damaged_cache_part_is_found_and_computed_again(job: Job, first: Done) -> None:
+    part = next(Path(first.report["features"]["cache"]).glob("*.parquet"))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    mended = again(job, first, "mended")
+    assert "damaged" in mended.out
+    assert mended.report["features"]["computed"] > 0
+    assert mended.metrics() == first.metrics()
+
+
+def test_finished_run_does_nothing_and_another_one_is_refused(job: Job, first: Done) -> None:
+    before = {path: path.stat().st_mtime_ns for path in first.run.rglob("*")}
+    assert "is finished" in again(job, first, "first").out
+    assert {path: path.stat().st_mtime_ns for path in first.run.rglob("*")} == before
+    data = first.run.parent.parent / "data"
+    refused = job(first.run.parent, "first", "--data", data, *SMALL, "--epochs", 13, code=2)
+    assert "--epochs was 12, now 13" in refused.err
+    assert "--fresh" in refused.err
+
+
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done) -> None:
+    storage, data = first.run.parent, first.run.parent.parent / "data"
+    options = ("--data", data, *SMALL, "--epochs", 400, "--patience", 0)
+    words = command(storage, "stopped", *options)
+    process = subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    )
+    try:
+        metrics = storage / "stopped" / "metrics.jsonl"
+        deadline = time.monotonic() + 120
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 20):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    done = len(metrics.read_text().splitlines())
+    assert done < 400
+    resumed = job(storage, "stopped", *options)
+    assert f"going on after epoch {done}" in resumed.out
+    whole = job(storage, "whole", *options)
+    assert resumed.metrics() == whole.metrics()
+    assert resumed.report["weights_sha256"] == whole.report["weights_sha256"]

@@ -1,0 +1,163 @@
+"""The bundle: whole or not at all, checked when read, told by its path alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowers import bundle, storage
+from flowers.bundle import MANIFEST, MODEL, load_bundle, save_bundle
+from flowers.data.images import DECODER_VERSION
+from flowers.errors import DamagedFile, InputError
+
+SIZE, CLASSES = 8, ["daisy", "rose", "tulip"]
+DESCRIPTION = {"classes": CLASSES, "image_size": SIZE, "backbone": "none"}
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def classifier(seed: int) -> Any:
+    import keras
+
+    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels))
+    model = keras.Model(pixels, keras.layers.Dense(len(CLASSES), activation="softmax")(pooled))
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.normal(size=value.shape) * 9 for value in model.get_weights()])
+    return model
+
+
+def answer(model: Any) -> Any:
+    return np.asarray(model(PIXELS, training=False))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A bundle in the place that a run has for its best one."""
+    save_bundle(classifier(1), DESCRIPTION, str(tmp_path / "run" / "best"))
+    return tmp_path / "run" / "best"
+
+
+def test_round_trip(saved: Path) -> None:
+    loaded = load_bundle(str(saved))
+    assert loaded.classes == tuple(CLASSES)
+    assert loaded.image_size == SIZE
+    np.testing.assert_array_equal(answer(loaded.model), answer(classifier(1)))
+    assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, MODEL]
+    assert [path.name for path in saved.parent.iterdir()] == ["best"]
+
+
+def test_the_manifest_describes_the_bundle(saved: Path) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    assert manifest == load_bundle(str(saved)).manifest
+    assert manifest["schema"] == bundle.SCHEMA
+    assert manifest["decoder_version"] == DECODER_VERSION
+    assert {name: manifest[name] for name in DESCRIPTION} == DESCRIPTION
+    data = (saved / MODEL).read_bytes()
+    assert manifest["files"] == {MODEL: {"sha256": storage.sha256(data), "bytes": len(data)}}
+
+
+@pytest.mark.parametrize("form", ["run folder", "slash", "file://", "relative"])
+def test_every_way_to_name_it(saved: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved.parent.parent)
+    uri = {
+        "run folder": str(saved.parent),
+        "slash": f"{saved}/",
+        "file://": f"file://{saved}",
+        "relative": "run/best",
+    }[form]
+    np.testing.assert_array_equal(answer(load_bundle(uri).model), answer(classifier(1)))
+
+
+@pytest.mark.parametrize("uri", ["run/best", "file://{}/run/best"])
+def test_saving_to_every_form_of_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_bundle(classifier(1), DESCRIPTION, uri.format(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == [MANIFEST, MODEL]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_new_bundle_replaces_the_old_one(saved: Path) -> None:
+    save_bundle(classifier(2), {**DESCRIPTION, "backbone": "another"}, str(saved))
+    loaded = load_bundle(str(saved))
+    assert loaded.manifest["backbone"] == "another"
+    np.testing.assert_array_equal(answer(loaded.model), answer(classifier(2)))
+    assert [path.name for path in saved.parent.iterdir()] == ["best"]
+
+
+def broken(*_: Any, **__: Any) -> None:
+    raise OSError("No space left on device")
+
+
+@pytest.mark.parametrize("where", ["model", "manifest", "publish", "move"])
+def test_an_interrupted_save_leaves_the_old_bundle_whole(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    model = classifier(2)
+    if where == "model":
+        monkeypatch.setattr(model, "save", broken)
+    elif where == "manifest":
+        monkeypatch.setattr(storage, "write", broken)
+    elif where == "publish":
+        monkeypatch.setattr(storage, "publish", broken)
+    else:
+        monkeypatch.setattr(shutil, "move", broken)
+    with pytest.raises(OSError, match="No space"):
+        save_bundle(model, DESCRIPTION, str(saved))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(answer(load_bundle(str(saved)).model), answer(classifier(1)))
+    assert [path.name for path in saved.parent.iterdir()] == ["best"]
+
+
+@pytest.mark.parametrize("how", ["bit flip", "truncated", "empty", "another model", "missing"])
+def test_a_damaged_model_is_not_loaded(saved: Path, how: str) -> None:
+    data = bytearray((saved / MODEL).read_bytes())
+    if how == "bit flip":
+        data[len(data) // 2] ^= 1
+    elif how == "truncated":
+        del data[-1]
+    elif how == "empty":
+        data.clear()
+    (saved / MODEL).write_bytes(data)
+    if how == "another model":
+        classifier(2).save(saved / MODEL)
+    elif how == "missing":
+        (saved / MODEL).unlink()
+    with pytest.raises(DamagedFile, match=MODEL):
+        load_bundle(str(saved))
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"schema": 1, "classes": ["dai', "\x00\x01", b"\xff\xfe", '{"schema": 1}'])
+def test_a_damaged_manifest_is_reported(saved: Path, text: str | bytes) -> None:
+    (saved / MANIFEST).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DamagedFile, match=MANIFEST) as caught:
+        load_bundle(str(saved))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"decoder_version": "0"}, "photo decoder 0"), ({"schema": 2}, "unknown schema"), ({"schema": None}, "schema")],
+)
+def test_another_version_is_refused(saved: Path, change: dict[str, Any], words: str) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    (saved / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(InputError, match=words):
+        load_bundle(str(saved))
+    (saved / MANIFEST).write_text("[]")
+    with pytest.raises(InputError, match="schema"):
+        load_bundle(str(saved))
+
+
+def test_where_there_is_no_bundle(saved: Path) -> None:
+    for uri in (saved.parent / "none", saved / MODEL):
+        with pytest.raises(InputError, match="there is no bundle"):
+            load_bundle(str(uri))
+    (saved / MANIFEST).unlink()
+    for uri in (saved, saved.parent):
+        with pytest.raises(InputError, match="there is no bundle"):
+            load_bundle(str(uri))

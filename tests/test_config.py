@@ -1,0 +1,157 @@
+"""The options: a wrong one is named, and only what decides the result is part of a run's identity."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowers.config import BACKBONES, MONITORS, TrainConfig, flag
+from flowers.errors import InputError
+
+FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
+NAN, INF = math.nan, math.inf
+
+WRONG: dict[str, list[Any]] = {
+    "data": [""],
+    "per_class": [0, -1, 1],
+    "split": [
+        (0.7, 0.3),
+        (0.7, 0.2, 0.2),
+        (0, 0.9, 0.1),
+        (0.9, 0, 0.1),
+        (1.2, -0.1, -0.1),
+        (NAN, 0.5, 0.5),
+        (),
+        (0.25, 0.25, 0.25, 0.25),
+    ],
+    "max_bad_fraction": [-0.1, 1.1, NAN],
+    "max_pixels": [0],
+    "backbone": ["resnet18", ""],
+    "image_size": [0, 31, -1],
+    "precision": ["float16"],
+    "epochs": [0, -1],
+    "batch_size": [0],
+    "optimizer": ["adam"],
+    "learning_rate": [0, -1, INF, NAN],
+    "schedule": ["linear"],
+    "warmup_epochs": [-1, NAN, INF],
+    "momentum": [1, -0.1, NAN],
+    "weight_decay": [-1, NAN, INF],
+    "l2": [-1, NAN, INF],
+    "label_smoothing": [1, -0.1, NAN],
+    "dropout": [1, -0.1, NAN],
+    "class_weights": ["auto"],
+    "monitor": ["loss"],
+    "patience": [-1],
+    "min_delta": [-1, NAN, INF],
+    "seed": [-1, 1 << 31, 1 << 64],
+    "workers": [0, -2],
+    "feature_actors": ["-1", "1.5", "", "many", "²"],
+    "storage": [""],
+    "name": ["", ".", "..", "a/b", "a\\b", "a\0b", "cache", "datasets"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_a_wrong_value_is_named(name: str, value: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**{name: value})
+    text = str(caught.value)
+    shown = " ".join(map(str, map(float, value))) if name == "split" else value
+    assert text.startswith(f"{flag(name)}: received {shown!r}, required is ")
+    assert len(text.splitlines()) == 1
+
+
+def test_the_batch_is_divided_evenly() -> None:
+    with pytest.raises(InputError, match=r"--batch-size: received 32, required is a multiple of --workers \(3\)"):
+        TrainConfig(workers=3)
+    TrainConfig(workers=4)
+
+
+def test_defaults_are_valid_and_every_option_has_help() -> None:
+    config = TrainConfig()
+    assert config.split == (0.7, 0.27, 0.03)
+    for field in dataclasses.fields(config):
+        assert len(field.metadata["help"]) > 10
+        assert field.metadata["help"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("backbone", name) for name in BACKBONES],
+        *[("monitor", name) for name in MONITORS],
+        ("split", [0.8, 0.2, 0]),
+        ("seed", (1 << 31) - 1),
+        ("feature_actors", "0"),
+        ("max_bad_fraction", 0.0),
+        ("per_class", 2),
+        ("image_size", 32),
+        ("name", "my run"),
+    ],
+)
+def test_right_values_pass(name: str, value: Any) -> None:
+    TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("storage", "x"), ("name", "x"), ("fresh", True), ("verbose", True), ("feature_actors", "2")]
+)
+def test_where_and_how_loud_is_no_part_of_the_identity(name: str, value: Any) -> None:
+    config = TrainConfig(**{name: value})
+    assert config.identity() == TrainConfig().identity()
+    assert name not in config.identity()
+
+
+CHANGES: dict[str, Any] = {
+    "data": "elsewhere", "per_class": 9, "split": (0.8, 0.1, 0.1), "split_file": "s.parquet", "max_bad_fraction": 0.2,
+    "max_pixels": 9, "backbone": "resnet50", "weights": "random", "image_size": 64, "precision": "float32",
+    "epochs": 9, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant",
+    "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.0, "dropout": 0.0,
+    "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7, "workers": 2,
+}  # fmt: skip
+
+
+def test_every_other_option_is() -> None:
+    silent = {"storage", "name", "fresh", "verbose", "feature_actors"}
+    assert set(CHANGES) | silent == set(FIELDS), "a new option: say in CHANGES or `silent` what it decides"
+    plain = TrainConfig()
+    for name, value in CHANGES.items():
+        changed = TrainConfig(**{name: value})
+        assert {key for key, was in plain.identity().items() if changed.identity()[key] != was} == {name}
+        assert changed.run_name() != plain.run_name()
+
+
+def test_the_name_is_the_same_in_every_process() -> None:
+    assert TrainConfig().run_name() == TrainConfig().run_name()
+    assert TrainConfig().run_name().startswith("sample-resnet50v2-")
+    assert TrainConfig(split=(0.7, 0.27, 0.03), epochs=60).run_name() == TrainConfig(storage="/x").run_name()
+    assert TrainConfig(name="mine").run_name() == "mine"
+
+
+ODD = ["/", ".", "..", "~", "s3://", "s3://bucket/a b/", ".hidden", "a" * 300, "ü" * 200, "花" * 300, "\udcff", "-"]
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1, alphabet=st.characters()) | st.sampled_from(ODD))
+def test_the_name_is_a_safe_folder_name(data: str) -> None:
+    name = TrainConfig(data=data).run_name()
+    assert name == Path(name).name
+    assert len(os.fsencode(name)) <= 255
+    assert not set(name) & set("/\\\0\n :%?#")
+    assert not name.startswith(".")
+    assert TrainConfig(name=name).run_name() == name
+
+
+@pytest.mark.parametrize(
+    ("data", "stem"), [("/data/roses/", "roses"), ("s3://bucket/photos.csv", "photos"), (".", "data"), ("/", "data")]
+)
+def test_the_name_says_which_data(data: str, stem: str) -> None:
+    assert TrainConfig(data=data).run_name().rsplit("-", 2)[0] == stem

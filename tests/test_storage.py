@@ -1,0 +1,195 @@
+"""Files behind a path or a URI: whole or not at all, on a disk and in a bucket."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from flowers import storage
+from flowers.errors import InputError
+
+
+def tree(root: Path) -> list[str]:
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`mem://x/...` is a file system that is not the local one; it is kept in the folder returned."""
+    root = tmp_path / "bucket"
+    root.mkdir()
+    filesystem = pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
+    local = storage.resolve
+
+    def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+        return (filesystem, uri.removeprefix("mem://")) if uri.startswith("mem://") else local(uri)
+
+    monkeypatch.setattr(storage, "resolve", resolve)
+    return root
+
+
+def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a" / "b.txt")
+    storage.write(uri, b"one")
+    storage.write(uri, b"two")
+    assert storage.read(uri) == b"two"
+    assert tree(tmp_path) == ["a", "a/b.txt"]
+
+
+@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    uri = str(tmp_path / "b.txt")
+    storage.write(uri, b"old")
+
+    def full(*arguments: object) -> None:
+        if step == "write_bytes":
+            with open(str(arguments[0]), "wb") as file:
+                file.write(b"ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((Path, "write_bytes") if step == "write_bytes" else (os, "replace")), full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.write(uri, b"new")
+    monkeypatch.undo()
+    assert storage.read(uri) == b"old"
+    assert tree(tmp_path) == ["b.txt"]
+
+
+def folder_of(path: Path, **files: bytes) -> str:
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return str(path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_publish_replaces_a_folder(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "runs" / "best"
+    if there:
+        target.parent.mkdir()
+        folder_of(target, old=b"1", model=b"1")
+    new = folder_of(tmp_path / "new", model=b"2", manifest=b"3")
+    storage.publish(new, str(target), last="manifest")
+    assert tree(tmp_path) == ["runs", "runs/best", "runs/best/manifest", "runs/best/model"]
+    assert (target / "model").read_bytes() == b"2"
+
+
+def test_a_failed_publish_keeps_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "best"
+    folder_of(target, model=b"1")
+    new = folder_of(tmp_path / "new", model=b"2")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(storage.shutil, "move", full)
+    with pytest.raises(OSError, match="No space left"):
+        storage.publish(new, str(target), last="model")
+    assert (target / "model").read_bytes() == b"1"
+
+
+def test_publish_to_a_bucket_puts_the_last_file_last(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (bucket / "runs").mkdir()
+    folder_of(bucket / "runs" / "best", old=b"1")
+    new = folder_of(tmp_path / "new", a=b"1", manifest=b"2", z=b"3")
+    order = []
+    copy = pafs.copy_files
+
+    def noted(source: str, target: str, **options: object) -> None:
+        order.append(target)
+        copy(source, target, **options)
+
+    monkeypatch.setattr(storage.pafs, "copy_files", noted)
+    storage.publish(new, "mem://runs/best", last="manifest")
+    assert order == ["runs/best/a", "runs/best/z", "runs/best/manifest"]
+    assert tree(bucket) == ["runs", "runs/best", "runs/best/a", "runs/best/manifest", "runs/best/z"]
+    assert not Path(new).exists()
+
+
+def test_a_bucket_is_read_written_listed_and_emptied(bucket: Path) -> None:
+    (bucket / "x").mkdir()
+    storage.write("mem://x/b", b"2")
+    storage.write("mem://x/a", b"1")
+    assert storage.read("mem://x/a") == b"1"
+    assert storage.names("mem://x") == ["a", "b"]
+    assert storage.exists("mem://x/b")
+    storage.delete("mem://x")
+    assert not storage.exists("mem://x/b")
+    assert storage.names("mem://x") == []
+
+
+@pytest.mark.parametrize("name", ["missing", "folder", "locked\udcff"])
+def test_what_cannot_be_read_is_an_error_that_callers_expect(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises((OSError, InputError)):
+        storage.read(str(tmp_path / name))
+
+
+def test_names_are_sorted_and_of_one_level(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("")
+    assert storage.names(str(tmp_path)) == ["a.txt", "b"]
+    assert storage.names(str(tmp_path / "none")) == []
+
+
+def test_delete_removes_folders_only(tmp_path: Path) -> None:
+    (tmp_path / "b" / "c").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
+    storage.delete(str(tmp_path / "b"))
+    storage.delete(str(tmp_path / "none"))
+    storage.delete(str(tmp_path / "file"))
+    assert tree(tmp_path) == ["file"]
+
+
+def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/a b/ü"
+    storage.write(uri + "/x.txt", b"1")
+    assert (tmp_path / "a b" / "ü" / "x.txt").read_bytes() == b"1"
+    assert storage.names(uri) == ["x.txt"]
+    assert storage.absolute(uri) == str(tmp_path / "a b" / "ü")
+    assert storage.absolute(f"file://{tmp_path}/a%20b") == str(tmp_path / "a b")
+    assert not storage.is_remote(uri)
+
+
+def test_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert storage.absolute("runs/../x") == str(tmp_path / "x")
+    assert storage.absolute("~/x") == "/home/somebody/x"
+    assert storage.absolute("/x/") == "/x"
+    assert storage.absolute("s3://bucket/../x/") == "s3://bucket/../x/"
+
+
+@pytest.mark.parametrize(
+    ("uri", "joined"),
+    [
+        ("/", "/a/b"),
+        ("/x/", "/x/a/b"),
+        ("/what?", "/what?/a/b"),
+        ("s3://bucket", "s3://bucket/a/b"),
+        ("s3://bucket/x/?region=r&scheme=http", "s3://bucket/x/a/b?region=r&scheme=http"),
+    ],
+)
+def test_join(uri: str, joined: str) -> None:
+    assert storage.join(uri, "a", "b") == joined
+
+
+@pytest.mark.parametrize("uri", ["nope://x/y", "http://x/y.jpg", "://", "file://host/x", "\udcff/x", "s3://b/\udcff"])
+def test_an_address_that_means_nothing(uri: str) -> None:
+    with pytest.raises(InputError, match=r"cannot be opened .*; give a local path or a URI") as caught:
+        storage.resolve(uri)
+    assert len(str(caught.value).splitlines()) == 1
+    str(caught.value).encode()
+
+
+def test_hashes(tmp_path: Path) -> None:
+    data = b"x" * (3 << 20)
+    (tmp_path / "f").write_bytes(data)
+    assert storage.sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    assert storage.file_sha256(str(tmp_path / "f")) == storage.sha256(data)

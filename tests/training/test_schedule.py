@@ -1,0 +1,59 @@
+"""The learning rate of every step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowers.config import TrainConfig
+from flowers.training.schedule import learning_rate
+
+
+def rates(steps_per_epoch: int, **options: Any) -> list[float]:
+    config = TrainConfig(**{"epochs": 10, "learning_rate": 0.1, **options})
+    return [learning_rate(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+
+
+def test_cosine_with_warm_up() -> None:
+    found = rates(4, warmup_epochs=1)
+    assert found[:5] == pytest.approx([0.02, 0.04, 0.06, 0.08, 0.1])
+    assert found[4] == max(found) == 0.1
+    assert found[4 + 18] == pytest.approx(0.05)  # half of the way down
+    assert found[4 + 9] == pytest.approx(0.1 * (1 + math.sqrt(0.5)) / 2)
+    assert all(later < earlier for earlier, later in itertools.pairwise(found[4:]))
+    assert 0 < found[-1] < 0.1 * 0.002
+    assert learning_rate(TrainConfig(epochs=10), 40, 4) == pytest.approx(0, abs=1e-12)
+
+
+def test_cosine_without_warm_up_begins_at_the_peak() -> None:
+    assert rates(4, warmup_epochs=0)[0] == 0.1
+
+
+def test_exponential_is_the_staircase_of_ml_net() -> None:
+    """x 0.94 every 2 epochs; --warmup-epochs is no part of it."""
+    found = rates(3, schedule="exponential", learning_rate=0.01, warmup_epochs=5)
+    assert found == pytest.approx([0.01 * 0.94**stair for stair in range(5) for _ in range(6)])
+
+
+def test_constant() -> None:
+    assert rates(4, schedule="constant", warmup_epochs=0.5) == pytest.approx([0.1 / 3, 0.2 / 3] + [0.1] * 38)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["cosine", "exponential", "constant"]),
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.floats(0, 100),
+)
+def test_every_rate_is_usable(schedule: str, epochs: int, steps: int, warmup: float) -> None:
+    """Also where warm-up is longer than training."""
+    config = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup)
+    for step in {0, 1, steps, epochs * steps // 2, epochs * steps - 1}:
+        assert 0 <= learning_rate(config, step, steps) <= config.learning_rate
+        assert step >= epochs * steps or learning_rate(config, step, steps) > 0
