@@ -12,7 +12,7 @@ from PIL import Image
 from flowers.bundle import Bundle
 from flowers.errors import BadImage
 from flowers.model.backbones import build_backbone
-from flowers.model.classifier import build_head, join
+from flowers.model.classifier import build_head, join, standardization
 from flowers.predictor import Prediction, Predictor
 
 SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
@@ -78,10 +78,10 @@ def test_order_over_many_batches(reddest: Predictor) -> None:
 def test_probabilities_do_not_depend_on_the_batch() -> None:
     frozen = build_backbone("mobilenetv2", "random", SIZE, "float32")
     rng = np.random.default_rng(0)
-    head = build_head(np.zeros(1280, np.float32), np.full(1280, 0.01, np.float32), len(CLASSES), 0.2)
-    head.get_layer("logits").set_weights([rng.normal(scale=0.3, size=(1280, 3)), np.zeros(3)])
-    predictor = Predictor(bundle_of(join(frozen, head)))
     pixels = rng.integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
+    head = build_head(*standardization(np.asarray(frozen(pixels))), len(CLASSES), 0.2)
+    head.get_layer("logits").set_weights([rng.normal(scale=0.005, size=(1280, 3)), np.zeros(3)])
+    predictor = Predictor(bundle_of(join(frozen, head)))
     alone = np.concatenate([predictor.probabilities(pixels[place : place + 1]) for place in range(33)])
     assert np.ptp(alone, axis=0).max() > 1e-3
     for count in (1, 7, 8, 9, 32, 33):
