@@ -81,7 +81,7 @@ class TrainConfig:
     momentum: float = option(0.9, "Momentum of sgd.")
     weight_decay: float = option(0.01, "Decoupled weight decay of adamw.")
     l2: float = option(0.0, "L2 penalty on the head's kernel, added to the loss.")
-    label_smoothing: float = option(0.1, "Part of each label spread over all classes, 0 to 1.")
+    label_smoothing: float = option(0.0, "Part of each label spread over all classes, 0 to 1.")
     dropout: float = option(0.2, "Part of the features dropped in each training step, 0 to 1.")
     class_weights: str = option(
         "none",

@@ -47,7 +47,7 @@ class DamagedFile(FlowersError):
 
 
 class TrainingDiverged(FlowersError):
-    """The training loss is not finite; the text names the epoch and the step."""
+    """The training loss is not finite; the text names the epoch, and the step if one is to blame."""
 
 
 def first_line(error: BaseException) -> str:

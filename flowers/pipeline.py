@@ -14,6 +14,7 @@ from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger, settle
 from flowers.data.preflight import check_small_classes
 from flowers.data.sources import Listing, list_photos
+from flowers.errors import InputError
 from flowers.ingest import Frozen, Ingested, ingest
 from flowers.model import backbones
 from flowers.model.features import FeatureCache, FrozenPart, cache_key
@@ -54,6 +55,8 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     tensorflow = background(import_tensorflow, "import tensorflow")
     with ray_session(config.verbose):
         nodes, cpus, gpus = cluster_shape()
+        if config.workers > cpus:
+            raise InputError(f"--workers: received {config.workers}, the cluster has {cpus} CPUs, one is required for each")
         plan = _plan(config, uri, cpus, gpus)
         out.print(f"  compute   {plan.precision}: {plan.precision_reason}", highlight=False)
         cache = FeatureCache(plan.cache).open()
@@ -84,8 +87,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         watch.lap("save")
         tested = measure(plan, ledger, saved["bundle"])
         watch.lap("evaluate")
-    described = describe(plan, listing, ingested, watch.report())
-    return run.write_report(uri, {"command": command, **described, **saved, **tested})
+        report = {"command": command, **describe(plan, listing, ingested, watch.report()), **saved, **tested}
+        written = background(lambda: run.write_report(uri, report), "write the report")  # while Ray ends
+    return written.result()
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
@@ -102,7 +106,13 @@ def _plan(config: TrainConfig, uri: str, cpus: int, gpus: int) -> Plan:
     image_size = config.image_size or backbones.REGISTRY[config.backbone].image_size
     weights = backbones.weights_key(config.backbone, config.weights)
     precision, reason = backbones.resolve_precision(config.precision, gpus)
-    key = cache_key(backbone=config.backbone, weights=weights, image_size=image_size, precision=precision)
+    key = cache_key(
+        backbone=config.backbone,
+        weights=weights,
+        image_size=image_size,
+        precision=precision,
+        max_pixels=config.max_pixels,
+    )
     cache = storage.join(storage.absolute(config.storage), "cache", "features", key)
     return Plan(config, uri, cache, image_size, weights, precision, reason, cpus)
 

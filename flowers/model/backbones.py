@@ -178,7 +178,7 @@ def _scaled(pixels: Any, scaling: str) -> Any:
 
     if scaling == "tf":
         return keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="scale")(pixels)
-    # In float32: bfloat16 cannot tell 254 from 255.
+    # In float32: bfloat16 would round a pixel minus the mean to a whole level.
     floats = keras.layers.Rescaling(1.0, dtype="float32", name="to_float")(pixels)
     blue_green_red = keras.ops.flip(floats, axis=-1)
     return keras.layers.Rescaling(1.0, offset=[-mean for mean in _CAFFE_MEAN], dtype="float32", name="scale")(

@@ -29,9 +29,11 @@ PART_ROWS = 1024
 IN_MEMORY_BYTES = 1 << 30
 
 
-def cache_key(*, backbone: str, weights: str, image_size: int, precision: str, cut: str = "pool") -> str:
-    """A short name for everything a feature depends on besides the image."""
-    parts = [backbone, weights, image_size, precision, cut, DECODER_VERSION]
+def cache_key(
+    *, backbone: str, weights: str, image_size: int, precision: str, max_pixels: int, cut: str = "pool"
+) -> str:
+    """A short name for everything a feature depends on besides the image, and for what is not decoded at all."""
+    parts = [backbone, weights, image_size, precision, max_pixels, cut, DECODER_VERSION]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

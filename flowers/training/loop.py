@@ -174,7 +174,7 @@ def _epoch(
         losses.append(loss)
         rows.append(batches.rows)
         rate = float(batches.rates[-1])
-    summary = summarize(validate(step, validation, len(classes), worker), classes)
+    summary = summarize(validate(step, epoch, validation, len(classes), worker), classes)
     return {
         "epoch": epoch + 1,
         "loss": float(np.average(np.concatenate(losses), weights=np.concatenate(rows))),
@@ -184,12 +184,14 @@ def _epoch(
     }
 
 
-def validate(step: HeadStep, side: Side, classes: int, worker: tuple[int, int]) -> Counts:
-    """Exact counts over all rows of a side, each worker taking every N-th row."""
+def validate(step: HeadStep, epoch: int, side: Side, classes: int, worker: tuple[int, int]) -> Counts:
+    """Exact counts over all rows of a side after an epoch, counted from 0; each worker takes every N-th row."""
     rank, workers = worker
     probabilities = step.probabilities(side.features[rank::workers])
     if not np.isfinite(probabilities).all():
-        raise TrainingDiverged("the validation scores are not finite numbers; lower --learning-rate")
+        raise TrainingDiverged(
+            f"the validation scores after epoch {epoch + 1} are not finite numbers; lower --learning-rate"
+        )
     counts = Counts.of(side.labels[rank::workers], probabilities)
     return Counts.from_vector(step.total(counts.to_vector()), classes)
 

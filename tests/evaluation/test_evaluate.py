@@ -30,7 +30,9 @@ def predictor() -> Predictor:
 
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 100)(pixels))
-    return Predictor(Bundle("", keras.Model(pixels, keras.layers.Softmax()(pooled)), {"classes": CLASSES, "image_size": SIZE}))
+    return Predictor(
+        Bundle("", keras.Model(pixels, keras.layers.Softmax()(pooled)), {"classes": CLASSES, "image_size": SIZE})
+    )
 
 
 def table(labels: list[int], **changes: list[Any]) -> pa.Table:

@@ -221,8 +221,10 @@ def test_a_large_matrix_lies_in_a_file(cache: FeatureCache, monkeypatch: pytest.
 
 
 def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    base = {"backbone": "resnet50", "weights": "random:0", "image_size": 224, "precision": "float32", "cut": "pool"}
-    other = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16", "cut": "x"}
+    base = {"backbone": "resnet50", "weights": "random:0", "image_size": 224, "precision": "float32"}
+    base |= {"max_pixels": 10, "cut": "pool"}
+    other = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16"}
+    other |= {"max_pixels": 11, "cut": "x"}
     keys = [cache_key(**base), *(cache_key(**{**base, name: other[name]}) for name in base)]  # type: ignore[arg-type]
     assert cache_key(**base) == keys[0]  # type: ignore[arg-type]
     monkeypatch.setattr(features, "DECODER_VERSION", "another")

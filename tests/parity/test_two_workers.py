@@ -48,7 +48,13 @@ def test_two_workers_equal_one(tmp_path: Path) -> None:
     cache, one, two = str(tmp_path / "cache"), tmp_path / "runs" / "one", tmp_path / "runs" / "two"
     _write(cache, [one, two])
     config = TrainConfig(
-        batch_size=32, epochs=3, dropout=0.2, l2=0.003, label_smoothing=0.1, class_weights="balanced", learning_rate=0.01
+        batch_size=32,
+        epochs=3,
+        dropout=0.2,
+        l2=0.003,
+        label_smoothing=0.1,
+        class_weights="balanced",
+        learning_rate=0.01,
     )
     trainer.fit(config, str(one), cache, CLASSES)
     with ray_session(verbose=False):
