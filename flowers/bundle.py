@@ -9,12 +9,13 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
 from flowers import storage
 from flowers.data.images import DECODER_VERSION
-from flowers.errors import DamagedFile, InputError
+from flowers.errors import DamagedFile, InputError, first_line
 
 SCHEMA = 1
 MODEL, MANIFEST = "model.keras", "manifest.json"
@@ -69,9 +70,9 @@ def working_folder(uri: str) -> str:
     """A new local folder from which `storage.publish` to `uri` is one rename where that is possible."""
     if storage.is_remote(uri):
         return tempfile.mkdtemp(prefix="flowers-")
-    parent = os.path.dirname(storage.absolute(uri))
-    os.makedirs(parent, exist_ok=True)
-    return tempfile.mkdtemp(prefix=".writing-", dir=parent)
+    folder = storage.join(os.path.dirname(storage.absolute(uri)), f".writing-{uuid.uuid4().hex}")
+    os.makedirs(folder)  # not mkdtemp: what is published must be readable by whom the umask allows
+    return folder
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -125,5 +126,11 @@ def load_bundle(uri: str) -> Bundle:
         found, expected = storage.file_sha256(path), manifest["files"][MODEL]["sha256"]
         if found != expected:
             raise DamagedFile(f"the bundle {uri} is damaged: {MODEL} has sha256 {found}, its manifest says {expected}")
-        model = keras.saving.load_model(path, compile=False)
+        try:
+            model = keras.saving.load_model(path, compile=False)
+        except Exception as error:
+            raise InputError(
+                f"the bundle {uri} was saved by Keras {manifest['versions']['keras']} and cannot be loaded by "
+                f"{keras.__version__}: {first_line(error)}"
+            ) from error
     return Bundle(uri, model, manifest)

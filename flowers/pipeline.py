@@ -56,7 +56,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     with ray_session(config.verbose):
         nodes, cpus, gpus = cluster_shape()
         if config.workers > cpus:
-            raise InputError(f"--workers: received {config.workers}, the cluster has {cpus} CPUs, one is required for each")
+            raise InputError(
+                f"--workers: received {config.workers}, the cluster has {cpus} CPUs, one is required for each"
+            )
         plan = _plan(config, uri, cpus, gpus)
         out.print(f"  compute   {plan.precision}: {plan.precision_reason}", highlight=False)
         cache = FeatureCache(plan.cache).open()

@@ -22,7 +22,7 @@ def standardization(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.f
         square += (chunk**2).sum(axis=0)
     mean /= len(features)
     variance = np.maximum(square / len(features) - mean**2, 0)
-    variance += 0.01 * variance.mean() + 1e-12
+    variance += 0.01 * variance.mean() + 1e-14
     return mean.astype(np.float32), variance.astype(np.float32)
 
 

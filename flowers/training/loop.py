@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from flowers import storage
 from flowers.config import TrainConfig
-from flowers.errors import TrainingDiverged
+from flowers.errors import FlowersError, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.model.classifier import build_head, standardization
 from flowers.model.features import FeatureCache
@@ -35,16 +35,24 @@ class Side:
     labels: npt.NDArray[np.int32]
 
 
-def train_loop(arguments: dict[str, Any]) -> None:
-    """Trains the head; the function that Ray's `TensorflowTrainer` runs in each worker, or in the job itself.
+def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
+    """The function that Ray's `TensorflowTrainer` runs in each worker, or in the job itself.
 
     Args:
         arguments: `run` (URI of the run folder, holding split.parquet), `cache` (URI of the feature cache),
             `classes` and `config` (the fields of a `TrainConfig`).
 
-    Raises:
-        TrainingDiverged: the loss is not finite.
+    Returns:
+        What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
     """
+    try:
+        _train_head(arguments)
+    except FlowersError as error:
+        return error
+    return None
+
+
+def _train_head(arguments: dict[str, Any]) -> None:
     import ray.train
     import tensorflow as tf
 
@@ -99,13 +107,15 @@ class Progress:
         config: of the run.
         history: one line of metrics an epoch.
         best: number of the best epoch, 0 before the first.
-        waited: epochs since the monitored metric last got better by `min_delta`.
+        mark: the monitored metric when it last got better by more than `min_delta`.
+        waited: epochs since then.
     """
 
     run: str
     config: TrainConfig
     history: list[dict[str, Any]]
     best: int = 0
+    mark: float | None = None
     waited: int = 0
 
     @classmethod
@@ -115,7 +125,7 @@ class Progress:
         if found is None:
             return cls(run, config, [])
         step.restore(found.arrays)
-        return cls(run, config, found.state["history"], found.state["best"], found.state["waited"])
+        return cls(run, config, **found.state)
 
     @property
     def epoch(self) -> int:
@@ -130,15 +140,17 @@ class Progress:
         """Takes in the metrics of one more epoch."""
         name = f"val_{self.config.monitor}"
         sign = -1 if self.config.monitor == "log_loss" else 1
-        gain = sign * (line[name] - self.history[self.best - 1][name]) if self.best else np.inf
         self.history.append(line)
-        self.waited = 0 if gain > self.config.min_delta else self.waited + 1
-        if gain > 0:
+        if not self.best or sign * (line[name] - self.history[self.best - 1][name]) > 0:
             self.best = self.epoch
+        if self.mark is None or sign * (line[name] - self.mark) > self.config.min_delta:
+            self.mark, self.waited = line[name], 0
+        else:
+            self.waited += 1
 
     def commit(self, step: HeadStep) -> str:
         """Writes the checkpoint and the line of metrics of this epoch; returns the checkpoint's URI."""
-        state = {"history": self.history, "best": self.best, "waited": self.waited}
+        state = {"history": self.history, "best": self.best, "mark": self.mark, "waited": self.waited}
         folder = storage.join(self.run, "checkpoints")
         uri = checkpoints.save(folder, checkpoints.Checkpoint(self.epoch, step.state(), state))
         checkpoints.prune(folder, self.best)

@@ -29,7 +29,7 @@ def fit(config: TrainConfig, run: str, cache: str, classes: tuple[str, ...]) -> 
         classes: names of the outputs, in order.
 
     Raises:
-        FlowersError: what a worker raised on purpose, or one line on why Ray gave up.
+        FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
@@ -57,9 +57,11 @@ def fit(config: TrainConfig, run: str, cache: str, classes: tuple[str, ...]) -> 
         ),
     )
     try:
-        trainer.fit()
+        failure = trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise _cause(error) from error
+    if failure is not None:
+        raise failure
 
 
 def best_head(run: str) -> tuple[list[npt.NDArray[Any]], checkpoints.Checkpoint]:
@@ -78,12 +80,7 @@ def best_head(run: str) -> tuple[list[npt.NDArray[Any]], checkpoints.Checkpoint]
 
 
 def _cause(error: Any) -> FlowersError:
-    """What really happened, from under Ray's wrapping."""
+    """What really happened, from under Ray's wrapping, in one line."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
-    for failure in failures:
-        while failure is not None:
-            if isinstance(failure, FlowersError):
-                return failure
-            failure = getattr(failure, "cause", None) or failure.__cause__
-    lines = [line for line in str(failures[0] or error).strip().splitlines() if line.strip()]
+    lines = [line for line in str(next(filter(None, failures))).strip().splitlines() if line.strip()]
     return FlowersError(f"training failed: {lines[-1] if lines else type(error).__name__}")

@@ -26,7 +26,7 @@ from tests.e2e.conftest import SMALL, Job, draw
     ],
 )
 def test_one_line_exit_code_2_and_nothing_left(job: Job, tmp_path: Path, arguments: list[str], said: str) -> None:
-    done = job(tmp_path, "run", *arguments, code=2)
+    done = job(tmp_path / "runs", "run", *arguments, code=2)
     assert said in done.err
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: ")
@@ -36,13 +36,13 @@ def test_one_line_exit_code_2_and_nothing_left(job: Job, tmp_path: Path, argumen
 def test_data_that_cannot_be_trained_on_is_refused_before_ray_starts(job: Job, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     (empty / "roses").mkdir(parents=True)
-    assert "found no photos" in job(tmp_path, "empty", "--data", empty, *SMALL, code=2).err
+    assert "found no photos" in job(tmp_path / "runs", "empty", "--data", empty, *SMALL, code=2).err
     one = draw(tmp_path / "one", classes=1, each=4)
-    assert "two or more" in job(tmp_path, "one", "--data", one, *SMALL, code=2).err
+    assert "two or more" in job(tmp_path / "runs", "one", "--data", one, *SMALL, code=2).err
     small = draw(tmp_path / "small", classes=2, each=4)
     for name in ("001", "002", "003"):
         (small / "class1" / f"{name}.jpg").write_bytes(b"\xff\xd8\xff\xe0 cut short")
-    done = job(tmp_path, "small", "--data", small, *SMALL, code=2)
+    done = job(tmp_path / "runs", "small", "--data", small, *SMALL, code=2)
     assert "class 'class1' has 1 usable photo" in done.err
     assert "compute" not in done.out
 
@@ -51,7 +51,7 @@ def test_too_many_bad_files_stop_the_run(job: Job, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", classes=2, each=20)
     for index in range(6):
         (data / "class0" / f"bad{index}.jpg").write_bytes(os.urandom(100))
-    done = job(tmp_path, "bad", "--data", data, *SMALL, code=2)
+    done = job(tmp_path / "runs", "bad", "--data", data, *SMALL, code=2)
     assert "6 of 46 files are unusable" in done.err
     assert "--max-bad-fraction" in done.err
 
@@ -59,7 +59,7 @@ def test_too_many_bad_files_stop_the_run(job: Job, tmp_path: Path) -> None:
 def test_training_that_diverges_says_where(job: Job, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", classes=2, each=12)
     sgd = ("--optimizer", "sgd", "--learning-rate", "1e30", "--l2", "1")
-    done = job(tmp_path, "wild", "--data", data, *SMALL, *sgd, code=1)
+    done = job(tmp_path / "runs", "wild", "--data", data, *SMALL, *sgd, code=1)
     assert "in step" in done.err
     assert "--learning-rate" in done.err
     assert done.err.count("\n") == 1
