@@ -36,7 +36,7 @@ def main() -> None:
         arguments.data, image_size=(size, size), batch_size=32, shuffle=False, crop_to_aspect_ratio=True, verbose=0
     )
     classes = dataset.class_names
-    labels = np.concatenate([batch for _, batch in dataset])
+    labels = np.array([classes.index(os.path.basename(os.path.dirname(path))) for path in dataset.file_paths])
     order = np.random.default_rng(0).permutation(len(labels))
     ends = np.round(np.cumsum([0.7, 0.27]) * len(labels)).astype(int)
     train, validation, test = np.split(order, ends)
@@ -60,7 +60,9 @@ def main() -> None:
         ]
     )
     head.compile(
-        keras.optimizers.AdamW(1e-3, weight_decay=0.01), keras.losses.SparseCategoricalCrossentropy(), ["accuracy"]
+        optimizer=keras.optimizers.AdamW(1e-3, weight_decay=0.01),
+        loss=keras.losses.SparseCategoricalCrossentropy(),
+        metrics=["accuracy"],
     )
     head.fit(
         features[train],

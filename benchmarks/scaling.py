@@ -51,7 +51,7 @@ def one(data: str) -> None:
             size=224,
             max_pixels=10**8,
             known=dataset.digests_array([]),
-            parallelism=cpus,
+            readers=cpus,
         )
         rows = [table.select(ROW.names) for table in dataset.tables(photos)]
         read = time.perf_counter()

@@ -52,7 +52,7 @@ class Ingested:
         hits: photos whose features were in the cache.
         computed: photos put through the network.
         features_s: seconds spent in the network.
-        waited_s: seconds spent waiting for the network to be built.
+        waited_s: seconds spent waiting for the first photo and for the network to be built.
     """
 
     ledger: Ledger
@@ -66,7 +66,7 @@ def ingest(
     listing: Listing,
     config: TrainConfig,
     image_size: int,
-    cpus: int,
+    readers: int,
     cache: FeatureCache,
     frozen: Frozen,
     settle: Callable[[pa.Table], Ledger],
@@ -78,7 +78,7 @@ def ingest(
         listing: the files.
         config: of the run.
         image_size: height and width to decode to, in pixels.
-        cpus: CPUs that decode.
+        readers: files are read and decoded in so many tasks at once.
         cache: an opened feature cache.
         frozen: the network.
         settle: makes the ledger of all rows (schema `flowers.data.ledger.ROW`).
@@ -93,14 +93,17 @@ def ingest(
         size=image_size,
         max_pixels=config.max_pixels,
         known=dataset.digests_array(held),
-        parallelism=cpus,
+        readers=readers,
     )
     if frozen.actors:
         photos = _through_actors(photos, image_size, frozen)
     network = _Network(cache, frozen, image_size, set(held))
     rows: list[pa.Table] = []
+    began = time.perf_counter()
     with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
         for table in dataset.tables(photos):
+            if not rows:
+                network.waited = time.perf_counter() - began
             rows.append(table.select(ROW.names))
             if table["code"].null_count < table.num_rows:
                 check_bad_fraction(pa.concat_tables(rows), config.max_bad_fraction, listing.table.num_rows)

@@ -104,7 +104,7 @@ def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
         size=plan.image_size,
         max_pixels=plan.config.max_pixels,
         known=dataset.digests_array([]),
-        parallelism=plan.cpus,
+        readers=max(1, plan.cpus // 2),
     )
 
 

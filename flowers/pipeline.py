@@ -73,7 +73,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         settled = functools.partial(
             settle, fractions=config.split, seed=config.seed, max_bad_fraction=config.max_bad_fraction, known=known
         )
-        ingested = ingest(listing, config, plan.image_size, cpus, cache, frozen, settled, out)
+        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
+        readers = cpus if actors else max(1, cpus // 2)
+        ingested = ingest(listing, config, plan.image_size, readers, cache, frozen, settled, out)
         watch.lap("read")
         watch.move(ingested.features_s, "read", "features")
         watch.move(ingested.waited_s, "read", "start")
@@ -131,7 +133,7 @@ def _network(plan: Plan, tensorflow: Future[None], cold: bool) -> Callable[[], F
         tensorflow.result()
         frozen = FrozenPart(_maker(plan), plan.image_size)
         if cold:
-            frozen.warm_up()
+            frozen.prepare()
         return frozen
 
     return background(build, "build the network").result

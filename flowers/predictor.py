@@ -72,7 +72,8 @@ class Predictor:
         outputs = []
         for start in range(0, len(pixels), SIZES[-1]):
             chunk = pixels[start : start + SIZES[-1]]
-            size = next(size for size in SIZES if size >= len(chunk))
+            # After a full batch its remainder is filled up as well: a second shape would be traced for nothing.
+            size = SIZES[-1] if start else next(size for size in SIZES if size >= len(chunk))
             padded = np.zeros((size, *chunk.shape[1:]), np.uint8)
             padded[: len(chunk)] = chunk
             outputs.append(self._forward(tf.constant(padded)).numpy()[: len(chunk)])

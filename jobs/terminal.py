@@ -63,6 +63,9 @@ def run_command(command: click.Command, name: str) -> None:
     except click.ClickException as error:
         _say(f"error: {error.format_message()} See {name} --help.")
         raise SystemExit(WRONG_INPUT) from None
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(DONE)  # all is written; TensorFlow would take another second to take itself apart
 
 
 @contextlib.contextmanager

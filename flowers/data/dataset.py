@@ -33,12 +33,12 @@ PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary())])
 Known = npt.NDArray[np.bytes_]
 
 
-def stream_bytes(listing: pa.Table, *, parallelism: int) -> ray.data.Dataset:
+def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
     """The files of `listing`, read and hashed by Ray tasks.
 
     Args:
         listing: schema `flowers.data.sources.LISTING`.
-        parallelism: CPUs that read and decode; sets how finely the listing is cut.
+        readers: tasks that read and decode at once.
 
     Returns:
         A lazy dataset of schema `BYTES` in the order of the listing.
@@ -50,12 +50,16 @@ def stream_bytes(listing: pa.Table, *, parallelism: int) -> ray.data.Dataset:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    rows = int(np.clip(listing.num_rows // (parallelism * 8), 8, 128))
+    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
     blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
-    return ray.data.from_arrow(blocks).map_batches(read_block, batch_format="pyarrow", batch_size=None)
+    # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
+    listed = ray.data.from_blocks(blocks)
+    return listed.map_batches(
+        read_block, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(size=readers)
+    )
 
 
-def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, parallelism: int) -> ray.data.Dataset:
+def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, readers: int) -> ray.data.Dataset:
     """The photos of `listing`, read, hashed and decoded; Ray fuses both steps, so bytes never leave their task.
 
     Args:
@@ -63,7 +67,7 @@ def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known
         size: height and width to decode to, in pixels.
         max_pixels: refuse larger pictures before decoding.
         known: sorted digests of photos that need no decoding (`digests_array`).
-        parallelism: as in `stream_bytes`.
+        readers: as in `stream_bytes`.
 
     Returns:
         A lazy dataset of schema `PIXELS` in the order of the listing.
@@ -75,8 +79,9 @@ def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known
     def decode(block: pa.Table) -> pa.Table:
         return decode_block(block, size=size, max_pixels=max_pixels, known=ray.get(reference))
 
-    dataset = stream_bytes(listing, parallelism=parallelism)
-    return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None)
+    dataset = stream_bytes(listing, readers=readers)
+    pool = ray.data.TaskPoolStrategy(size=readers)
+    return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None, compute=pool)
 
 
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:

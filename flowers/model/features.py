@@ -57,9 +57,9 @@ class FrozenPart:
             lambda pixels: self.model(pixels, training=False), input_signature=[tf.TensorSpec(shape, tf.uint8)]
         )
 
-    def warm_up(self) -> None:
-        """Traces and runs the network once."""
-        self.features(np.zeros((1, self.image_size, self.image_size, 3), np.uint8))
+    def prepare(self) -> None:
+        """Traces the network, so that the first batch does not have to wait for that."""
+        self._forward.get_concrete_function()
 
     def features(self, photos: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Features of uint8 [n, size, size, 3]: float32 [n, d]."""

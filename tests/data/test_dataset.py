@@ -219,9 +219,9 @@ def test_ray_streams_the_same_rows_in_order(tmp_path: Path) -> None:
     table = listing(*paths, *[tmp_path / "gone.jpg"])
     known = digests_array([hashlib.sha256(paths[3].read_bytes()).digest()])
     options: dict[str, Any] = {"size": SIZE, "max_pixels": 10_000, "known": known}
-    streamed = list(dataset.tables(dataset.stream_pixels(table, parallelism=2, **options)))
+    streamed = list(dataset.tables(dataset.stream_pixels(table, readers=2, **options)))
     assert len(streamed) > 3
     assert pa.concat_tables(streamed).combine_chunks() == both(table, **options).combine_chunks()
-    again = list(dataset.tables(dataset.stream_bytes(table, parallelism=2), 25))
+    again = list(dataset.tables(dataset.stream_bytes(table, readers=2), 25))
     assert [part.num_rows for part in again] == [25, 25, 11]
     assert pa.concat_tables(again).combine_chunks() == read_block(table).combine_chunks()
