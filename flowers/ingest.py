@@ -14,7 +14,7 @@ from rich.console import Console
 
 from flowers.config import TrainConfig
 from flowers.data import dataset
-from flowers.data.ledger import ROW, Ledger, check_bad_fraction
+from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
 from flowers.data.sources import Listing
 from flowers.model.features import BATCH, FeatureCache, FrozenPart
 from flowers.progress import progress_bar
@@ -99,13 +99,15 @@ def ingest(
         photos = _through_actors(photos, image_size, frozen)
     network = _Network(cache, frozen, image_size, set(held))
     rows: list[pa.Table] = []
+    bad = 0
     began = time.perf_counter()
     with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
         for table in dataset.tables(photos):
             if not rows:
                 network.waited = time.perf_counter() - began
-            rows.append(table.select(ROW.names))
-            if table["code"].null_count < table.num_rows:
+            rows.append(dataset.detached(table, ROW.names))
+            bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
+            if bad > config.max_bad_fraction * listing.table.num_rows:
                 check_bad_fraction(pa.concat_tables(rows), config.max_bad_fraction, listing.table.num_rows)
             network.take(table)
             advance(table.num_rows)

@@ -89,6 +89,11 @@ def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Ta
     yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
 
 
+def detached(table: pa.Table, names: list[str]) -> pa.Table:
+    """Copies of some columns. A view of them would keep their whole block, pixels and all, in the object store."""
+    return table.select(names).take(pa.array(range(table.num_rows), pa.int64()))
+
+
 def digests_array(digests: list[bytes]) -> Known:
     """Sorted SHA-256 digests as a NumPy array that workers search without copying it."""
     return np.sort(np.array(digests, dtype="S32"))

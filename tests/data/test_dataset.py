@@ -225,3 +225,10 @@ def test_ray_streams_the_same_rows_in_order(tmp_path: Path) -> None:
     again = list(dataset.tables(dataset.stream_bytes(table, readers=2), 25))
     assert [part.num_rows for part in again] == [25, 25, 11]
     assert pa.concat_tables(again).combine_chunks() == read_block(table).combine_chunks()
+
+
+def test_detached_columns_share_no_memory_with_their_table() -> None:
+    table = pa.table({"path": ["a", "b"], "code": pa.array([None, "empty"])})
+    own = {buffer.address for column in table.columns for buffer in column.chunk(0).buffers() if buffer}
+    copies = dataset.detached(table, ["path", "code"])
+    assert not own & {buffer.address for column in copies.columns for buffer in column.chunk(0).buffers() if buffer}
