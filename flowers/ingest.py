@@ -101,18 +101,21 @@ def ingest(
     rows: list[pa.Table] = []
     bad = 0
     began = time.perf_counter()
-    with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
-        for table in dataset.tables(photos):
-            if not rows:
-                network.waited = time.perf_counter() - began
-            rows.append(dataset.detached(table, ROW.names))
-            bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
-            if bad > config.max_bad_fraction * listing.table.num_rows:
-                check_bad_fraction(pa.concat_tables(rows), config.max_bad_fraction, listing.table.num_rows)
-            network.take(table)
-            advance(table.num_rows)
-        ledger = settle(pa.concat_tables(rows))
-        network.finish()
+    try:
+        with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
+            for table in dataset.tables(photos):
+                if not rows:
+                    network.waited = time.perf_counter() - began
+                rows.append(dataset.detached(table, ROW.names))
+                bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
+                if bad > config.max_bad_fraction * listing.table.num_rows:
+                    check_bad_fraction(pa.concat_tables(rows), config.max_bad_fraction, listing.table.num_rows)
+                network.take(table)
+                advance(table.num_rows)
+            ledger = settle(pa.concat_tables(rows))
+            network.finish()
+    finally:
+        cache.flush()  # also when it is stopped: what was computed is not computed again
     usable = sum(pc.is_null(part["code"]).to_numpy().sum() for part in rows)
     hits = int(usable) - network.computed - network.repeats
     return Ingested(ledger, hits, network.computed, network.seconds, network.waited)
@@ -143,10 +146,9 @@ class _Network:
             self._run(BATCH)
 
     def finish(self) -> None:
-        """Runs what is left and writes the cache."""
+        """Runs what is left, a batch that is not full included."""
         while self._waiting:
             self._run(BATCH)
-        self._cache.flush()
 
     def _run(self, count: int) -> None:
         batch, self._waiting = self._waiting[:count], self._waiting[count:]

@@ -108,8 +108,14 @@ def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
     )
 
 
-def measure(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
+def measure(plan: Plan, ledger: Ledger, uri: str, source: str) -> dict[str, Any]:
     """Loads the bundle at `uri` and measures it on the test photos, from their bytes.
+
+    Args:
+        plan: of the run.
+        ledger: its photos.
+        uri: the bundle.
+        source: where the photos were listed; examples are named from there.
 
     Returns:
         Parts of the report: test, predictions.
@@ -117,6 +123,8 @@ def measure(plan: Plan, ledger: Ledger, uri: str) -> dict[str, Any]:
     predictor = Predictor(bundle.load_bundle(uri), plan.config.max_pixels)
     tables = dataset.tables(stream_test(plan, ledger)) if ledger.counts().get("test") else iter(())
     counts, examples = evaluate(tables, predictor, EXAMPLES)
+    for example in examples:
+        example["path"] = example["path"].removeprefix(source.rstrip("/") + "/")
     return {"test": summarize(counts, ledger.classes), "predictions": examples}
 
 

@@ -89,7 +89,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
 
         saved = save_best(plan, ledger, network().model)
         watch.lap("save")
-        tested = measure(plan, ledger, saved["bundle"])
+        tested = measure(plan, ledger, saved["bundle"], listing.source)
         watch.lap("evaluate")
         report = {"command": command, **describe(plan, listing, ingested, watch.report()), **saved, **tested}
         written = background(lambda: run.write_report(uri, report), "write the report")  # while Ray ends

@@ -4,6 +4,7 @@ import time
 
 _BEGAN = time.time()
 
+import os  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from importlib import resources  # noqa: E402
@@ -42,6 +43,11 @@ def build_config(recipe: str | None, given: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{**values, **given})
 
 
+def _from_here(path: str) -> str:
+    """A path below the current folder as people type it there."""
+    return path.removeprefix(f"{os.getcwd()}/")
+
+
 @click.command(help=_HELP, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
 @click.option("--recipe", help=f"Named options to start from: {', '.join(recipe_names())}.  [default: as --data]")
 @options(TrainConfig)
@@ -56,7 +62,8 @@ def main(recipe: str | None, **values: Any) -> None:
 
         report = pipeline.train(config, out, _BEGAN, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
         out.print(summary(report))
-        out.print(f"report    {report['bundle'].removesuffix('best')}report.html\nbundle    {report['bundle']}")
+        run = _from_here(report["bundle"].removesuffix("/best"))
+        out.print(f"report    {run}/report.html\nbundle    {run}/best", highlight=False)
 
 
 if __name__ == "__main__":

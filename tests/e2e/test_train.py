@@ -63,6 +63,8 @@ def test_report_has_what_others_read_from_it(first: Done) -> None:
     assert (report["seed"], report["sample"]) == (0, False)
     assert Path(report["bundle"]) == first.run / "best"
     assert 0 < len(report["predictions"]) <= 5
+    data = first.run.parent.parent / "data"
+    assert all((data / shown["path"]).is_file() for shown in report["predictions"])
 
 
 def test_terminal_says_where_the_time_went_and_shows_predictions(first: Done) -> None:
