@@ -114,7 +114,7 @@ CHANGES: dict[str, Any] = {
     "data": "elsewhere", "per_class": 9, "split": (0.8, 0.1, 0.1), "split_file": "s.parquet", "max_bad_fraction": 0.2,
     "max_pixels": 9, "backbone": "resnet50", "weights": "random", "image_size": 64, "precision": "float32",
     "epochs": 9, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant",
-    "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.0, "dropout": 0.0,
+    "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
     "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7, "workers": 2,
 }  # fmt: skip
 
