@@ -66,7 +66,13 @@ def test_submitted_job_ends_with_the_same_metrics(
     options = [str(word) for word in ("--data", data, *SMALL, "--epochs", 6)]
     entry = ["python", "-m", "jobs.train", "--storage", str(tmp_path / "submitted"), "--name", "run", *options]
     words = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *entry]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
+        # The head answers before the agent that starts jobs is up.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     submitted = Done(0, done.stdout, done.stderr, tmp_path / "submitted" / "run")
     local = job(tmp_path / "local", "run", *options)
