@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from flowers import storage
-from flowers.errors import InputError
+from flowers.errors import InputError, first_line
 
 # Random weights have a seed of their own: another --seed need not compute all features again.
 RANDOM_SEED = 1
@@ -158,7 +158,7 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
             if weights != "imagenet":
                 raise
             raise InputError(
-                f"--weights imagenet could not be downloaded for {name} ({_one_line(error)}); check the connection, "
+                f"--weights imagenet could not be downloaded for {name} ({first_line(error)}); check the connection, "
                 "or give --weights random or a weights file"
             ) from error
         if weights == "random":
@@ -205,7 +205,7 @@ def _load(body: Any, name: str, weights: str) -> None:
             body.load_weights(weights)
     except Exception as error:
         raise InputError(
-            f"--weights {weights} do not fit {name}: {_one_line(error)}; give the weights of keras.applications' "
+            f"--weights {weights} do not fit {name}: {first_line(error)}; give the weights of keras.applications' "
             f"{REGISTRY[name].builder} with include_top=False"
         ) from error
     if not all(np.isfinite(value).all() for value in body.get_weights()):
@@ -223,8 +223,3 @@ def _body_of(model: Any, name: str) -> Any:
         if inner is not None and inner.name == name:
             return inner
     return model
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
