@@ -89,6 +89,9 @@ def edge(verbose: bool, resume: str) -> Iterator[Console]:
         if log is not None:
             _replay(log)
         raise
+    finally:
+        if log is not None:
+            os.unlink(log)  # file descriptor 2 keeps what is still written until the process ends
     if problem:
         _say(f"error: {problem}" if code != STOPPED else problem)
     if code != DONE:
