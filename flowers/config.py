@@ -21,6 +21,20 @@ BACKBONES = (
     "mobilenetv2",
     "inceptionv3",
 )
+# Options that change where and how a run is computed, not what comes out: an unfinished run may go on with others.
+_WHERE = (
+    "storage",
+    "name",
+    "fresh",
+    "verbose",
+    "feature_actors",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "max_failures",
+    "cache_budget",
+    "auto_batch",
+)
 MONITORS = ("accuracy", "macro_accuracy", "log_loss")
 
 
@@ -67,10 +81,33 @@ class TrainConfig:
         ("auto", "float32", "bfloat16"),
     )
 
-    epochs: int = option(60, "Passes over the training photos at most.")
+    trainable: str = option(
+        "head",
+        "How deep to train: head (the last layer), stage5, stage4 or stage3 (a ResNet from that stage on), all, or a "
+        "block's name where there are no stages (mobilenetv2: block_1 to block_16; inceptionv3: mixed1 to mixed10).",
+    )
+    augment: str = option(
+        "none",
+        "Varied views of the training photos: flip (mirrored), standard (random crop, flip, colour), strong (also "
+        "RandAugment, erasing, mixup or cutmix). The last two need --trainable deeper than head.",
+        ("none", "flip", "standard", "strong"),
+    )
+    cache_budget: float = option(
+        20.0, "Gigabytes that cached outputs of the frozen part may take; photos are streamed through it beyond that."
+    )
+
+    epochs: int | None = option(
+        None, "Passes over the training photos at most, in the last phase.", absent="60 of the head, 12 when deeper"
+    )
+    head_epochs: int = option(60, "Passes of the first phase at most, the head alone, if --trainable is deeper.")
     batch_size: int = option(32, "Photos in one step, over all workers together.")
+    auto_batch: bool = option(False, "Out of memory: take half as many photos at a time and go on, the result stays.")
     optimizer: str = option("adamw", "The optimizer.", ("adamw", "sgd"))
-    learning_rate: float = option(0.001, "Peak learning rate; it really applies, see --schedule.")
+    learning_rate: float = option(0.001, "Peak learning rate of the head; it really applies, see --schedule.")
+    tail_learning_rate: float = option(0.0003, "Peak learning rate of what is trained in the second phase.")
+    layer_decay: float = option(
+        0.8, "Layer-wise decay: each block further from the head learns at this fraction of the next one's rate."
+    )
     schedule: str = option(
         "cosine",
         "How the learning rate moves: cosine (warm-up, then down to 0), exponential (ML.NET's: x 0.94 every 2 epochs, "
@@ -93,10 +130,16 @@ class TrainConfig:
     min_delta: float = option(0.0, "An improvement smaller than this does not reset --patience.")
     seed: int = option(0, "Seed of subset, split, shuffling, dropout and the head's start weights.")
 
-    workers: int = option(
-        1,
-        "Training processes; 1 trains inside the job's own process. The batch is divided among them.",
+    workers: str = option(
+        "auto",
+        "Training processes, which share each batch: a number, or auto (one a GPU; without GPUs one a machine). One "
+        "worker without several GPUs around it trains inside the job's own process. The result does not depend on it.",
     )
+    cpus_per_worker: int | None = option(
+        None, "CPUs of each worker, and threads of TensorFlow in it.", absent="those of its machine, shared"
+    )
+    gpus_per_worker: float | None = option(None, "GPUs of each worker.", absent="1 if there are any")
+    max_failures: int = option(3, "Lost workers after which training is given up; each time it goes on where it was.")
     feature_actors: str = option(
         "auto",
         "Processes that run the frozen backbone: 0 is the job's own process, N a pool of Ray actors; auto takes the "
@@ -125,15 +168,25 @@ class TrainConfig:
         for name, least in (("per_class", 2), ("image_size", 32)):
             value = getattr(self, name)
             _require(value is None or value >= least, name, value, f"{least} or more")
-        for name in ("epochs", "batch_size", "workers", "max_pixels"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("warmup_epochs", "weight_decay", "l2", "patience", "min_delta"):
+        for name in ("epochs", "head_epochs", "batch_size", "cpus_per_worker", "max_pixels"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, value, "1 or more")
+        for name in ("warmup_epochs", "weight_decay", "l2", "patience", "min_delta", "cache_budget", "max_failures"):
             _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "0 or more")
         _require(0 <= self.seed < 1 << 31, "seed", self.seed, f"0 to {(1 << 31) - 1}")
         for name in ("label_smoothing", "dropout", "momentum"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction", self.max_bad_fraction, "0 to 1")
-        _require(0 < self.learning_rate < math.inf, "learning_rate", self.learning_rate, "above 0")
+        for name in ("learning_rate", "tail_learning_rate"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "above 0")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _require(
+            self.trainable != "head" or self.augment in ("none", "flip"),
+            "augment",
+            self.augment,
+            "none or flip while only the head is trained (its input is computed once a photo); or go deeper with "
+            "--trainable",
+        )
         _require(
             self.feature_actors == "auto" or self.feature_actors.isdecimal(),
             "feature_actors",
@@ -141,21 +194,28 @@ class TrainConfig:
             "auto or a number",
         )
         _require(
-            self.batch_size % self.workers == 0,
-            "batch_size",
-            self.batch_size,
-            f"a multiple of --workers ({self.workers}), so that every worker takes the same part",
+            ".." not in self.workers and ":" not in self.workers,
+            "workers",
+            self.workers,
+            "one number: a number that changes during a run would change which photos share a step (the batch must "
+            "divide by it), and each change restarts every worker; an unfinished run goes on with another --workers",
         )
+        _require(
+            self.workers == "auto" or (self.workers.isdecimal() and int(self.workers) >= 1),
+            "workers",
+            self.workers,
+            "auto or a number from 1",
+        )
+        gpus = self.gpus_per_worker
+        _require(gpus is None or 0 <= gpus < math.inf, "gpus_per_worker", gpus, "0 or more")
         if self.name is not None:
             ok = bool(self.name) and self.name not in (".", "..", "cache", "datasets")
             _require(ok and not set(self.name) & set("/\\\0"), "name", self.name, "a plain folder name")
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result: all options but where it is kept and what is shown."""
+        """What decides the result: all options but where it is kept, where it runs and what is shown."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in ("storage", "name", "fresh", "verbose", "feature_actors"):
-            del values[name]
-        return values
+        return {name: value for name, value in values.items() if name not in _WHERE}
 
     def run_name(self) -> str:
         """`name`, or one made from the data set, the backbone and a digest of `identity()`."""

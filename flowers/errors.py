@@ -5,7 +5,8 @@ FlowersError            base: its text is one line for the user
 │   └── DownloadError   a source could not be fetched                 (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
-└── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
+├── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
+└── OutOfMemory         the network does not fit into memory          (exit code 1)
 
 Every class can be pickled, so it survives the way from a Ray worker to the driver.
 """
@@ -48,6 +49,14 @@ class DamagedFile(FlowersError):
 
 class TrainingDiverged(FlowersError):
     """The training loss is not finite; the text names the epoch, and the step if one is to blame."""
+
+
+class OutOfMemory(FlowersError):
+    """The network did not fit into memory; `retry` says that another attempt will take fewer photos at a time."""
+
+    def __init__(self, message: str, retry: bool = False) -> None:
+        super().__init__(message)
+        self.retry = retry
 
 
 def first_line(error: BaseException) -> str:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from flowers import __version__, bundle, run, storage
-from flowers.config import TrainConfig
 from flowers.data import dataset
 from flowers.data.ledger import Ledger
 from flowers.data.sources import Listing, listing_of
 from flowers.evaluation.evaluate import evaluate
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.ingest import Ingested
-from flowers.model import classifier
+from flowers.model import classifier, cuts
+from flowers.plan import Plan
 from flowers.predictor import Predictor
 from flowers.training import trainer
-from flowers.training.loop import load_sides
 
 if TYPE_CHECKING:
     import ray.data
@@ -26,63 +24,41 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the options came down to on this machine.
-
-    Attributes:
-        config: the options.
-        uri: the run folder.
-        cache: URI of the feature cache.
-        image_size: height and width that the network sees, in pixels.
-        start_weights: key of the backbone's start weights.
-        precision: "float32" or "bfloat16".
-        precision_reason: why.
-        cpus: CPUs that read and decode.
-    """
-
-    config: TrainConfig
-    uri: str
-    cache: str
-    image_size: int
-    start_weights: str
-    precision: str
-    precision_reason: str
-    cpus: int
-
-
 def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
-    """Joins the frozen network and the head of the best epoch, measures it on the validation photos, and saves it.
+    """Gives the network the weights of the best epoch and saves it.
 
     Args:
         plan: of the run.
         ledger: its photos.
-        network: the frozen `keras.Model`.
+        network: what `flowers.model.backbones.build_backbone` returned, with its start weights.
 
     Returns:
-        Parts of the report: validation, best_epoch, history, weights_sha256, bundle.
+        Parts of the report: validation (of that epoch), best_epoch, history, weights_sha256, bundle.
     """
-    classes = ledger.classes
-    trained, last = trainer.best_head(plan.uri)
-    fitted, validation = load_sides(plan.uri, plan.cache, list(classes))
-    mean, variance = classifier.standardization(fitted.features)
-    head = classifier.build_head(mean, variance, len(classes), plan.config.dropout)
-    for variable, value in zip(head.trainable_variables, trained, strict=True):
-        variable.assign(value)
-    counts = Counts.of(validation.labels, head.predict_on_batch(validation.features))
-    measured = summarize(counts, classes)
+    classes, backbone = ledger.classes, plan.config.backbone
+    best, last = trainer.best(plan.uri)
+    arrays = best.arrays
+    head = classifier.build_head(
+        arrays["standardize:mean"], arrays["standardize:variance"], len(classes), plan.config.dropout
+    )
+    blocks = cuts.trained_variables(network, backbone, plan.cut) if "tail:0" in arrays else []
+    tail = [variable for block in blocks for variable in block]
+    for kind, variables in (("head", head.trainable_variables), ("tail", tail)):
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{kind}:{number}"])
+    measured = summarize(Counts.from_vector(arrays["validation"], len(classes)), classes)
     model = classifier.join(network, head)
     weights_sha256 = classifier.weights_sha256(model)
     uri = storage.join(plan.uri, "best")
     manifest = {
         "classes": list(classes),
         "image_size": plan.image_size,
-        "backbone": plan.config.backbone,
+        "backbone": backbone,
         "precision": plan.precision,
         "start_weights": plan.start_weights,
         "weights_sha256": weights_sha256,
         "split_sha256": run.split_sha256(ledger),
-        "epoch": last.state["best"],
+        "epoch": best.epoch,
         "validation": measured,
         "config": plan.config.identity(),
         "versions": versions(),
@@ -90,8 +66,8 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
     bundle.save_bundle(model, manifest, uri)
     return {
         "validation": measured,
-        "best_epoch": last.state["best"],
-        "history": last.state["history"],
+        "best_epoch": best.epoch,
+        "history": last.state["lines"],
         "weights_sha256": weights_sha256,
         "bundle": uri,
     }
@@ -104,7 +80,7 @@ def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
         size=plan.image_size,
         max_pixels=plan.config.max_pixels,
         known=dataset.digests_array([]),
-        readers=max(1, plan.cpus // 2),
+        readers=plan.readers,
     )
 
 
@@ -158,7 +134,11 @@ def describe(plan: Plan, listing: Listing, ingested: Ingested, timing: dict[str,
             "read": round(ledger.table.num_rows / reading, 1) if reading else None,
             "features": round(ingested.computed / reading, 1) if ingested.computed and reading else None,
         },
-        "features": {"hits": ingested.hits, "computed": ingested.computed, "cache": plan.cache},
+        "features": {"hits": ingested.hits, "computed": ingested.computed, "cache": plan.cache(plan.targets[0])},
+        "trainable": config.trainable,
+        "cut": plan.cut,
+        "streamed": plan.streamed,
+        "workers": plan.workers,
         "backbone": config.backbone,
         "weights": config.weights,
         "image_size": plan.image_size,

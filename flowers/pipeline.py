@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import Any
 
 from rich.console import Console
@@ -13,15 +13,18 @@ from flowers import run, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger, settle
 from flowers.data.preflight import check_small_classes
-from flowers.data.sources import Listing, list_photos
+from flowers.data.sources import Listing, list_photos, listing_of
 from flowers.errors import InputError
-from flowers.ingest import Frozen, Ingested, ingest
-from flowers.model import backbones
-from flowers.model.features import FeatureCache, FrozenPart, cache_key
-from flowers.outcome import Plan, describe, measure, save_best
+from flowers.ingest import Frozen, Ingested, fill, ingest, open_caches
+from flowers.model import backbones, cuts
+from flowers.model.features import FrozenPart, Target
+from flowers.outcome import describe, measure, save_best
+from flowers.plan import Plan, choose_inputs
 from flowers.progress import Stopwatch
-from flowers.session import background, cluster_shape, import_tensorflow, ray_session
+from flowers.session import background, import_tensorflow, ray_session
 from flowers.training import trainer
+from flowers.training.placement import Node, check_storage, cluster_nodes, place
+from flowers.training.sheet import write_sheet
 from flowers.training.watch import follow
 
 
@@ -42,6 +45,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     """
     watch = Stopwatch(began)
     backbones.check_weights(config.weights)
+    cut = cuts.cut_of(config.backbone, config.trainable)
     known = run.read_split(config.split_file) if config.split_file else {}
     uri, finished = run.open_run(config)
     if finished:
@@ -52,42 +56,45 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     listing = list_photos(config.data, datasets=datasets, per_class=config.per_class, seed=config.seed)
     check_small_classes(listing.table, config.max_pixels)
     out.print(_announcement(config, listing), highlight=False)
-    tensorflow = background(import_tensorflow, "import tensorflow")
+    tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow")
     with ray_session(config.verbose):
-        nodes, cpus, gpus = cluster_shape()
-        if config.workers > cpus:
-            raise InputError(
-                f"--workers: received {config.workers}, the cluster has {cpus} CPUs, one is required for each"
-            )
-        plan = _plan(config, uri, cpus, gpus)
+        nodes = cluster_nodes()
+        actors = _feature_actors(config, nodes)
+        plan = _plan(config, uri, cut, nodes, actors)
+        check_storage(uri)
         out.print(f"  compute   {plan.precision}: {plan.precision_reason}", highlight=False)
-        cache = FeatureCache(plan.cache).open()
-        for name in cache.damaged:
-            out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
-        actors = _feature_actors(config, nodes, gpus)
-        cold = not actors and len(cache.digests()) < listing.table.num_rows
-        network = _network(plan, tensorflow, cold)
+        maker = functools.partial(
+            backbones.build_backbone, config.backbone, config.weights, plan.image_size, plan.precision
+        )
+        network = background(lambda: (tensorflow.result(), maker())[1], "build the network").result
+        plan = _with_inputs(plan, network, listing, out)
+        caches = open_caches(plan, plan.targets, out)
+        cold = not actors and min(len(cache.digests()) for cache in caches.values()) < listing.table.num_rows
+        frozen = Frozen(_prepared(plan, network, cold), maker, actors, sum(int(node.gpus) for node in nodes))
         watch.lap("start")
 
-        frozen = Frozen(network, _maker(plan), actors, gpus)
         settled = functools.partial(
             settle, fractions=config.split, seed=config.seed, max_bad_fraction=config.max_bad_fraction, known=known
         )
-        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
-        readers = cpus if actors else max(1, cpus // 2)
-        ingested = ingest(listing, config, plan.image_size, readers, cache, frozen, settled, out)
+        ingested = ingest(listing.table, plan, caches, frozen, settled, out)
+        ledger = ingested.ledger
+        if plan.validation_targets:
+            photos = listing_of(ledger.side("validation"))
+            fill(photos, plan, open_caches(plan, plan.validation_targets, out), frozen, out)
         watch.lap("read")
         watch.move(ingested.features_s, "read", "features")
         watch.move(ingested.waited_s, "read", "start")
         _say_what_was_found(ingested, out)
-        ledger = ingested.ledger
+        _check_workers(plan, ledger)
         run.begin(uri, config, ledger)
+        if config.augment != "none":
+            write_sheet(plan, ledger)
 
         with follow(uri, out, config.monitor):
-            trainer.fit(config, uri, plan.cache, ledger.classes)
+            trainer.fit(plan, ledger.classes, lambda text: out.print(text, highlight=False, markup=False))
         watch.lap("train")
 
-        saved = save_best(plan, ledger, network().model)
+        saved = save_best(plan, ledger, network())
         watch.lap("save")
         tested = measure(plan, ledger, saved["bundle"], listing.source)
         watch.lap("evaluate")
@@ -106,46 +113,79 @@ def _announcement(config: TrainConfig, listing: Listing) -> str:
     return f"Run {config.run_name()}\n  data      {files}\n  network   {config.backbone}, {weights}"
 
 
-def _plan(config: TrainConfig, uri: str, cpus: int, gpus: int) -> Plan:
-    image_size = config.image_size or backbones.REGISTRY[config.backbone].image_size
-    weights = backbones.weights_key(config.backbone, config.weights)
-    precision, reason = backbones.resolve_precision(config.precision, gpus)
-    key = cache_key(
-        backbone=config.backbone,
-        weights=weights,
-        image_size=image_size,
+def _threads(config: TrainConfig) -> int | None:
+    """Threads of TensorFlow in this process, which trains in it if there is one worker."""
+    return config.cpus_per_worker if config.workers in ("auto", "1") else None
+
+
+def _plan(config: TrainConfig, uri: str, cut: str, nodes: list[Node], actors: int) -> Plan:
+    placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, nodes)
+    precision, reason = backbones.resolve_precision(config.precision, sum(int(node.gpus) for node in nodes))
+    cpus = int(sum(node.cpus for node in nodes))
+    return Plan(
+        config=config,
+        uri=uri,
+        image_size=config.image_size or backbones.REGISTRY[config.backbone].image_size,
+        start_weights=backbones.weights_key(config.backbone, config.weights),
         precision=precision,
-        max_pixels=config.max_pixels,
+        precision_reason=reason,
+        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
+        readers=cpus if actors else max(1, cpus // 2),
+        workers=placement.workers,
+        worker_cpus=placement.cpus,
+        worker_gpus=placement.gpus,
+        cut=cut,
     )
-    cache = storage.join(storage.absolute(config.storage), "cache", "features", key)
-    return Plan(config, uri, cache, image_size, weights, precision, reason, cpus)
 
 
-def _maker(plan: Plan) -> functools.partial[Any]:
-    config = plan.config
-    return functools.partial(backbones.build_backbone, config.backbone, config.weights, plan.image_size, plan.precision)
+def _with_inputs(plan: Plan, network: Callable[[], Any], listing: Listing, out: Console) -> Plan:
+    """Decides whether the tail trains from cached outputs or from photos decoded again, and says so."""
+    if plan.cut == cuts.POOL:
+        return plan
+    photo_bytes = cuts.output_bytes(network(), plan.config.backbone, plan.cut)
+    streamed, validation, reason = choose_inputs(plan.config, plan.cut, photo_bytes, listing.table.num_rows)
+    out.print(f"  training  {plan.config.trainable}: {reason}", highlight=False)
+    return dataclasses.replace(plan, streamed=streamed, validation_streamed=validation)
 
 
-def _network(plan: Plan, tensorflow: Future[None], cold: bool) -> Callable[[], FrozenPart]:
-    """Starts building the frozen network in the background; returns the function that waits for it."""
+def _prepared(plan: Plan, network: Callable[[], Any], cold: bool) -> Callable[[tuple[Target, ...]], FrozenPart]:
+    """Starts tracing the frozen part in the background; returns the function that waits for it."""
 
     def build() -> FrozenPart:
-        tensorflow.result()
-        frozen = FrozenPart(_maker(plan), plan.image_size)
+        part = FrozenPart(network(), plan.config.backbone, plan.image_size, plan.targets)
         if cold:
-            frozen.prepare()
-        return frozen
+            part.prepare()
+        return part
 
-    return background(build, "build the network").result
+    first = background(build, "trace the network")
+
+    def part(targets: tuple[Target, ...]) -> FrozenPart:
+        if targets == plan.targets:
+            return first.result()
+        return FrozenPart(network(), plan.config.backbone, plan.image_size, targets)
+
+    return part
 
 
-def _feature_actors(config: TrainConfig, nodes: int, gpus: int) -> int:
+def _feature_actors(config: TrainConfig, nodes: list[Node]) -> int:
     """Actors that run the frozen network; 0 runs it in this process, which is faster on one machine without GPUs."""
     if config.feature_actors != "auto":
         return int(config.feature_actors)
-    if gpus > 1 or (gpus and nodes > 1):
+    gpus = sum(int(node.gpus) for node in nodes)
+    if gpus > 1 or (gpus and len(nodes) > 1):
         return gpus
-    return nodes if nodes > 1 else 0
+    return len(nodes) if len(nodes) > 1 else 0
+
+
+def _check_workers(plan: Plan, ledger: Ledger) -> None:
+    """Refuses workers that would never see a photo, before any is started."""
+    photos, share = ledger.counts().get("train", 0), plan.config.batch_size // plan.workers
+    if photos <= (plan.workers - 1) * share:
+        raise InputError(
+            f"--workers: received {plan.workers} for {photos} training photos; with --batch-size "
+            f"{plan.config.batch_size} each takes {share} of a step, so at most {-(-photos // share)} would have any; "
+            "give fewer workers or a smaller batch"
+        )
 
 
 def _say_what_was_found(ingested: Ingested, out: Console) -> None:

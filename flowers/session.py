@@ -30,10 +30,17 @@ def background(function: Callable[[], T], name: str) -> Future[T]:
     return future
 
 
-def import_tensorflow() -> None:
-    """Imports what training needs; several seconds of CPU, so it runs beside the start of Ray."""
+def import_tensorflow(threads: int | None = None) -> None:
+    """Imports what training needs; several seconds of CPU, so it runs beside the start of Ray.
+
+    Args:
+        threads: of TensorFlow in this process; None takes all CPUs.
+    """
     import keras  # noqa: F401
-    import tensorflow  # noqa: F401
+    import tensorflow as tf
+
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 @contextmanager
@@ -64,12 +71,3 @@ def ray_session(verbose: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def cluster_shape() -> tuple[int, int, int]:
-    """Nodes, CPUs and GPUs of the cluster that this session has."""
-    import ray
-
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    resources = ray.cluster_resources()
-    return len(nodes), int(resources.get("CPU", 1)), int(resources.get("GPU", 0))

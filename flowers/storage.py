@@ -151,6 +151,13 @@ def delete(uri: str) -> None:
         filesystem.delete_dir(path)
 
 
+def delete_file(uri: str) -> None:
+    """Removes the file at `uri`; nothing happens where there is none."""
+    filesystem, path = resolve(uri)
+    if filesystem.get_file_info(path).type == pafs.FileType.File:
+        filesystem.delete_file(path)
+
+
 def sha256(data: bytes) -> str:
     """Hexadecimal SHA-256 of `data`."""
     return hashlib.sha256(data).hexdigest()

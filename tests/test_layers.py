@@ -30,13 +30,14 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "session": [],
     "data": BASE,
     "model": [*BASE, "data"],
+    "plan": [*BASE, "model"],
     "bundle": [*BASE, "data", "model"],
     "predictor": [*BASE, "data", "model", "bundle"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
-    "training": [*BASE, "data", "model", "bundle", "evaluation"],
+    "training": [*BASE, "data", "model", "plan", "bundle", "predictor", "evaluation"],
     "run": [*BASE, "data", "evaluation"],
-    "ingest": [*BASE, "data", "model", "progress"],
-    "outcome": [*BASE, "data", "model", "bundle", "predictor", "evaluation", "training", "run", "ingest"],
+    "ingest": [*BASE, "data", "model", "plan", "progress"],
+    "outcome": [*BASE, "data", "model", "plan", "bundle", "predictor", "evaluation", "training", "run", "ingest"],
 }
 FLOWERS_IMPORTS["pipeline"] = list(FLOWERS_IMPORTS)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -43,20 +43,7 @@ def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
     Returns:
         A lazy dataset of schema `BYTES` in the order of the listing.
     """
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    # Without this, blocks come in the order in which they finish, and no run equals another.
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
-    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
-    # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
-    listed = ray.data.from_blocks(blocks)
-    return listed.map_batches(
-        read_block, batch_format="pyarrow", batch_size=None, compute=ray.data.TaskPoolStrategy(size=readers)
-    )
+    return stream_blocks(listing, read_block, readers=readers)
 
 
 def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, readers: int) -> ray.data.Dataset:
@@ -82,6 +69,35 @@ def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known
     dataset = stream_bytes(listing, readers=readers)
     pool = ray.data.TaskPoolStrategy(size=readers)
     return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None, compute=pool)
+
+
+def stream_blocks(
+    listing: pa.Table, function: Callable[[pa.Table], pa.Table], *, readers: int, num_cpus: float = 1
+) -> ray.data.Dataset:
+    """Cuts a table into small blocks and maps each by a Ray task.
+
+    Args:
+        listing: one row a file, of any schema.
+        function: from a block of `listing` to a table of as many rows.
+        readers: tasks that run at once.
+        num_cpus: CPUs that Ray reserves for each task.
+
+    Returns:
+        A lazy dataset in the order of the listing.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Without this, blocks come in the order in which they finish, and no run equals another.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
+    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
+    # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
+    listed = ray.data.from_blocks(blocks)
+    pool = ray.data.TaskPoolStrategy(size=readers)
+    return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
 
 
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:

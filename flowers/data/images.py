@@ -2,10 +2,10 @@
 
 The order of operations is fixed; `DECODER_VERSION` changes with anything that may change a pixel:
 
-1. Decode the first frame. A JPEG that is to be resized is decoded at 1/2, 1/4 or 1/8 scale if both sides
-   then still are at least twice the wanted size.
+1. Decode the first frame. A JPEG that is to be resized is decoded at 1/2, 1/4 or 1/8 scale if both sides of
+   the wanted part then still are at least twice the wanted size.
 2. Lay it over white and bring it to RGB. Of 16 bits a channel the high 8 are kept.
-3. Squash it to a square with Pillow's antialiased bilinear filter.
+3. Squash the wanted part, by default the middle square, to a square with Pillow's antialiased bilinear filter.
 4. Turn it upright by its EXIF orientation: last, where the fewest pixels have to be moved.
 
 Nothing here sets or obeys Pillow's switches for the whole process: `PIL.Image.open` warns or fails by the
@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -31,7 +32,10 @@ from PIL.PngImagePlugin import PngImageFile
 
 from flowers.errors import BadImage
 
-_Loaded = tuple[Image.Image, bytes, tuple[float, float, float, float] | None]
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+Crop = Callable[[int, int], Box]
+
+_Loaded = tuple[Image.Image, bytes, Box]
 DECODER_VERSION: str = "1"
 MAX_PIXELS: int = 100_000_000
 EXTENSIONS: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"})
@@ -57,6 +61,10 @@ _UNSUPPORTED: Final = {  # what photo folders hold besides
 }
 
 
+class _CropError(ValueError):
+    """The caller's box does not fit the photo, which is not the photo's fault."""
+
+
 class _Source(io.BytesIO):
     """The bytes of a photo. Whoever needs more than there are, the photo is truncated."""
 
@@ -79,13 +87,17 @@ def sniff(data: bytes) -> str | None:
     return next((form for form, magic in _FORMATS.items() if re.match(magic, data, re.DOTALL)), None)
 
 
-def decode(data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+def decode(
+    data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None
+) -> npt.NDArray[np.uint8]:
     """Decodes one photo, whatever its file is called.
 
     Args:
         data: the bytes of a JPEG, PNG, BMP, GIF or WebP file.
-        size: the side of the square to return, from the photo's middle; None keeps the photo's own size and shape.
+        size: the side of the square to return, in pixels; None keeps the photo's own size and shape.
         max_pixels: photos whose header declares more pixels are refused before any pixel is decoded.
+        crop: from width and height in pixels, as stored (before EXIF turns the photo), to the box (left, top, right,
+            bottom) of it that is resized; None takes the largest square in the middle. Needs a size.
 
     Returns:
         uint8 [H, W, 3], RGB, C-contiguous, read-only; H = W = size if that is given.
@@ -93,32 +105,40 @@ def decode(data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS
     Raises:
         BadImage: for all bytes that are no usable photo. Codes: empty, not_a_photo, unsupported_format,
             truncated, corrupt, too_many_pixels.
+        ValueError: a size below 1, a crop without a size, or a box that is empty or not inside the photo.
     """
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
+    if crop is not None and size is None:
+        raise ValueError("crop needs a size")
     form = sniff(data)
     if form is None:
         raise _no_photo(data)
     try:
-        image, exif, box = (_load_webp if form == "webp" else _load)(form, data, size, max_pixels)
+        image, exif, box = (_load_webp if form == "webp" else _load)(form, data, size, max_pixels, crop or _middle)
         image = _to_rgb(image)
         if size is not None:
-            image = image.resize((size, size), Image.Resampling.BILINEAR, _middle(box or (0, 0, *image.size)))
+            image = image.resize((size, size), Image.Resampling.BILINEAR, box)
         turn = _TURNS[_orientation(exif)]
         return np.asarray(image if turn is None else image.transpose(turn))
-    except (BadImage, MemoryError):
+    except (BadImage, MemoryError, _CropError):
         raise
     except Exception as error:  # plugins fail in many ways: OSError, SyntaxError, ValueError, KeyError, ...
         reason = re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(str(error).split())) or type(error).__name__
         raise BadImage("corrupt", f"the {form} decoder failed: {reason[:200]}") from error
 
 
-def _middle(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
-    """The largest square in the middle of a box (left, top, right, bottom)."""
-    left, top, right, bottom = box
-    spare = (right - left) - (bottom - top)
-    across, down = max(spare, 0) / 2, max(-spare, 0) / 2
-    return left + across, top + down, right - across, bottom - down
+def _middle(width: int, height: int) -> Box:
+    """The largest square in the middle."""
+    across, down = max(width - height, 0) / 2, max(height - width, 0) / 2
+    return across, down, width - across, height - down
+
+
+def _checked(crop: Crop, width: int, height: int) -> Box:
+    left, top, right, bottom = crop(width, height)
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise _CropError(f"the box {left, top, right, bottom} is not inside {width} x {height} pixels")
+    return left, top, right, bottom
 
 
 def _no_photo(data: bytes) -> BadImage:
@@ -135,20 +155,25 @@ def _check_pixels(size: tuple[int, int], cap: int) -> None:
         raise BadImage("too_many_pixels", f"{size[0]} x {size[1]} pixels; the cap is {cap} pixels")
 
 
-def _load(form: str, data: bytes, size: int | None, cap: int) -> _Loaded:
-    """Decodes the first frame; returns it, its EXIF and the part of it to resize (None: all)."""
+def _load(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Loaded:
+    """Decodes the first frame; returns it, its EXIF and the part of it to resize."""
     data, exif = _plain_png(data) if form == "png" else (_still_gif(data) if form == "gif" else data, b"")
     plugins: dict[str, Any] = {"jpeg": _Jpeg, "png": PngImageFile, "bmp": BmpImageFile, "gif": GifImageFile}
     image = plugins[form](_Source(data))
     _check_pixels(image.size, cap)
     image.decodermaxblock = _BLOCK
-    # The sides of a draft are rounded up; the box that comes with it knows the fraction. JPEG only, else None.
-    drafted = image.draft(None, (2 * size, 2 * size)) if size else None
+    width, height = image.size
+    left, top, right, bottom = _checked(crop, width, height)
+    drafted = None
+    if size:  # a draft of the whole photo so large that the box is twice the size; JPEG only, else None
+        drafted = image.draft(None, (2 * size * width / (right - left), 2 * size * height / (bottom - top)))
     image.load()
-    return image, image.info.get("exif", exif), drafted and drafted[1]
+    # The sides of a draft are rounded up; what comes with it knows the fraction.
+    scale = drafted[1][2] / width if drafted else 1
+    return image, image.info.get("exif", exif), (left * scale, top * scale, right * scale, bottom * scale)
 
 
-def _load_webp(form: str, data: bytes, size: int | None, cap: int) -> _Loaded:
+def _load_webp(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Loaded:
     """Does the same with the C decoder of Pillow's plugin, as the plugin obeys Image.MAX_IMAGE_PIXELS."""
     bits = int.from_bytes(data[16:30].ljust(14, b"\0"), "little")  # past the name of the first chunk
     extent = bits >> 80 & 0x3FFF, bits >> 96 & 0x3FFF
@@ -165,7 +190,7 @@ def _load_webp(form: str, data: bytes, size: int | None, cap: int) -> _Loaded:
         if int.from_bytes(data[4:8], "little") + 8 > len(data):
             raise BadImage(*_TRUNCATED) from None
         raise
-    return image, decoder.get_chunk("EXIF") or b"", None
+    return image, decoder.get_chunk("EXIF") or b"", _checked(crop, *extent)
 
 
 def _plain_png(data: bytes) -> tuple[bytes, bytes]:

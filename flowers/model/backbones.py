@@ -16,6 +16,7 @@ import numpy as np
 
 from flowers import storage
 from flowers.errors import InputError, first_line
+from flowers.model.cuts import POOL, SCALE
 
 # Random weights have a seed of their own: another --seed need not compute all features again.
 RANDOM_SEED = 1
@@ -169,7 +170,7 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
         pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
         features = body(_scaled(pixels, spec.scaling), training=False)
         # Averaged in float32: the mean of 49 bfloat16 numbers would lose the bits that tell classes apart.
-        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(features)
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=POOL)(features)
         return keras.Model(pixels, pooled, name="frozen")
 
 
@@ -178,7 +179,7 @@ def _scaled(pixels: Any, scaling: str) -> Any:
 
     # In float32, rounded once on the way into the first convolution; bfloat16 would round twice and take longer.
     def scale(factor: float, offset: Any) -> Any:
-        return keras.layers.Rescaling(factor, offset=offset, dtype="float32", name="scale")
+        return keras.layers.Rescaling(factor, offset=offset, dtype="float32", name=SCALE)
 
     if scaling == "tf":
         return scale(1 / 127.5, -1.0)(pixels)

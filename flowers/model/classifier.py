@@ -9,19 +9,22 @@ import numpy as np
 import numpy.typing as npt
 
 
-def standardization(features: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Mean and variance of training features float32 [n, d], each float32 [d].
+def standardization(
+    *views: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and variance of training features float32 [n, d], over one or more views of the photos, each float32 [d].
 
     The variance has a floor, so a feature that hardly ever differs from zero is not blown up.
     """
-    mean = np.zeros(features.shape[1])
-    square = np.zeros(features.shape[1])
-    for start in range(0, len(features), 4096):  # a memory-mapped matrix is never whole in memory
-        chunk = np.asarray(features[start : start + 4096], dtype=np.float64)
-        mean += chunk.sum(axis=0)
-        square += (chunk**2).sum(axis=0)
-    mean /= len(features)
-    variance = np.maximum(square / len(features) - mean**2, 0)
+    mean, square = np.zeros(views[0].shape[1]), np.zeros(views[0].shape[1])
+    for features in views:
+        for start in range(0, len(features), 4096):  # a memory-mapped matrix is never whole in memory
+            chunk = np.asarray(features[start : start + 4096], dtype=np.float64)
+            mean += chunk.sum(axis=0)
+            square += (chunk**2).sum(axis=0)
+    total = sum(len(features) for features in views)
+    mean /= total
+    variance = np.maximum(square / total - mean**2, 0)
     variance += 0.01 * variance.mean() + 1e-14
     return mean.astype(np.float32), variance.astype(np.float32)
 

@@ -6,6 +6,7 @@ their hashes. Ray is handed the finished folder; whether it knows of it does not
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import shutil
@@ -17,9 +18,10 @@ import numpy.typing as npt
 
 from flowers import storage
 from flowers.bundle import working_folder
-from flowers.errors import DamagedFile
+from flowers.errors import DamagedFile, FlowersError
 
 ARRAYS, STATE, MANIFEST = "state.npz", "state.json", "manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -38,20 +40,31 @@ class Checkpoint:
 
 
 def save(folder: str, checkpoint: Checkpoint) -> str:
-    """Commits a checkpoint below `folder` and returns its URI."""
-    uri = storage.join(folder, _name(checkpoint.epoch))
-    buffer = io.BytesIO()
-    np.savez(buffer, **checkpoint.arrays)  # type: ignore[arg-type]
-    state = {"epoch": checkpoint.epoch, "state": checkpoint.state}
-    files = {ARRAYS: buffer.getvalue(), STATE: json.dumps(state).encode()}
-    files[MANIFEST] = json.dumps({name: storage.sha256(data) for name, data in files.items()}).encode()
-    scratch = working_folder(uri)
+    """Commits a checkpoint below `folder` and returns its URI.
+
+    Raises:
+        FlowersError: the disk is full; what was there before is whole.
+    """
+    uri = uri_of(folder, checkpoint.epoch)
     try:
-        for name, data in files.items():
-            storage.write(f"{scratch}/{name}", data)
-        storage.publish(scratch, uri, last=MANIFEST)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch = working_folder(uri)
+        try:
+            with open(f"{scratch}/{ARRAYS}", "wb") as file:
+                np.savez(file, **checkpoint.arrays)  # type: ignore[arg-type]
+            state = {"epoch": checkpoint.epoch, "state": checkpoint.state}
+            storage.write(f"{scratch}/{STATE}", json.dumps(state).encode())
+            hashes = {name: storage.file_sha256(f"{scratch}/{name}") for name in (ARRAYS, STATE)}
+            storage.write(f"{scratch}/{MANIFEST}", json.dumps(hashes).encode())
+            storage.publish(scratch, uri, last=MANIFEST)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise FlowersError(
+            f"no space left for the checkpoint of epoch {checkpoint.epoch} in {folder} ({error.strerror}); the earlier "
+            "ones are whole: make room and run the same command again"
+        ) from error
     return uri
 
 
@@ -74,21 +87,28 @@ def load(uri: str) -> Checkpoint:
 
 
 def newest(folder: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest complete checkpoint below `folder`, and a line for each newer one that is damaged."""
-    damaged: list[str] = []
+    """The newest complete checkpoint below `folder` whose best epoch is there too, and a line for each skipped one."""
+    skipped: list[str] = []
     for name in reversed(_names(folder)):
         try:
-            return load(storage.join(folder, name)), damaged
+            found = load(storage.join(folder, name))
+            if found.state["best"] != found.epoch:
+                load(uri_of(folder, found.state["best"]))
+            return found, skipped
         except DamagedFile as error:
-            damaged.append(f"skipped a damaged checkpoint: {error}")
-    return None, damaged
+            skipped.append(f"skipped a checkpoint that cannot be used: {error}")
+    return None, skipped
 
 
-def prune(folder: str, best_epoch: int, keep: int = 2) -> None:
-    """Removes all checkpoints but the newest `keep` and the best one."""
-    for name in _names(folder)[:-keep]:
-        if name != _name(best_epoch):
-            storage.delete(storage.join(folder, name))
+def uri_of(folder: str, epoch: int) -> str:
+    """URI of the checkpoint of an epoch below `folder`."""
+    return storage.join(folder, _name(epoch))
+
+
+def prune(folder: str, keep: set[int]) -> None:
+    """Removes all checkpoints but those of the epochs in `keep`."""
+    for name in set(_names(folder)) - {_name(epoch) for epoch in keep}:
+        storage.delete(storage.join(folder, name))
 
 
 def _name(epoch: int) -> str:

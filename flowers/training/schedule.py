@@ -1,32 +1,59 @@
-"""How the learning rate moves, and the optimizer that applies it."""
+"""The phases of a training, how the learning rate moves in each, and the optimizer that applies it."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from flowers.config import TrainConfig
 
 
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """The rate applied in a step, counted from 0 over the whole run.
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training.
+
+    Attributes:
+        name: "head" (on the pooled features) or "tail" (the head and all above the cut).
+        epochs: at most.
+        learning_rate: peak of the head's rate.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+
+
+def phases(config: TrainConfig) -> list[Phase]:
+    """First the head alone, so that its first, wild gradients do not reach the network; then the tail with it."""
+    if config.trainable == "head":
+        return [Phase("head", config.epochs or 60, config.learning_rate)]
+    return [
+        Phase("head", config.head_epochs, config.learning_rate),
+        Phase("tail", config.epochs or 12, config.tail_learning_rate),
+    ]
+
+
+def learning_rate(config: TrainConfig, phase: Phase, step: int, steps_per_epoch: int) -> float:
+    """The rate applied in a step, counted from 0 over the phase.
 
     cosine: Loshchilov & Hutter 2017, one cycle down to 0, after linear warm-up. exponential: ML.NET's
     `ExponentialLRDecay` with its defaults, x 0.94 every 2 epochs in a staircase, without warm-up.
     """
+    peak = phase.learning_rate
     if config.schedule == "exponential":
-        return config.learning_rate * float(0.94 ** (step // (2 * steps_per_epoch)))
+        return peak * float(0.94 ** (step // (2 * steps_per_epoch)))
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
-        return config.learning_rate * (step + 1) / (warmup + 1)
+        return peak * (step + 1) / (warmup + 1)
     if config.schedule == "constant":
-        return config.learning_rate
-    total = max(config.epochs * steps_per_epoch - warmup, 1)
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min((step - warmup) / total, 1)))
+        return peak
+    total = max(phase.epochs * steps_per_epoch - warmup, 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * min((step - warmup) / total, 1)))
 
 
 def build_optimizer(config: TrainConfig) -> Any:
-    """The Keras optimizer; its `learning_rate` is set before every step from `learning_rate`."""
+    """A Keras optimizer; its `learning_rate` is set before every step from `learning_rate`."""
     import keras
 
     if config.optimizer == "sgd":

@@ -6,6 +6,8 @@ part of a global batch and divides its sum of losses by the size of the whole ba
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,10 @@ from flowers.training.schedule import build_optimizer
 
 @dataclass(frozen=True)
 class Batches:
-    """T global batches of B photos, of which this worker holds b = B / workers; short ones are filled up.
+    """T global batches, of which this worker holds b = batch / workers photos each; short ones are filled up.
 
     Attributes:
-        features: float32 [T, b, d].
+        inputs: [T, b, ...], what the trained part takes: features, outputs at a cut, or uint8 pixels.
         labels: int32 [T, b].
         weights: float32 [T, b], the photo's class weight, 0 for filling.
         rows: float32 [T], real photos in the global batch.
@@ -29,7 +31,7 @@ class Batches:
         first: number of the first of these steps in the whole run.
     """
 
-    features: npt.NDArray[np.float32]
+    inputs: npt.NDArray[Any]
     labels: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     rows: npt.NDArray[np.float32]
@@ -37,46 +39,89 @@ class Batches:
     first: int
 
 
-class HeadStep:
-    """Trains a head on its features.
+@dataclass(frozen=True)
+class Trained:
+    """What a phase trains.
+
+    Attributes:
+        head: `keras.Model` from pooled features to probabilities (`flowers.model.classifier.build_head`).
+        body: `keras.Model` from a training input to pooled features; None where these are the input.
+        validation_body: the same for a validation input.
+        groups: trained variables of the body by block and the fraction of the learning rate that each gets.
+        augment: changes pixels uint8 [b, size, size, 3] and targets float32 [b, K] in a step of a given number.
+    """
+
+    head: Any
+    body: Any = None
+    validation_body: Any = None
+    groups: tuple[tuple[float, list[Any]], ...] = ()
+    augment: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
+
+
+class Step:
+    """Trains a head, and what is below it, on their input.
 
     Args:
         config: of the run.
         strategy: a `tf.distribute` strategy with one replica in this process.
-        head: makes the model (`flowers.model.classifier.build_head`); called in the strategy's scope.
+        build: makes what is trained; called in the strategy's scope.
         rank: this worker's number.
+        workers: how many there are.
+        pieces: parts in which a worker's photos of a step go through the network, one after the other, where memory
+            does not suffice for all at once; their gradients are added up.
     """
 
-    def __init__(self, config: TrainConfig, strategy: Any, head: Any, rank: int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        strategy: Any,
+        build: Callable[[], Trained],
+        rank: int = 0,
+        workers: int = 1,
+        pieces: int = 1,
+    ) -> None:
         self.config, self.strategy, self.rank = config, strategy, rank
+        self.share = config.batch_size // workers
+        self.pieces = min(pieces, self.share)
         with strategy.scope():
-            self.head = head()
-            self.optimizer = build_optimizer(config)
-            self.optimizer.build(self.head.trainable_variables)
+            self.trained = build()
+            self.head = self.trained.head
+            groups = [*self.trained.groups, (1.0, self.head.trainable_variables)]
+            self._groups = [(fraction, variables, build_optimizer(config)) for fraction, variables in groups]
+            for _, variables, optimizer in self._groups:
+                optimizer.build(variables)
         self._compile()
 
     def variables(self) -> dict[str, Any]:
         """Everything a step changes, by a name that stays the same between runs."""
+        tail = [variable for _, variables in self.trained.groups for variable in variables]
+        optimizer = [variable for _, _, optimizer in self._groups for variable in optimizer.variables]
         return {
-            **{f"head:{number}": value for number, value in enumerate(self.head.trainable_variables)},
-            **{f"optimizer:{number}": value for number, value in enumerate(self.optimizer.variables)},
+            f"{kind}:{number}": variable
+            for kind, variables in (
+                ("head", self.head.trainable_variables),
+                ("tail", tail),
+                ("optimizer", optimizer),
+            )
+            for number, variable in enumerate(variables)
         }
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Copies of all `variables`."""
         return {name: np.asarray(value).copy() for name, value in self.variables().items()}
 
-    def restore(self, arrays: dict[str, npt.NDArray[Any]]) -> None:
-        """Sets all `variables` to what `state` returned."""
+    def restore(self, arrays: dict[str, npt.NDArray[Any]], kind: str = "") -> None:
+        """Sets all `variables`, or those of one kind ("head"), to what `state` returned."""
         for name, variable in self.variables().items():
-            variable.assign(arrays[name])
+            if name.startswith(kind):
+                variable.assign(arrays[name])
 
     def run(self, batches: Batches) -> npt.NDArray[np.float64]:
         """Runs T steps; returns their losses, float64 [T], each the mean over its global batch."""
         import tensorflow as tf
 
         losses = self._steps(
-            tf.constant(batches.features),
+            tf.constant(batches.inputs),
             tf.constant(batches.labels),
             tf.constant(batches.weights),
             tf.constant(batches.rows),
@@ -85,10 +130,11 @@ class HeadStep:
         )
         return losses.numpy().astype(np.float64)
 
-    def probabilities(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probabilities of float32 [n, d] features: float32 [n, K]."""
-        chunks = [self._infer(features[start : start + 1024]).numpy() for start in range(0, len(features), 1024)]
-        return np.concatenate(chunks) if chunks else np.zeros((0, self.head.output_shape[-1]), np.float32)
+    def probabilities(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Probabilities of validation inputs [n, ...]: float32 [n, K]."""
+        import tensorflow as tf
+
+        return self._infer(tf.constant(inputs)).numpy()
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Sums a vector float64 [n] over all workers."""
@@ -98,68 +144,90 @@ class HeadStep:
             return values
         return self._total(tf.constant(values)).numpy()
 
+    def _kept(self, number: Any) -> Any:
+        """The dropout mask of this worker's photos, float32 [b, d].
+
+        Drawn for the global batch and cut, so it depends on neither the number of workers nor on what ran before; and
+        not by the layer's own generator, whose state a checkpoint would have to hold.
+        """
+        import tensorflow as tf
+
+        config, start = self.config, self.rank * self.share
+        shape = (config.batch_size, self.head.input_shape[-1])
+        kept = tf.random.stateless_uniform(shape, seed=[config.seed, number]) >= config.dropout
+        return tf.cast(kept[start : start + self.share], tf.float32) / (1 - config.dropout)
+
+    def _loss(self, inputs: Any, targets: Any, weights: Any, kept: Any, rows: Any) -> Any:
+        """This worker's part, and this piece's, of the mean loss of a global batch."""
+        import tensorflow as tf
+
+        config, body = self.config, self.trained.body
+        standardize, dense = self.head.get_layer("standardize"), self.head.get_layer("logits")
+        features = standardize(inputs if body is None else body(inputs, training=False))
+        logits = dense(features if kept is None else features * kept)
+        targets = targets * (1 - config.label_smoothing) + config.label_smoothing / targets.shape[-1]
+        loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits) * weights) / rows
+        if config.l2:
+            loss += config.l2 * tf.reduce_sum(dense.kernel**2) / (self.strategy.num_replicas_in_sync * self.pieces)
+        return loss
+
+    def _step(self, inputs: Any, labels: Any, weights: Any, rows: Any, rate: Any, number: Any) -> Any:
+        """One step in one replica; returns its part of the loss."""
+        import tensorflow as tf
+
+        targets = tf.one_hot(labels, self.head.output_shape[-1])
+        if self.trained.augment is not None:
+            inputs, targets = self.trained.augment(inputs, targets, number)
+        kept = self._kept(number) if self.config.dropout else None
+        variables = [variable for _, group, _ in self._groups for variable in group]
+        total, gradients = tf.constant(0.0), [tf.constant(0.0)] * len(variables)
+        for part in self._parts():
+            with tf.control_dependencies(gradients):  # one piece after the other: that is what saves memory
+                with tf.GradientTape() as tape:
+                    piece = None if kept is None else kept[part]
+                    loss = self._loss(tf.identity(inputs[part]), targets[part], weights[part], piece, rows)
+                found = tape.gradient(loss, variables)
+            total += loss
+            gradients = found if self.pieces == 1 else [old + new for old, new in zip(gradients, found, strict=True)]
+        for fraction, group, optimizer in self._groups:
+            optimizer.learning_rate = rate * fraction
+            optimizer.apply(gradients[: len(group)], group)
+            gradients = gradients[len(group) :]
+        return total
+
+    def _parts(self) -> Iterator[slice]:
+        ends = np.linspace(0, self.share, self.pieces + 1).astype(int).tolist()
+        return (slice(start, end) for start, end in itertools.pairwise(ends))
+
     def _compile(self) -> None:
         import tensorflow as tf
 
-        config, strategy, rank = self.config, self.strategy, self.rank
-        head, optimizer = self.head, self.optimizer
-        standardize, dense = head.get_layer("standardize"), head.get_layer("logits")
-        width, classes = head.input_shape[-1], head.output_shape[-1]
-        share = config.batch_size // config.workers
-
-        def loss_of(features: Any, labels: Any, weights: Any, rows: Any, number: Any) -> Any:
-            inputs = standardize(features)
-            if config.dropout:
-                # Drawn for the global batch and cut, so it depends on neither the number of workers nor on what ran
-                # before; and not by the layer's own generator, whose state a checkpoint would have to hold.
-                shape = (config.batch_size, width)
-                kept = tf.random.stateless_uniform(shape, seed=[config.seed, number]) >= config.dropout
-                part = kept[rank * share : (rank + 1) * share]
-                inputs *= tf.cast(part, tf.float32) / (1 - config.dropout)
-            logits = dense(inputs)
-            targets = tf.one_hot(labels, classes)
-            targets = targets * (1 - config.label_smoothing) + config.label_smoothing / classes
-            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits) * weights
-            loss = tf.reduce_sum(losses) / rows
-            if config.l2:
-                loss += config.l2 * tf.reduce_sum(dense.kernel**2) / strategy.num_replicas_in_sync
-            return loss
-
-        def step(features: Any, labels: Any, weights: Any, rows: Any, rate: Any, number: Any) -> Any:
-            with tf.GradientTape() as tape:
-                loss = loss_of(features, labels, weights, rows, number)
-            gradients = tape.gradient(loss, head.trainable_variables)
-            optimizer.learning_rate = rate
-            optimizer.apply(gradients, head.trainable_variables)
-            return loss
+        strategy, trained, step = self.strategy, self.trained, self._step
+        source = self.head if trained.body is None else trained.body
+        shape, dtype = source.input_shape[1:], source.inputs[0].dtype
 
         @tf.function(
             input_signature=[
-                tf.TensorSpec((None, share, width), tf.float32),
-                tf.TensorSpec((None, share), tf.int32),
-                tf.TensorSpec((None, share), tf.float32),
+                tf.TensorSpec((None, self.share, *shape), dtype),
+                tf.TensorSpec((None, self.share), tf.int32),
+                tf.TensorSpec((None, self.share), tf.float32),
                 tf.TensorSpec((None,), tf.float32),
                 tf.TensorSpec((None,), tf.float32),
                 tf.TensorSpec((), tf.int32),
             ]
         )
-        def steps(features: Any, labels: Any, weights: Any, rows: Any, rates: Any, first: Any) -> Any:
+        def steps(inputs: Any, labels: Any, weights: Any, rows: Any, rates: Any, first: Any) -> Any:
             losses = tf.TensorArray(tf.float32, size=tf.shape(rows)[0])
             for place in tf.range(tf.shape(rows)[0]):
-                arguments = (
-                    features[place],
-                    labels[place],
-                    weights[place],
-                    rows[place],
-                    rates[place],
-                    first + place,
-                )
+                arguments = (inputs[place], labels[place], weights[place], rows[place], rates[place], first + place)
                 loss = strategy.run(step, args=arguments)
                 losses = losses.write(place, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
             return losses.stack()
 
+        def infer(inputs: Any) -> Any:
+            body = trained.validation_body
+            return self.head(inputs if body is None else body(inputs, training=False), training=False)
+
         self._steps = steps
         self._total = tf.function(lambda values: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
-        self._infer = tf.function(
-            lambda features: head(features, training=False), input_signature=[tf.TensorSpec((None, width), tf.float32)]
-        )
+        self._infer = tf.function(infer, reduce_retracing=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from collections.abc import Callable
 from typing import Any
 
-import numpy.typing as npt
-
 from flowers import storage
-from flowers.config import TrainConfig
-from flowers.errors import DamagedFile, FlowersError
-from flowers.training import checkpoints
+from flowers.errors import DamagedFile, FlowersError, OutOfMemory
+from flowers.plan import Plan
+from flowers.training import checkpoints, trouble
 from flowers.training.loop import train_loop
 
 # Ray rewrites this file in place, and a run whose copy is cut short can never start again. Our own checkpoints
@@ -19,68 +17,82 @@ from flowers.training.loop import train_loop
 _RAY_STATE = "checkpoint_manager_snapshot.json"
 
 
-def fit(config: TrainConfig, run: str, cache: str, classes: tuple[str, ...]) -> None:
-    """Trains, or goes on training, the run in the folder `run`.
+def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Trains, or goes on training, a run.
 
     Args:
-        config: of the run; `workers` 1 trains in this process.
-        run: URI of the run folder, holding split.parquet.
-        cache: URI of the feature cache, holding the photos of the split.
+        plan: of the run; `workers` 1 trains in this process. Its folder holds split.parquet, and the caches hold the
+            photos of the split.
         classes: names of the outputs, in order.
+        say: told what the user should know, a line at a time.
 
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
-    import ray.train
-    from ray.train.tensorflow import TensorflowTrainer
-
-    storage_path, name = run.rsplit("/", 1)
-    filesystem, path = storage.resolve(storage.join(run, _RAY_STATE))
-    if storage.exists(storage.join(run, _RAY_STATE)):
-        filesystem.delete_file(path)
-    # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    in_process = config.workers == 1
-    trainer = TensorflowTrainer(
-        train_loop,
-        train_loop_config={
-            "run": run,
-            "cache": cache,
-            "classes": list(classes),
-            "config": dataclasses.asdict(config),
-        },
-        scaling_config=ray.train.ScalingConfig(num_workers=0 if in_process else config.workers),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
-            failure_config=ray.train.FailureConfig(max_failures=3, controller_failure_limit=3),
-        ),
-    )
-    try:
-        failure = trainer.fit().return_value
-    except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+    trouble.forget(plan.uri)
+    for line in checkpoints.newest(storage.join(plan.uri, "checkpoints"))[1]:
+        say(f"warning: {line}")
+    before = trouble.pieces(plan.uri)
+    while True:
+        failure = _attempt(plan, classes)
+        if not isinstance(failure, OutOfMemory) or not failure.retry:
+            break
+        say(f"warning: {failure}")
+    after = trouble.pieces(plan.uri)
+    if plan.workers > 1 and after > before:
+        say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
     if failure is not None:
         raise failure
 
 
-def best_head(run: str) -> tuple[list[npt.NDArray[Any]], checkpoints.Checkpoint]:
-    """The head's trained arrays of the best epoch, in order, and the last checkpoint (with the history).
+def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
+    import ray.train
+    from ray.train.tensorflow import TensorflowTrainer
+
+    storage_path, name = plan.uri.rsplit("/", 1)
+    storage.delete_file(storage.join(plan.uri, _RAY_STATE))
+    # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if plan.workers == 1:
+        scaling = ray.train.ScalingConfig(num_workers=0)
+    else:
+        resources = {"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {})
+        scaling = ray.train.ScalingConfig(
+            num_workers=plan.workers, use_gpu=plan.worker_gpus > 0, resources_per_worker=resources
+        )
+    trainer = TensorflowTrainer(
+        train_loop,
+        train_loop_config={"plan": plan, "classes": list(classes)},
+        scaling_config=scaling,
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=ray.train.FailureConfig(max_failures=plan.config.max_failures, controller_failure_limit=3),
+        ),
+    )
+    try:
+        return trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise trouble.noted(plan.uri) or _cause(error) from error
+
+
+def best(run: str) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
+    """The checkpoints of the best epoch and of the last one, which has the history.
 
     Raises:
-        DamagedFile: the checkpoint of the best epoch is gone or damaged.
+        DamagedFile: there is none.
     """
     folder = storage.join(run, "checkpoints")
     last, _ = checkpoints.newest(folder)
     if last is None:
         raise DamagedFile(f"{folder} holds no complete checkpoint; run the same command again")
-    best = checkpoints.load(storage.join(folder, f"epoch-{last.state['best']:04d}"))
-    count = sum(name.startswith("head:") for name in best.arrays)
-    return [best.arrays[f"head:{number}"] for number in range(count)], last
+    return checkpoints.load(checkpoints.uri_of(folder, last.state["best"])), last
 
 
 def _cause(error: Any) -> FlowersError:
     """What really happened, from under Ray's wrapping, in one line."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
     lines = [line for line in str(next(filter(None, failures))).strip().splitlines() if line.strip()]
-    return FlowersError(f"training failed: {lines[-1] if lines else type(error).__name__}")
+    text = lines[-1] if lines else type(error).__name__
+    hint = "; lower --batch-size or --workers, or train less of the network" if "memory" in text.lower() else ""
+    return FlowersError(f"training failed: {text}{hint}; the same command goes on from the last finished epoch")

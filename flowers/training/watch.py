@@ -73,12 +73,12 @@ class _Follower:
             better = self._sign * line[self._monitor] > self._best
             self._best = max(self._best, self._sign * line[self._monitor])
             for name, value in line.items():
-                if name not in ("epoch", "seconds"):
+                if name not in ("epoch", "phase", "seconds"):
                     group = "validation" if name.startswith("val_") else "training"
                     self._board.add_scalar(f"{group}/{name.removeprefix('val_')}", value, line["epoch"])
             if show:
                 self._out.print(
-                    f"epoch {line['epoch']:3d}   loss {line['loss']:.4f}   validation: accuracy "
+                    f"epoch {line['epoch']:3d}   {line['phase']}   loss {line['loss']:.4f}   validation: accuracy "
                     f"{line['val_accuracy']:.4f}  log-loss {line['val_log_loss']:.4f}   "
                     f"learning rate {line['learning_rate']:.2e}   {line['seconds']:.2f} s{'   best' if better else ''}",
                     highlight=False,

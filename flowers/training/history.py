@@ -1,0 +1,90 @@
+"""How far a run is: its epochs, its best one, its phases, and when it ends."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowers import storage
+from flowers.config import TrainConfig
+from flowers.training import checkpoints
+from flowers.training.schedule import Phase, phases
+
+
+@dataclass
+class History:
+    """The record of a run; all of it is in each checkpoint.
+
+    Attributes:
+        run: URI of the run folder.
+        config: of the run.
+        lines: one line of metrics an epoch.
+        best: number of the best epoch, 0 before the first.
+        best_before: what `best` was an epoch earlier: its checkpoint is still needed should the newest be damaged.
+        place: number of the current phase.
+        began: epochs done before it.
+        mark: the monitored metric when it last got better in this phase by more than `min_delta`.
+        waited: epochs since then.
+    """
+
+    run: str
+    config: TrainConfig
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    best: int = 0
+    best_before: int = 0
+    place: int = 0
+    began: int = 0
+    mark: float | None = None
+    waited: int = 0
+
+    @classmethod
+    def resume(cls, run: str, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None]:
+        """The record in the newest complete checkpoint, and that; a new record where there is none."""
+        found, _ = checkpoints.newest(storage.join(run, "checkpoints"))
+        return cls(run, config, **(found.state if found else {})), found
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.lines)
+
+    def phase(self) -> Phase | None:
+        """The phase to go on with; None when the run is finished."""
+        planned = phases(self.config)
+        while self.place < len(planned):
+            over = self.epoch - self.began >= planned[self.place].epochs
+            if not over and not 0 < self.config.patience <= self.waited:
+                return planned[self.place]
+            self.place, self.began, self.mark, self.waited = self.place + 1, self.epoch, None, 0
+        return None
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Takes in the metrics of one more epoch."""
+        name = f"val_{self.config.monitor}"
+        sign = -1 if self.config.monitor == "log_loss" else 1
+        self.lines.append(line)
+        self.best_before = self.best
+        if not self.best or sign * (line[name] - self.lines[self.best - 1][name]) > 0:
+            self.best = self.epoch
+        if self.mark is None or sign * (line[name] - self.mark) > self.config.min_delta:
+            self.mark, self.waited = line[name], 0
+        else:
+            self.waited += 1
+
+    def commit(self, arrays: dict[str, npt.NDArray[np.generic]]) -> str:
+        """Writes the checkpoint and the line of metrics of this epoch; returns the checkpoint's URI."""
+        state = {name: value for name, value in vars(self).items() if name not in ("run", "config")}
+        folder = storage.join(self.run, "checkpoints")
+        uri = checkpoints.save(folder, checkpoints.Checkpoint(self.epoch, arrays, state))
+        checkpoints.prune(folder, {self.epoch - 1, self.epoch, self.best, self.best_before})
+        self.rewrite()
+        return uri
+
+    def rewrite(self) -> None:
+        """Makes metrics.jsonl what the newest checkpoint says: a killed epoch leaves no line behind."""
+        lines = "".join(json.dumps(line) + "\n" for line in self.lines)
+        storage.write(storage.join(self.run, "metrics.jsonl"), lines.encode())

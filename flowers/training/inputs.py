@@ -1,0 +1,166 @@
+"""Where a worker's inputs come from: the cached output of the frozen part, or photos decoded again each epoch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowers import storage
+from flowers.data.sources import listing_of
+from flowers.data.views import stream_views
+from flowers.errors import FlowersError
+from flowers.model.features import FeatureCache, Target
+from flowers.plan import Plan
+from flowers.training.order import Order
+
+# Inputs of so many bytes at a time: enough steps in one TensorFlow call to hide Python, few enough for the memory.
+CHUNK_BYTES, MOST_STEPS, MOST_ROWS = 16 << 20, 64, 1024
+# Part of the photo that a random crop covers.
+CROP_SCALE = {"standard": (0.35, 1.0), "strong": (0.2, 1.0)}
+
+
+@dataclass(frozen=True)
+class Side:
+    """The photos of one side, in the order of split.parquet.
+
+    Attributes:
+        photos: columns path, label, sha256.
+        labels: int32 [n].
+    """
+
+    photos: pa.Table
+    labels: npt.NDArray[np.int32]
+
+
+def read_sides(run: str, classes: list[str]) -> tuple[Side, Side]:
+    """The training and the validation photos of a run."""
+    table = pq.read_table(io.BytesIO(storage.read(storage.join(run, "split.parquet"))))
+    split = table["split"].to_numpy()
+    index = {label: number for number, label in enumerate(classes)}
+    labels = np.array([index[label] for label in table["label"].to_pylist()], np.int32)
+    sides = []
+    for name in ("train", "validation"):
+        places = np.flatnonzero(split == name)
+        sides.append(Side(table.take(pa.array(places)), labels[places]))
+    return sides[0], sides[1]
+
+
+class Inputs(Protocol):
+    """The inputs of one side."""
+
+    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+        """Yields the inputs of an epoch's steps, some steps at a time: [t, b, ...]."""
+
+    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
+        """Yields the inputs of every `workers`-th photo from `rank` on, some at a time: [n, ...]."""
+
+
+class Cached:
+    """Rows of the feature cache.
+
+    Args:
+        plan: of the run.
+        cut: where the outputs were taken.
+        views: one or two views of each photo; the second is the mirrored one.
+        side: the photos.
+        shape: of one input.
+    """
+
+    def __init__(self, plan: Plan, cut: str, views: tuple[str, ...], side: Side, shape: tuple[int, ...]) -> None:
+        digests = side.photos["sha256"].to_pylist()
+        caches = [FeatureCache(plan.cache(Target(cut, view))).open() for view in views]
+        self.views = [cache.rows(digests).reshape(len(digests), *shape) for cache in caches]
+
+    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+        """See `Inputs`."""
+        at_once = steps_at_once(self.views[0][:1].nbytes * order.places.shape[1])
+        for start in range(0, len(order.places), at_once):
+            places = order.places[start : start + at_once]
+            chosen = self.views[0][places]
+            if len(self.views) > 1:
+                mirrored = order.mirrored[start : start + at_once]
+                chosen[mirrored] = self.views[1][places[mirrored]]
+            yield chosen
+
+    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
+        """See `Inputs`."""
+        mine = self.views[0][rank::workers]
+        at_once = int(np.clip(CHUNK_BYTES // max(1, self.views[0][:1].nbytes), 1, MOST_ROWS))
+        for start in range(0, len(mine), at_once):
+            yield mine[start : start + at_once]
+
+
+class Streamed:
+    """Photos read and decoded by Ray Data, once more in every epoch; the next ones while these are computed.
+
+    Args:
+        plan: of the run.
+        side: the photos.
+        cpus: CPUs that each reading task asks Ray for.
+    """
+
+    def __init__(self, plan: Plan, side: Side, cpus: float) -> None:
+        self._plan, self._side, self._cpus = plan, side, cpus
+
+    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+        """See `Inputs`."""
+        steps, share = order.places.shape
+        augment = self._plan.config.augment
+        draws = order.draws.reshape(-1, 4) if augment in CROP_SCALE else None
+        size = self._plan.image_size
+        at_once = steps_at_once(size * size * 3 * share)
+        rows = self._pixels(order.places.reshape(-1), draws, at_once * share)
+        for start in range(0, steps, at_once):
+            chunk = next(rows).reshape(-1, share, size, size, 3)
+            if augment == "flip":
+                mirrored = order.mirrored[start : start + at_once]
+                chunk[mirrored] = chunk[mirrored][:, :, ::-1]
+            yield chunk
+
+    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
+        """See `Inputs`."""
+        places = np.arange(len(self._side.labels))[rank::workers]
+        yield from self._pixels(places, None, self._plan.config.batch_size)
+
+    def _pixels(
+        self, places: npt.NDArray[np.int64], draws: npt.NDArray[np.float64] | None, at_once: int
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Pixels uint8 [n, size, size, 3] of the photos at `places`, `at_once` at a time, the last ones fewer."""
+        if not len(places):
+            return
+        plan, size = self._plan, self._plan.image_size
+        listing = listing_of(self._side.photos.take(pa.array(places)))
+        views = stream_views(
+            listing,
+            draws,
+            scale=CROP_SCALE.get(plan.config.augment, (1.0, 1.0)),
+            size=size,
+            max_pixels=plan.config.max_pixels,
+            readers=plan.readers,
+            num_cpus=self._cpus,
+        )
+        expected = self._side.photos["sha256"].to_pylist()
+        done = 0
+        for table in views.iter_batches(batch_size=at_once, batch_format="pyarrow", prefetch_batches=1):
+            wanted = [expected[place] for place in places[done : done + table.num_rows]]
+            for row, digest in enumerate(wanted):
+                if table["pixels"][row].as_py() is None or table["sha256"][row].as_py() != digest:
+                    raise FlowersError(
+                        f"{table['path'][row].as_py()} changed or vanished since this run began "
+                        f"({table['detail'][row].as_py() or 'other content'}); put it back, or start over with --fresh"
+                    )
+            pixels = np.frombuffer(b"".join(table["pixels"].to_pylist()), np.uint8).copy()
+            yield pixels.reshape(-1, size, size, 3)
+            done += table.num_rows
+
+
+def steps_at_once(step_bytes: int) -> int:
+    """Steps to run in one TensorFlow call."""
+    return int(np.clip(CHUNK_BYTES // max(1, step_bytes), 1, MOST_STEPS))

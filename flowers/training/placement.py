@@ -1,0 +1,213 @@
+"""Where training runs: how many workers of which size fit on the cluster, and whether its nodes share the storage."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from flowers import storage
+from flowers.errors import InputError, first_line
+
+# Ray counts resources in ten-thousandths.
+_RAY_UNIT = 10_000
+_ANSWER_S = 60
+_SHOWN = 4
+_UNSEEN = "what is written there is not seen here"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers to Ray."""
+
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The training processes.
+
+    Attributes:
+        workers: how many there are; the batch size is a multiple of it.
+        cpus: CPUs of one worker, which are Ray's reservation and TensorFlow's threads.
+        gpus: GPUs of one worker.
+    """
+
+    workers: int
+    cpus: int
+    gpus: float
+
+
+def place(
+    workers: str,
+    cpus_per_worker: int | None,
+    gpus_per_worker: float | None,
+    batch_size: int,
+    nodes: Sequence[Node],
+) -> Placement:
+    """Decides how many workers train and what each of them gets; all get the same.
+
+    Without `cpus_per_worker` a worker gets the most CPUs with which all workers fit: those of the smallest node used,
+    divided among its workers. Where GPUs compute, half the CPUs are left to read and decode.
+
+    Args:
+        workers: a decimal number from 1, or "auto": one a GPU, without GPUs one a node; of these, the largest number
+            that divides the batch.
+        cpus_per_worker: 1 or more, or None to choose.
+        gpus_per_worker: 0 or more, or None for 1 where there is any GPU, else 0.
+        batch_size: photos in one step, over all workers.
+        nodes: of the cluster.
+
+    Raises:
+        InputError: the workers do not fit on the nodes, or do not divide the batch.
+    """
+    have_gpus = any(node.gpus >= 1 for node in nodes)
+    gpus = float(have_gpus) if gpus_per_worker is None else gpus_per_worker
+    if gpus and not have_gpus:
+        raise InputError(
+            f"--gpus-per-worker: received {gpus:g}, but the cluster has no GPU: {_described(nodes)}; leave the option "
+            "out, or start nodes that have GPUs"
+        )
+    if gpus > 1 and gpus % 1:
+        raise InputError(
+            f"--gpus-per-worker: received {gpus:g}, required above 1 is a whole number: give {gpus // 1:g}"
+        )
+    cpus = cpus_per_worker or 1
+    rooms = [_room(node, cpus, gpus) for node in nodes]
+    # One worker of no wanted size is the job's own process, which reserves nothing: it may sit on a head without CPUs.
+    room = sum(rooms) or int(cpus_per_worker is None and not gpus)
+    if workers == "auto":
+        # Without GPUs one process keeps all CPUs of a node busy by itself.
+        most = room if gpus else sum(map(bool, rooms))
+        count = max((number for number in range(1, most + 1) if batch_size % number == 0), default=min(room, 1))
+    else:
+        count = int(workers)
+        if batch_size % count:
+            raise InputError(
+                f"--batch-size: received {batch_size}, required is a multiple of --workers ({count}), so that every "
+                "worker takes the same part; --workers auto finds a number that fits"
+            )
+    if not 0 < count <= room:
+        advice = f"give at most {room}, or auto" if room else "give each less"
+        raise InputError(
+            f"--workers: received {workers}, each with {_several(cpus, 'CPU')} (--cpus-per-worker) and "
+            f"{_several(gpus, 'GPU')} (--gpus-per-worker), but the cluster has room for {room}: {_described(nodes)}; "
+            f"{advice}, or start more or larger nodes"
+        )
+    return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
+
+
+def _room(node: Node, cpus: int, gpus: float) -> int:
+    """How many workers fit on a node. Ray gives each a part of one GPU or whole ones, never parts of two."""
+    room = int(node.cpus // cpus)
+    if 0 < gpus < 1:
+        return min(room, int(node.gpus) * (_RAY_UNIT // max(1, round(gpus * _RAY_UNIT))))
+    return min(room, int(node.gpus // gpus)) if gpus else room
+
+
+def _share(count: int, gpus: float, nodes: Sequence[Node]) -> int:
+    """The most CPUs that each of `count` workers can have, 1 at least."""
+    usable = [Node(node.cpus // 2 if gpus else node.cpus, node.gpus) for node in nodes]
+    sizes = range(int(max((node.cpus for node in usable), default=1)), 1, -1)
+    return next((cpus for cpus in sizes if sum(_room(node, cpus, gpus) for node in usable) >= count), 1)
+
+
+def _described(nodes: Sequence[Node]) -> str:
+    """The nodes in a few words, the most frequent kinds first."""
+    parts = [
+        f"{_several(number, 'node')} of {_several(node.cpus, 'CPU')}"
+        + (f" and {_several(node.gpus, 'GPU')}" if node.gpus else "")
+        for node, number in Counter(nodes).most_common()
+    ]
+    return _few(parts) or "no node"
+
+
+def _several(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
+    import ray
+
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
+
+
+def check_storage(uri: str) -> None:
+    """Writes a small file from every node of the running Ray cluster, sees whether it is here, and removes it.
+
+    Args:
+        uri: the folder of the runs; it is made where it is missing.
+
+    Raises:
+        InputError: a node cannot write there, or writes somewhere else than in the folder seen here.
+    """
+    import ray
+
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    probes = {node: storage.join(storage.absolute(uri), f".probe-{uuid.uuid4().hex}") for node in nodes}
+    if len(nodes) == 1:
+        wrong = {node: _write(probe) or _take(probe) for node, probe in probes.items()}
+        required = "give a folder that can be written, or s3://BUCKET/FOLDER"
+    else:
+        wrong = {node: text or _take(probes[node]) for node, text in _on_nodes(_write, probes).items()}
+        required = "required is one place that all nodes can write: on a shared file system, or s3://BUCKET/FOLDER"
+        # What is not here lies on a disk of that node.
+        _on_nodes(_take, {node: probes[node] for node, text in wrong.items() if text == _UNSEEN})
+    failures = [text for text in dict.fromkeys(wrong.values()) if text]
+    if failures:
+        parts = [f"{text} (node {_few([nodes[node] for node in wrong if wrong[node] == text])})" for text in failures]
+        raise InputError(f"--storage: {uri} cannot be used: {_few(parts)}; {required}")
+
+
+def _few(texts: Sequence[str]) -> str:
+    """The first texts, and how many more there are."""
+    more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+    return ", ".join([*texts[:_SHOWN], *more])
+
+
+def _write(probe: str) -> str:
+    """Writes a probe, which holds its own name; returns what went wrong, or nothing."""
+    try:
+        storage.write(probe, probe.encode())
+    except (OSError, ValueError, InputError) as error:
+        return _reason(error)
+    return ""
+
+
+def _take(probe: str) -> str:
+    """Reads a probe and removes it; returns what went wrong, or nothing."""
+    try:
+        if not storage.exists(probe) or storage.read(probe) != probe.encode():
+            return _UNSEEN
+        storage.delete_file(probe)
+    except (OSError, ValueError, InputError) as error:
+        return _reason(error)
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[str, str]:
+    """Calls `function` with each probe on the node of that id; its answers, or why there is none."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    running = {
+        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
+        for node, probe in probes.items()
+    }
+    done, _ = ray.wait(list(running.values()), num_returns=len(running), timeout=_ANSWER_S) if running else ([], [])
+    answers = {}
+    for node, reference in running.items():
+        try:
+            answers[node] = ray.get(reference) if reference in done else f"no answer within {_ANSWER_S} s"
+        except ray.exceptions.RayError as error:
+            answers[node] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return answers

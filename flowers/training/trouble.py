@@ -1,0 +1,56 @@
+"""What went wrong in a worker, noted in the run's folder for the workers that are started after it.
+
+A worker that fails alone has to crash, since the others wait for it; Ray then starts all of them again, up to
+`--max-failures` times. What cannot get better by that is noted, and the new workers end at once with the note.
+"""
+
+from __future__ import annotations
+
+from flowers import storage
+from flowers.errors import FlowersError, OutOfMemory
+from flowers.plan import Plan
+
+_FAILURE, _PIECES = ".failure", ".pieces"
+
+
+def note(run: str, error: FlowersError) -> None:
+    """Notes an error for good."""
+    storage.write(storage.join(run, _FAILURE), str(error).encode())
+
+
+def noted(run: str) -> FlowersError | None:
+    """The error that an earlier worker noted."""
+    text = _read(run, _FAILURE)
+    return FlowersError(text) if text else None
+
+
+def forget(run: str) -> None:
+    """Removes a note: the user runs the command again, perhaps after mending the cause."""
+    storage.delete_file(storage.join(run, _FAILURE))
+
+
+def pieces(run: str) -> int:
+    """Parts in which a worker's photos of a step go through the network, after it ran out of memory."""
+    return int(_read(run, _PIECES) or 1)
+
+
+def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
+    """The error for it; with --auto-batch, twice as many pieces are noted for the next attempt."""
+    now, share = pieces(plan.uri), plan.config.batch_size // workers
+    size = -(-share // now)
+    if plan.config.auto_batch and now < share:
+        storage.write(storage.join(plan.uri, _PIECES), str(now * 2).encode())
+        return OutOfMemory(
+            f"out of memory with {size} photos at a time: going on with {-(-size // 2)}, their gradients added up, so "
+            "the batch and its result stay",
+            retry=True,
+        )
+    return OutOfMemory(
+        f"out of memory with {size} photos at a time; lower --batch-size or --image-size, train less of the network "
+        "(--trainable), or let --auto-batch take half as many photos at a time"
+    )
+
+
+def _read(run: str, name: str) -> str:
+    uri = storage.join(run, name)
+    return storage.read(uri).decode() if storage.exists(uri) else ""
