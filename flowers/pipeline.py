@@ -64,7 +64,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         check_storage(uri)
         out.print(f"  compute   {plan.precision}: {plan.precision_reason}", highlight=False)
         maker = functools.partial(
-            backbones.build_backbone, config.backbone, config.weights, plan.image_size, plan.precision
+            backbones.build_backbone, config.backbone, plan.weights, plan.image_size, plan.precision
         )
         network = background(lambda: (tensorflow.result(), maker())[1], "build the network").result
         plan = _with_inputs(plan, network, listing, out)
@@ -126,6 +126,7 @@ def _plan(config: TrainConfig, uri: str, cut: str, nodes: list[Node], actors: in
         config=config,
         uri=uri,
         image_size=config.image_size or backbones.REGISTRY[config.backbone].image_size,
+        weights=config.weights if config.weights in ("imagenet", "random") else storage.absolute(config.weights),
         start_weights=backbones.weights_key(config.backbone, config.weights),
         precision=precision,
         precision_reason=reason,
@@ -185,6 +186,11 @@ def _check_workers(plan: Plan, ledger: Ledger) -> None:
             f"--workers: received {plan.workers} for {photos} training photos; with --batch-size "
             f"{plan.config.batch_size} each takes {share} of a step, so at most {-(-photos // share)} would have any; "
             "give fewer workers or a smaller batch"
+        )
+    if plan.config.augment == "strong" and share % 2:
+        raise InputError(
+            f"--batch-size: received {plan.config.batch_size} for {plan.workers} workers, required for --augment "
+            "strong is an even number for each: it mixes photos in pairs"
         )
 
 

@@ -18,7 +18,8 @@ class Plan:
         config: the options.
         uri: the run folder.
         image_size: height and width that the network sees, in pixels.
-        start_weights: key of the backbone's start weights.
+        weights: start weights of the backbone; a path is absolute, for workers start in other folders.
+        start_weights: their key.
         precision: "float32" or "bfloat16".
         precision_reason: why.
         readers: tasks that read and decode at once.
@@ -34,6 +35,7 @@ class Plan:
     config: TrainConfig
     uri: str
     image_size: int
+    weights: str
     start_weights: str
     precision: str
     precision_reason: str = ""

@@ -90,6 +90,7 @@ def begin(uri: str, config: TrainConfig, ledger: Ledger) -> None:
         InputError: the run has a split already and the photos or their labels have changed since.
         DamagedFile: that split cannot be read.
     """
+    storage.sweep(uri)
     target = storage.join(uri, SPLIT)
     if storage.exists(storage.join(uri, CONFIG)):
         try:

@@ -134,6 +134,14 @@ def publish(folder: str, uri: str, *, last: str) -> None:
     shutil.rmtree(folder)
 
 
+def sweep(uri: str) -> None:
+    """Removes what a killed process left half-written in the folder `uri`; nobody else may be writing there."""
+    for name in names(uri):
+        if name.startswith(".writing-") or name.endswith((".tmp", ".old")):
+            delete(join(uri, name))
+            delete_file(join(uri, name))
+
+
 def make_folder(uri: str) -> None:
     """Makes the folder `uri` and those above it.
 

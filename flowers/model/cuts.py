@@ -74,7 +74,7 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
         cuts: one or more of "pool", "pixels" and the names of `blocks`.
 
     Returns:
-        A `keras.Model` from uint8 [n, size, size, 3] to the list of these outputs.
+        A `keras.Model` from uint8 [n, size, size, 3] to a dict of these outputs.
     """
     import keras
 
@@ -88,7 +88,7 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
         found[POOL] = network.get_layer(POOL)(outputs[-1])
     else:
         found[POOL] = network.output
-    return keras.Model(network.input, [found[cut] for cut in cuts], name="front")
+    return keras.Model(network.input, {cut: found[cut] for cut in cuts}, name="front")
 
 
 def output_bytes(network: Any, backbone: str, cut: str) -> int:

@@ -71,19 +71,17 @@ class FrozenPart:
         self.model = model if isinstance(model, keras.Model) else model()
         self.image_size = image_size
         self.targets = tuple(targets)
-        views = sorted({target.view for target in targets})
         parts = {
             view: front(self.model, backbone, [target.cut for target in targets if target.view == view])
-            for view in views
+            for view in {target.view: None for target in targets}
         }
 
         def forward(pixels: Any) -> Any:
-            outputs: dict[Target, Any] = {}
-            for view in views:
-                seen = tf.reverse(pixels, [2]) if view == FLIP else pixels
-                made = [target for target in targets if target.view == view]
-                outputs.update(zip(made, parts[view](seen, training=False), strict=True))
-            return [outputs[target] for target in targets]
+            outputs = {
+                view: part(tf.reverse(pixels, [2]) if view == FLIP else pixels, training=False)
+                for view, part in parts.items()
+            }
+            return [outputs[target.view][target.cut] for target in targets]
 
         shape = (BATCH, image_size, image_size, 3)
         # One fixed shape: traced once, and a photo's numbers do not depend on how many travel with it.

@@ -58,6 +58,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
 def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
     history, found = History.resume(plan.uri, plan.config)
     if worker.rank == 0:
+        storage.sweep(storage.join(plan.uri, "checkpoints"))
         history.rewrite()
     sides = read_sides(plan.uri, classes)
     while (phase := history.phase()) is not None:

@@ -105,7 +105,7 @@ def _head(plan: Plan, standard: Standard, classes: int) -> Trained:
 
 def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Trained:
     config = plan.config
-    network = backbones.build_backbone(config.backbone, config.weights, plan.image_size, plan.precision)
+    network = backbones.build_backbone(config.backbone, plan.weights, plan.image_size, plan.precision)
     upper = cuts.tail(network, config.backbone, plan.cut)
     variables = cuts.trained_variables(network, config.backbone, plan.cut)
     augment = None

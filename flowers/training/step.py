@@ -48,7 +48,8 @@ class Trained:
         body: `keras.Model` from a training input to pooled features; None where these are the input.
         validation_body: the same for a validation input.
         groups: trained variables of the body by block and the fraction of the learning rate that each gets.
-        augment: changes pixels uint8 [b, size, size, 3] and targets float32 [b, K] in a step of a given number.
+        augment: changes pixels uint8 [b, size, size, 3] and targets float32 [b, K], each photo's weight at its
+            class, in a step of a given number.
     """
 
     head: Any
@@ -157,16 +158,20 @@ class Step:
         kept = tf.random.stateless_uniform(shape, seed=[config.seed, number]) >= config.dropout
         return tf.cast(kept[start : start + self.share], tf.float32) / (1 - config.dropout)
 
-    def _loss(self, inputs: Any, targets: Any, weights: Any, kept: Any, rows: Any) -> Any:
-        """This worker's part, and this piece's, of the mean loss of a global batch."""
+    def _loss(self, inputs: Any, targets: Any, kept: Any, rows: Any) -> Any:
+        """This worker's part, and this piece's, of the mean loss of a global batch.
+
+        The targets float32 [n, K] add up to each photo's weight.
+        """
         import tensorflow as tf
 
         config, body = self.config, self.trained.body
         standardize, dense = self.head.get_layer("standardize"), self.head.get_layer("logits")
         features = standardize(inputs if body is None else body(inputs, training=False))
         logits = dense(features if kept is None else features * kept)
-        targets = targets * (1 - config.label_smoothing) + config.label_smoothing / targets.shape[-1]
-        loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits) * weights) / rows
+        evenly = tf.reduce_mean(targets, axis=1, keepdims=True)
+        targets = targets * (1 - config.label_smoothing) + config.label_smoothing * evenly
+        loss = -tf.reduce_sum(targets * tf.nn.log_softmax(logits)) / rows
         if config.l2:
             loss += config.l2 * tf.reduce_sum(dense.kernel**2) / (self.strategy.num_replicas_in_sync * self.pieces)
         return loss
@@ -175,7 +180,7 @@ class Step:
         """One step in one replica; returns its part of the loss."""
         import tensorflow as tf
 
-        targets = tf.one_hot(labels, self.head.output_shape[-1])
+        targets = tf.one_hot(labels, self.head.output_shape[-1]) * weights[:, None]
         if self.trained.augment is not None:
             inputs, targets = self.trained.augment(inputs, targets, number)
         kept = self._kept(number) if self.config.dropout else None
@@ -185,7 +190,7 @@ class Step:
             with tf.control_dependencies(gradients):  # one piece after the other: that is what saves memory
                 with tf.GradientTape() as tape:
                     piece = None if kept is None else kept[part]
-                    loss = self._loss(tf.identity(inputs[part]), targets[part], weights[part], piece, rows)
+                    loss = self._loss(tf.identity(inputs[part]), targets[part], piece, rows)
                 found = tape.gradient(loss, variables)
             total += loss
             gradients = found if self.pieces == 1 else [old + new for old, new in zip(gradients, found, strict=True)]

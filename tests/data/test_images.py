@@ -372,6 +372,131 @@ def test_draft_is_close_to_the_undrafted_photo(size: int) -> None:
         assert difference.max() == 0
 
 
+# ---------------------------------------------------------------- crops
+
+COLOURS = [[(200, 30, 30), (30, 200, 30)], [(30, 30, 200), (200, 200, 30)]]  # upright: top row, bottom row
+
+
+def quarters(height: int, width: int) -> np.ndarray:
+    """A picture of four colours, uint8 [height, width, 3]."""
+    half = np.repeat(np.repeat(np.array(COLOURS, np.uint8), height // 2, axis=0), width // 2, axis=1)
+    assert half.shape == (height, width, 3)
+    return half
+
+
+def quarter(row: int, column: int) -> images.Crop:
+    """A crop that takes a quarter of the stored photo, without its edges."""
+
+    def crop(width: int, height: int) -> images.Box:
+        left, top = column * width / 2, row * height / 2
+        return left + width / 16, top + height / 16, left + width * 7 / 16, top + height * 7 / 16
+
+    return crop
+
+
+def whole(width: int, height: int) -> images.Box:
+    return 0, 0, width, height
+
+
+def drafts(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Collects the sizes at which JPEGs are decoded from now on."""
+    seen: set[tuple[int, int]] = set()
+    load = images._Jpeg.load
+
+    def spy(self: Any) -> Any:
+        seen.add(self.size)
+        return load(self)
+
+    monkeypatch.setattr(images._Jpeg, "load", spy)
+    return seen
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize("size", [1, 5, 12, 32])
+def test_the_middle_square_is_the_default_crop(name: str, size: int) -> None:
+    def square(width: int, height: int) -> images.Box:
+        side = min(width, height)
+        return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
+
+    np.testing.assert_array_equal(decode(SAMPLES[name], size, crop=square), decode(SAMPLES[name], size))
+
+
+@pytest.mark.parametrize("form", ["PNG", "BMP", "GIF"])
+def test_a_crop_is_pillows_box(form: str) -> None:
+    box = (3.25, 7.5, 40.0, 30.125)
+    want = Image.fromarray(picture()) if form != "GIF" else Image.fromarray(picture()).quantize(64).convert("RGB")
+    data = save(want if form != "GIF" else Image.fromarray(picture()).quantize(64), form)
+    pixels = decode(data, 20, crop=lambda width, height: box)
+    np.testing.assert_array_equal(pixels, np.asarray(want.resize((20, 20), Image.Resampling.BILINEAR, box)))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("size", [8, 20, 100])
+def test_each_quarter_has_its_colour(form: str, size: int) -> None:
+    """Small sizes take a draft of a JPEG; its sides, 1203 / 8 and the like, are rounded."""
+    data = save(quarters(1202, 1606), form, quality=95)
+    for row in (0, 1):
+        for column in (0, 1):
+            pixels = decode(data, size, crop=quarter(row, column))
+            assert_close(pixels, np.broadcast_to(COLOURS[row][column], (size, size, 3)), 4)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_crop_is_taken_before_the_photo_is_turned(orientation: int) -> None:
+    """Asked is for the top left quarter of the stored photo; where it is seen is read from the turned colours."""
+    turn = STORED[orientation]
+    upright = Image.fromarray(quarters(600, 800))
+    stored = upright if turn is None else upright.transpose(turn)
+    extents = []
+
+    def crop(width: int, height: int) -> images.Box:
+        extents.append((width, height))
+        return quarter(0, 0)(width, height)
+
+    pixels = decode(save(stored, "JPEG", exif=exif(orientation), quality=95), 24, crop=crop)
+    assert extents == [stored.size]
+    assert_close(pixels, np.broadcast_to(np.asarray(stored)[0, 0], (24, 24, 3)), 4)
+    wanted = np.asarray(upright.resize((24, 24), Image.Resampling.BILINEAR))
+    everything = decode(save(stored, "JPEG", exif=exif(orientation), quality=95), 24, crop=whole)
+    assert_close(everything, wanted, 4)
+
+
+@pytest.mark.parametrize(
+    ("size", "part", "scale"),
+    [(50, 1.0, 8), (50, 0.51, 4), (50, 0.26, 2), (50, 0.13, 1), (50, 0.1, 1), (100, 1.0, 4), (25, 0.4, 8)],
+)
+def test_the_draft_leaves_a_crop_twice_its_size(
+    monkeypatch: pytest.MonkeyPatch, size: int, part: float, scale: int
+) -> None:
+    seen = drafts(monkeypatch)
+    # Once the height is what is scarce, once the width.
+    decode(large_jpeg(), size, crop=lambda width, height: (3, 2, width - 3, 2 + part * (height - 2)))
+    decode(large_jpeg(), size, crop=lambda width, height: (3, 2, 3 + part * (height - 2), height - 2))
+    assert seen == {(-(-1601 // scale), -(-1203 // scale))}
+
+
+@pytest.mark.parametrize("part", [0.9, 0.5, 0.3, 0.15, 0.05])
+def test_crops_keep_their_detail(part: float) -> None:
+    """A crop from a draft is close to the same crop of all pixels; nothing is blown up from a coarse draft."""
+    full = Image.open(io.BytesIO(large_jpeg())).convert("RGB")
+    box = (401.3, 207.9, 401.3 + 1100 * part, 207.9 + 900 * part)
+    pixels = decode(large_jpeg(), 50, crop=lambda width, height: box)
+    want = np.asarray(full.resize((50, 50), Image.Resampling.BILINEAR, box))
+    assert_close(pixels, want, 0.6 if part > 0.2 else 0)
+
+
+def test_a_crop_needs_a_size() -> None:
+    with pytest.raises(ValueError, match="needs a size"):
+        decode(SAMPLES["png"], crop=whole)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("box", [(-0.1, 0, 9, 9), (0, 0, 64.1, 9), (0, 0, 9, 48.1), (5, 0, 5, 9), (0, 5, 9, 4)])
+def test_a_box_outside_the_photo_is_the_callers_error(name: str, box: images.Box) -> None:
+    with pytest.raises(ValueError, match="not inside 64 x 48"):
+        decode(SAMPLES[name], 8, crop=lambda width, height: box)
+
+
 # ---------------------------------------------------------------- refusals
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of every step."""
+"""The phases of a training and the learning rate of every step."""
 
 from __future__ import annotations
 
@@ -6,17 +6,31 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers.config import TrainConfig
-from flowers.training.schedule import learning_rate
+from flowers.training.schedule import Phase, build_optimizer, learning_rate, phases
 
 
 def rates(steps_per_epoch: int, **options: Any) -> list[float]:
     config = TrainConfig(**{"epochs": 10, "learning_rate": 0.1, **options})
-    return [learning_rate(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+    (phase,) = phases(config)
+    return [learning_rate(config, phase, step, steps_per_epoch) for step in range(phase.epochs * steps_per_epoch)]
+
+
+def test_the_head_alone_is_one_phase() -> None:
+    assert phases(TrainConfig()) == [Phase("head", 60, 0.001)]
+    assert phases(TrainConfig(epochs=7, head_epochs=3, learning_rate=0.5)) == [Phase("head", 7, 0.5)]
+
+
+@pytest.mark.parametrize("trainable", ["stage5", "all"])
+def test_what_lies_deeper_comes_after_the_head(trainable: str) -> None:
+    assert phases(TrainConfig(trainable=trainable)) == [Phase("head", 60, 0.001), Phase("tail", 12, 0.0003)]
+    config = TrainConfig(trainable=trainable, head_epochs=3, epochs=7, learning_rate=0.5, tail_learning_rate=0.25)
+    assert phases(config) == [Phase("head", 3, 0.5), Phase("tail", 7, 0.25)]
 
 
 def test_cosine_with_warm_up() -> None:
@@ -27,7 +41,7 @@ def test_cosine_with_warm_up() -> None:
     assert found[4 + 9] == pytest.approx(0.1 * (1 + math.sqrt(0.5)) / 2)
     assert all(later < earlier for earlier, later in itertools.pairwise(found[4:]))
     assert 0 < found[-1] < 0.1 * 0.002
-    assert learning_rate(TrainConfig(epochs=10), 40, 4) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(TrainConfig(), Phase("head", 10, 0.1), 40, 4) == pytest.approx(0, abs=1e-12)
 
 
 def test_cosine_without_warm_up_begins_at_the_peak() -> None:
@@ -50,10 +64,24 @@ def test_constant() -> None:
     st.integers(1, 40),
     st.integers(1, 300),
     st.floats(0, 100),
+    st.sampled_from([0, 1]),
 )
-def test_every_rate_is_usable(schedule: str, epochs: int, steps: int, warmup: float) -> None:
-    """Also where warm-up is longer than training."""
-    config = TrainConfig(schedule=schedule, epochs=epochs, warmup_epochs=warmup)
+def test_every_rate_is_usable(schedule: str, epochs: int, steps: int, warmup: float, place: int) -> None:
+    """Also where warm-up is longer than training, in either phase."""
+    config = TrainConfig(schedule=schedule, epochs=epochs, head_epochs=epochs, warmup_epochs=warmup, trainable="all")
+    phase = phases(config)[place]
     for step in {0, 1, steps, epochs * steps // 2, epochs * steps - 1}:
-        assert 0 <= learning_rate(config, step, steps) <= config.learning_rate
-        assert step >= epochs * steps or learning_rate(config, step, steps) > 0
+        assert 0 <= learning_rate(config, phase, step, steps) <= phase.learning_rate
+        assert step >= epochs * steps or learning_rate(config, phase, step, steps) > 0
+
+
+def test_the_optimizers_are_those_of_keras() -> None:
+    import keras
+
+    adamw = build_optimizer(TrainConfig(weight_decay=0.25))
+    assert isinstance(adamw, keras.optimizers.AdamW)
+    assert adamw.weight_decay == 0.25
+    sgd = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.75))
+    assert isinstance(sgd, keras.optimizers.SGD)
+    assert sgd.momentum == 0.75
+    assert np.asarray(sgd.learning_rate) == np.float32(0.001)

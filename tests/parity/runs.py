@@ -1,0 +1,159 @@
+"""Runs of photos that never were: drawn, put through a network, and its outputs put into the caches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowers.config import TrainConfig
+from flowers.model import backbones, cuts
+from flowers.model.features import FeatureCache, FrozenPart
+from flowers.plan import Plan
+from flowers.training import checkpoints, trainer
+
+CLASSES = ("daisy", "rose", "tulip")
+# Half of the network `tiny_network` makes: what --trainable block_15 trains with --backbone mobilenetv2.
+TINY = {"backbone": "mobilenetv2", "trainable": "block_15", "weights": "random", "image_size": 32}
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos and who is on which side.
+
+    Attributes:
+        pixels: uint8 [n, size, size, 3].
+        digests: SHA-256 of each.
+        split: what split.parquet says of them, in another order.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    digests: list[bytes]
+    split: pa.Table
+
+    def labels(self, side: str) -> list[str]:
+        """The labels of one side, in the order of split.parquet."""
+        rows = self.split.to_pylist()
+        return [row["label"] for row in rows if row["split"] == side]
+
+    def of(self, side: str) -> npt.NDArray[np.uint8]:
+        """The pixels of one side, in the order of split.parquet."""
+        place = {digest: number for number, digest in enumerate(self.digests)}
+        rows = self.split.to_pylist()
+        return self.pixels[[place[row["sha256"]] for row in rows if row["split"] == side]]
+
+
+def drawn(train: int, validation: int, size: int = 32) -> Photos:
+    """Noisy photos whose class is their colour, and 5 more to test with."""
+    rng = np.random.default_rng(0)
+    count = train + validation + 5
+    labels = rng.integers(0, len(CLASSES), count)
+    colours = 90 + 70 * np.eye(3)[labels]
+    pixels = (colours[:, None, None] + rng.integers(-80, 80, (count, size, size, 3))).clip(0, 255).astype(np.uint8)
+    digests = [hashlib.sha256(photo.tobytes()).digest() for photo in pixels]
+    sides = ["train"] * train + ["validation"] * validation + ["test"] * 5
+    order = rng.permutation(count).tolist()
+    split = pa.table(
+        {
+            "path": [f"/photos/{number}.jpg" for number in order],
+            "label": [CLASSES[labels[number]] for number in order],
+            "sha256": pa.array([digests[number] for number in order], pa.binary(32)),
+            "split": [sides[number] for number in order],
+        }
+    )
+    return Photos(pixels, digests, split)
+
+
+def begin(photos: Photos, config: TrainConfig, name: str, **changes: Any) -> Plan:
+    """The plan of a run whose folder holds its split."""
+    folder = Path(config.storage) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(photos.split, folder / "split.parquet")
+    plan = {
+        "image_size": config.image_size,
+        "start_weights": "random",
+        "precision": "float32",
+        "cut": cuts.cut_of(config.backbone, config.trainable),
+    }
+    return Plan(config=config, uri=str(folder), **{**plan, **changes})
+
+
+def fill(plan: Plan, photos: Photos, network: Any) -> None:
+    """Puts what the frozen part of `network` makes of all photos into the caches."""
+    part = FrozenPart(network, plan.config.backbone, plan.image_size, plan.targets)
+    for target, rows in zip(plan.targets, part.features(photos.pixels), strict=True):
+        cache = FeatureCache(plan.cache(target)).open()
+        if not cache.digests():
+            cache.add(photos.digests, rows)
+            cache.flush()
+
+
+def fit(plan: Plan) -> list[str]:
+    """Trains a run; returns what the user was told."""
+    told: list[str] = []
+    trainer.fit(plan, CLASSES, told.append)
+    return told
+
+
+def lines_of(plan: Plan, *without: str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    lines = [json.loads(line) for line in (Path(plan.uri) / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in without} for line in lines]
+
+
+def newest(plan: Plan) -> checkpoints.Checkpoint:
+    """The newest checkpoint; there must be one, and none that is damaged."""
+    found, skipped = checkpoints.newest(f"{plan.uri}/checkpoints")
+    assert found is not None
+    assert not skipped
+    return found
+
+
+def kept(plan: Plan) -> list[int]:
+    """The epochs whose checkpoints are there."""
+    return sorted(int(path.name.removeprefix("epoch-")) for path in (Path(plan.uri) / "checkpoints").iterdir())
+
+
+def check_same_state(one: Plan, two: Plan) -> None:
+    """Bit-equal variables, history and early stopping; only `seconds` may differ."""
+    mine, other = newest(one), newest(two)
+    assert mine.epoch == other.epoch
+    assert mine.arrays.keys() == other.arrays.keys()
+    for name, array in mine.arrays.items():
+        assert array.tobytes() == other.arrays[name].tobytes(), name
+    assert lines_of(one, "seconds") == lines_of(two, "seconds")
+    assert {**mine.state, "lines": 0} == {**other.state, "lines": 0}
+    for plan, found in ((one, mine), (two, other)):
+        assert found.state["lines"] == lines_of(plan)
+
+
+def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
+    """In place of `build_backbone`: the names of MobileNetV2's last blocks, and hardly any weights."""
+    import keras
+
+    del weights
+    rng = np.random.default_rng(3)
+    with backbones.arithmetic(precision):
+        start = keras.Input((image_size, image_size, 3))
+        flow = start
+        for end, width in (("block_14_add", 4), ("block_15_add", 6), ("block_16_project_BN", 8)):
+            flow = keras.layers.Conv2D(width, 3, strides=2, padding="same", name=f"{end}_conv")(flow)
+            flow = keras.layers.BatchNormalization(name=f"{end}_norm")(flow)
+            flow = keras.layers.Activation("relu", name=end)(flow)
+        body = keras.Model(start, flow, name=backbone)
+        for variable in body.weights:
+            spread = 0.5 if len(variable.shape) > 1 else 0.1
+            value = rng.normal(scale=spread, size=variable.shape)
+            variable.assign(1 + abs(value) if "variance" in variable.name or "gamma" in variable.name else value)
+        body.trainable = False
+        pixels = keras.Input((image_size, image_size, 3), dtype="uint8")
+        scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name=cuts.SCALE)(pixels)
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=cuts.POOL)(body(scaled, training=False))
+        return keras.Model(pixels, pooled, name="frozen")
