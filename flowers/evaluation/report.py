@@ -95,6 +95,8 @@ def _facts(report: Report) -> list[str]:
     created = str(report.get("created") or "").replace("T", " ").replace("+00:00", " UTC")
     facts = [created, report.get("backbone"), report.get("weights")]
     facts += [f"{size} px" if size else None, report.get("precision")]
+    facts += [f"trained from {report['trainable']}" if report.get("trainable", "head") != "head" else None]
+    facts += [f"augmented: {report['augment']}" if report.get("augment", "none") != "none" else None]
     facts += [f"seed {report['seed']}" if "seed" in report else None]
     return [str(fact) for fact in facts if fact]
 

@@ -1,0 +1,181 @@
+"""Cuts: the names are there, everything flows through them, and what lies above is what is trained."""
+
+from __future__ import annotations
+
+import itertools
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flowers.errors import InputError
+from flowers.model import cuts
+from flowers.model.backbones import REGISTRY, build_backbone
+
+# One of each kind; the deeper ResNets have the same blocks, more often.
+KINDS = ("resnet50v2", "resnet50", "mobilenetv2", "inceptionv3")
+STARTS = [(kind, name) for kind in KINDS for name in cuts.trainable_names(kind)[1:]]
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, Any]:
+    """A random float32 network of each kind, at the smallest size."""
+    made = {name: build_backbone(name, "random", REGISTRY[name].smallest, "float32") for name in KINDS}
+    for variable in made["mobilenetv2"].weights:
+        if len(variable.shape) > 1:
+            variable.assign(variable * 2.5)  # or its output would hardly depend on its input
+    return made
+
+
+def photos(name: str, count: int = 3) -> Any:
+    size = REGISTRY[name].smallest
+    return np.random.default_rng(size).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_blocks_are_layers_of_the_network_in_its_order(name: str) -> None:
+    import keras
+
+    size = REGISTRY[name].smallest
+    builder = getattr(keras.applications, REGISTRY[name].builder)
+    layers = [layer.name for layer in builder(include_top=False, weights=None, input_shape=(size, size, 3)).layers]
+    places = [layers.index(end) for end in cuts.blocks(name)]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_front_and_tail_are_the_network_bit_for_bit(built: dict[str, Any], name: str) -> None:
+    network, pixels = built[name], photos(name)
+    whole = np.asarray(network(pixels, training=False))
+    assert np.ptp(whole, axis=0).max() > 0.01 * np.abs(whole).max()  # three photos, three answers
+    places = [cuts.PIXELS, *cuts.blocks(name), cuts.POOL]
+    outputs = cuts.front(network, name, places)(pixels, training=False)
+    assert list(outputs) == places
+    np.testing.assert_array_equal(np.asarray(outputs[cuts.PIXELS]), pixels)
+    np.testing.assert_array_equal(np.asarray(outputs[cuts.POOL]), whole)
+    for cut in {cuts.cut_of(name, start) for start in cuts.trainable_names(name)} - {cuts.POOL}:
+        alone = cuts.front(network, name, [cut])(pixels, training=False)[cut]
+        np.testing.assert_array_equal(np.asarray(alone), np.asarray(outputs[cut]), err_msg=cut)
+    last = network.get_layer(name).output
+    for cut in places[:-1]:
+        if cut != cuts.PIXELS and network.get_layer(name).get_layer(cut).output is last:
+            continue  # nothing lies above it
+        above = cuts.tail(network, name, cut)(outputs[cut], training=False)
+        np.testing.assert_array_equal(np.asarray(above), whole, err_msg=cut)
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "cut"),
+    [
+        *[(name, "head", "pool") for name in REGISTRY],
+        *[(name, "all", "pixels") for name in REGISTRY],
+        ("resnet50v2", "stage5", "conv4_block6_out"),
+        ("resnet50", "stage4", "conv3_block4_out"),
+        ("resnet50v2", "stage3", "conv2_block3_out"),
+        ("resnet101", "stage5", "conv4_block23_out"),
+        ("resnet101v2", "stage4", "conv3_block4_out"),
+        ("resnet152v2", "stage5", "conv4_block36_out"),
+        ("resnet152", "stage4", "conv3_block8_out"),
+        ("mobilenetv2", "block_16", "block_15_add"),
+        ("mobilenetv2", "block_14", "block_13_project_BN"),
+        ("mobilenetv2", "block_1", "expanded_conv_project_BN"),
+        ("inceptionv3", "mixed10", "mixed9"),
+        ("inceptionv3", "mixed1", "mixed0"),
+    ],
+)
+def test_the_cut_lies_below_what_is_trained(name: str, trainable: str, cut: str) -> None:
+    assert cuts.cut_of(name, trainable) == cut
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable", "allowed"),
+    [
+        ("resnet50v2", "block_16", "head, stage5, stage4, stage3, all"),
+        ("resnet50v2", "stage2", "head, stage5, stage4, stage3, all"),
+        ("resnet152", "", "head, stage5, stage4, stage3, all"),
+        ("mobilenetv2", "stage5", "head, " + ", ".join(f"block_{number}" for number in range(16, 0, -1)) + ", all"),
+        ("inceptionv3", "mixed0", "head, " + ", ".join(f"mixed{number}" for number in range(10, 0, -1)) + ", all"),
+    ],
+)
+def test_an_unknown_part_is_refused_with_those_there_are(name: str, trainable: str, allowed: str) -> None:
+    with pytest.raises(InputError) as caught:
+        cuts.cut_of(name, trainable)
+    assert str(caught.value) == f"--trainable: received {trainable!r}, required for {name} is one of {allowed}"
+    for part in allowed.split(", "):
+        cuts.cut_of(name, part)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "size"),
+    [
+        ("resnet50v2", "conv4_block6_out", 1 * 1 * 1024 * 4),
+        ("resnet50v2", "conv2_block3_out", 4 * 4 * 256 * 4),
+        ("mobilenetv2", "block_15_add", 1 * 1 * 160 * 4),
+        ("inceptionv3", "mixed10", 1 * 1 * 2048 * 4),
+        ("inceptionv3", "pixels", 75 * 75 * 3),
+    ],
+)
+def test_the_size_of_an_output_in_bytes(built: dict[str, Any], name: str, cut: str, size: int) -> None:
+    assert cuts.output_bytes(built[name], name, cut) == size
+    assert np.asarray(cuts.front(built[name], name, [cut])(photos(name, 1))[cut]).nbytes == size
+
+
+def test_bfloat16_takes_half_the_bytes() -> None:
+    network = build_backbone("resnet50v2", "random", 32, "bfloat16")
+    assert cuts.output_bytes(network, "resnet50v2", "conv4_block6_out") == 1024 * 2
+    assert cuts.output_bytes(network, "resnet50v2", "pixels") == 32 * 32 * 3
+
+
+@pytest.mark.parametrize(("name", "trainable"), STARTS)
+def test_all_above_the_cut_is_trained_but_batch_normalization(built: dict[str, Any], name: str, trainable: str) -> None:
+    import keras
+
+    cut = cuts.cut_of(name, trainable)
+    body = built[name].get_layer(name)
+    groups = cuts.trained_variables(built[name], name, cut)
+    found = [variable for group in groups for variable in group]
+    assert len({id(variable) for variable in found}) == len(found)
+    above = body if cut == cuts.PIXELS else cuts.tail(built[name], name, cut)
+    norms = [layer for layer in body.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    frozen = {id(variable) for layer in norms for variable in layer.weights}
+    assert len(frozen) > 50
+    assert {id(variable) for variable in found} == {id(variable) for variable in above.weights} - frozen
+    assert found
+    assert not built[name].trainable_variables  # asking changes nothing
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_all_has_every_kernel(built: dict[str, Any], name: str) -> None:
+    import keras
+
+    kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+    kernels = {id(layer.kernel) for layer in built[name].get_layer(name).layers if isinstance(layer, kinds)}
+    found = [variable for group in cuts.trained_variables(built[name], name, cuts.PIXELS) for variable in group]
+    assert len(kernels) > 50
+    assert kernels <= {id(variable) for variable in found}
+    assert {variable.path.rsplit("/", 1)[-1] for variable in found} <= {"kernel", "bias"}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_groups_are_blocks_from_the_cut_to_the_head(built: dict[str, Any], name: str) -> None:
+    """A deeper cut puts more groups before those of a shallower one."""
+    starts = [cuts.cut_of(name, start) for start in cuts.trainable_names(name)[1:]]
+    nested = [cuts.trained_variables(built[name], name, cut) for cut in starts]
+    for groups in nested:
+        assert all(groups)
+    for fewer, more in itertools.pairwise(nested):
+        assert len(more) > len(fewer)
+        for one, other in zip(reversed(fewer), reversed(more), strict=False):
+            assert [id(variable) for variable in one] == [id(variable) for variable in other]
+
+
+def test_the_blocks_of_a_stage(built: dict[str, Any]) -> None:
+    groups = cuts.trained_variables(built["resnet50v2"], "resnet50v2", "conv3_block4_out")
+    blocks = [{variable.path.split("/")[-2].rsplit("_", 2)[0] for variable in group} for group in groups]
+    assert blocks == [{f"conv4_block{number}"} for number in range(1, 7)] + [
+        {f"conv5_block{number}"} for number in range(1, 4)
+    ]
+    mobile = cuts.trained_variables(built["mobilenetv2"], "mobilenetv2", "block_15_add")
+    names = [{variable.path.split("/")[-2] for variable in group} for group in mobile]
+    assert names == [{"block_16_expand", "block_16_depthwise", "block_16_project"}, {"Conv_1"}]
