@@ -104,7 +104,7 @@ class TrainConfig:
     auto_batch: bool = option(False, "Out of memory: take half as many photos at a time and go on, the result stays.")
     optimizer: str = option("adamw", "The optimizer.", ("adamw", "sgd"))
     learning_rate: float = option(0.001, "Peak learning rate of the head; it really applies, see --schedule.")
-    tail_learning_rate: float = option(0.0003, "Peak learning rate of what is trained in the second phase.")
+    tail_learning_rate: float = option(0.001, "Peak learning rate of what is trained in the second phase.")
     layer_decay: float = option(
         0.8, "Layer-wise decay: each block further from the head learns at this fraction of the next one's rate."
     )

@@ -133,6 +133,7 @@ def _plan(config: TrainConfig, uri: str, cut: str, nodes: list[Node], actors: in
         # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
         readers=cpus if actors else max(1, cpus // 2),
         workers=placement.workers,
+        nodes=len(nodes),
         worker_cpus=placement.cpus,
         worker_gpus=placement.gpus,
         cut=cut,

@@ -23,7 +23,8 @@ class Plan:
         precision: "float32" or "bfloat16".
         precision_reason: why.
         readers: tasks that read and decode at once.
-        workers: training processes; 1 trains in the job's own.
+        workers: training processes.
+        nodes: machines of the cluster.
         worker_cpus: CPUs, and threads of TensorFlow, of each worker.
         worker_gpus: GPUs of each worker.
         cut: layer after which training starts (`flowers.model.cuts`).
@@ -41,11 +42,17 @@ class Plan:
     precision_reason: str = ""
     readers: int = 1
     workers: int = 1
+    nodes: int = 1
     worker_cpus: int = 1
     worker_gpus: float = 0.0
     cut: str = POOL
     streamed: bool = False
     validation_streamed: bool = False
+
+    @property
+    def in_process(self) -> bool:
+        """Whether the job's own process trains: on one machine a single worker elsewhere would only cost its start."""
+        return self.workers == 1 and self.nodes == 1
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
         return error
     except (FlowersError, tf.errors.ResourceExhaustedError) as error:
         failure = error if isinstance(error, FlowersError) else trouble.out_of_memory(plan, count)
-        if count == 1:
+        if plan.in_process:
             return failure
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             trouble.note(plan.uri, failure)

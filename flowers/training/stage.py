@@ -88,7 +88,7 @@ def make_stage(
         raise ValueError("the tail is trained after the head: there must be a checkpoint")
     standard = _standard(found)
     step = _step(plan, lambda: _tail(plan, standard, classes, worker), worker)
-    return Stage(phase, step, *_at_cut(plan, sides, step.trained, worker), standard)
+    return Stage(phase, step, *_at_cut(plan, sides, step.trained), standard)
 
 
 def _standard(found: Checkpoint) -> Standard:
@@ -127,10 +127,10 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
     )
 
 
-def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained, worker: Worker) -> tuple[Inputs, Inputs]:
+def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained) -> tuple[Inputs, Inputs]:
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
-    cpus = 1.0 if worker.count == 1 else 0.0
+    cpus = 1.0 if plan.in_process else 0.0
     train: Inputs
     validation: Inputs
     if plan.streamed:

@@ -21,7 +21,7 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
     """Trains, or goes on training, a run.
 
     Args:
-        plan: of the run; `workers` 1 trains in this process. Its folder holds split.parquet, and the caches hold the
+        plan: of the run. Its folder holds split.parquet, and the caches hold the
             photos of the split.
         classes: names of the outputs, in order.
         say: told what the user should know, a line at a time.
@@ -39,7 +39,7 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
             break
         say(f"warning: {failure}")
     after = trouble.pieces(plan.uri)
-    if plan.workers > 1 and after > before:
+    if not plan.in_process and after > before:
         say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
     if failure is not None:
         raise failure
@@ -53,7 +53,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
     storage.delete_file(storage.join(plan.uri, _RAY_STATE))
     # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if plan.workers == 1:
+    if plan.in_process:
         scaling = ray.train.ScalingConfig(num_workers=0)
     else:
         resources = {"CPU": plan.worker_cpus} | ({"GPU": plan.worker_gpus} if plan.worker_gpus else {})

@@ -1,0 +1,62 @@
+r"""Validation accuracy of four ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
+
+    python -m benchmarks.accuracy ../shared/data/flower_photos \
+        --weights ../shared/data/weights/mobilenet_v2_224_no_top.weights.h5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = {
+    "head": (),
+    "head + flip": ("--augment", "flip"),
+    "last blocks + flip": ("--recipe", "accurate"),
+    "last blocks + standard": ("--recipe", "accurate", "--augment", "standard"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--backbone", default="mobilenetv2")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--settings", nargs="*", choices=SETTINGS, default=list(SETTINGS))
+    arguments, more = parser.parse_known_args()
+    print("| setting | validation accuracy by seed | mean | range | log-loss, mean | wall time, median |")
+    print("|-|-|-:|-:|-:|-:|", flush=True)
+    for setting in arguments.settings:
+        accuracy, loss, seconds = [], [], []
+        for seed in range(arguments.seeds):
+            with tempfile.TemporaryDirectory() as storage:
+                command = [sys.executable, "-m", "jobs.train", "--data", arguments.data, "--storage", storage]
+                command += ["--name", "run", "--backbone", arguments.backbone, "--weights", arguments.weights]
+                began = time.perf_counter()
+                done = subprocess.run(
+                    [*command, *SETTINGS[setting], "--seed", str(seed), *more], cwd=ROOT, capture_output=True, text=True
+                )
+                seconds.append(time.perf_counter() - began)
+                if done.returncode:
+                    sys.exit(f"{done.stdout}\n{done.stderr}")
+                found = json.loads(Path(storage, "run", "report.json").read_text())["validation"]
+                accuracy.append(100 * found["accuracy"]["value"])
+                loss.append(found["log_loss"]["value"])
+        each = ", ".join(f"{value:.1f}" for value in accuracy)
+        print(
+            f"| {setting} | {each} | {statistics.mean(accuracy):.1f} % | {max(accuracy) - min(accuracy):.1f} | "
+            f"{statistics.mean(loss):.3f} | {statistics.median(seconds):.0f} s |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
