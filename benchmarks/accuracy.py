@@ -1,7 +1,6 @@
-r"""Validation accuracy of four ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
+"""Validation accuracy of four ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
 
-    python -m benchmarks.accuracy ../shared/data/flower_photos \
-        --weights ../shared/data/weights/mobilenet_v2_224_no_top.weights.h5
+    python -m benchmarks.accuracy ../shared/data/flower_photos --weights WEIGHTS.h5
 """
 
 from __future__ import annotations
