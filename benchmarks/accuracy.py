@@ -1,6 +1,6 @@
 """Validation accuracy of four ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
 
-    python -m benchmarks.accuracy ../shared/data/flower_photos --weights WEIGHTS.h5
+`python -m benchmarks.accuracy ../shared/data/flower_photos --weights WEIGHTS.h5`
 """
 
 from __future__ import annotations
