@@ -71,12 +71,25 @@ class Cached:
         views: one or two views of each photo; the second is the mirrored one.
         side: the photos.
         shape: of one input.
+        opened: caches that are open, by URI; others are added: opening one reads and hashes all of it.
     """
 
-    def __init__(self, plan: Plan, cut: str, views: tuple[str, ...], side: Side, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        cut: str,
+        views: tuple[str, ...],
+        side: Side,
+        shape: tuple[int, ...],
+        opened: dict[str, FeatureCache] | None = None,
+    ) -> None:
+        opened = {} if opened is None else opened
         digests = side.photos["sha256"].to_pylist()
-        caches = [FeatureCache(plan.cache(Target(cut, view))).open() for view in views]
-        self.views = [cache.rows(digests).reshape(len(digests), *shape) for cache in caches]
+        self.views: list[npt.NDArray[Any]] = []
+        for view in views:
+            uri = plan.cache(Target(cut, view))
+            cache = opened.setdefault(uri, FeatureCache(uri))
+            self.views.append(cache.open().rows(digests).reshape(len(digests), *shape))
 
     def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flowers.evaluation.metrics import Counts
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augment import Augmenter
-from flowers.model.features import PLAIN
+from flowers.model.features import PLAIN, FeatureCache
 from flowers.plan import Plan
 from flowers.training import trouble
 from flowers.training.checkpoints import Checkpoint
@@ -80,8 +80,9 @@ def make_stage(
         worker: this process.
     """
     if phase.name == "head":
-        train = Cached(plan, cuts.POOL, plan.views, sides[0], (-1,))
-        validation = Cached(plan, cuts.POOL, (PLAIN,), sides[1], (-1,))
+        opened: dict[str, FeatureCache] = {}
+        train = Cached(plan, cuts.POOL, plan.views, sides[0], (-1,), opened)
+        validation = Cached(plan, cuts.POOL, (PLAIN,), sides[1], (-1,), opened)
         standard = _standard(found) if found else classifier.standardization(*train.views)
         return Stage(phase, _step(plan, lambda: _head(plan, standard, classes), worker), train, validation, standard)
     if found is None:
@@ -131,14 +132,15 @@ def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained) -> tuple[Inp
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
     cpus = 1.0 if plan.in_process else 0.0
+    opened: dict[str, FeatureCache] = {}
     train: Inputs
     validation: Inputs
     if plan.streamed:
         train = Streamed(plan, sides[0], cpus)
     else:
-        train = Cached(plan, plan.cut, plan.views, sides[0], trained.body.input_shape[1:])
+        train = Cached(plan, plan.cut, plan.views, sides[0], trained.body.input_shape[1:], opened)
     if plan.validation_streamed:
         validation = Streamed(plan, sides[1], cpus)
     else:
-        validation = Cached(plan, plan.cut, (PLAIN,), sides[1], trained.validation_body.input_shape[1:])
+        validation = Cached(plan, plan.cut, (PLAIN,), sides[1], trained.validation_body.input_shape[1:], opened)
     return train, validation
