@@ -3,9 +3,10 @@
     python -m benchmarks.kill_resume --kills 20
     python -m benchmarks.kill_resume --kills 20 --workers 2        # by turns the driver and a train worker
 
-An uninterrupted run is the reference: lines of metrics (without the times), validation and test metrics and the hash
-of the weights have to be equal. Every run has a storage, and so a cache, of its own. What is not an option here goes
-to jobs.train, e.g. --trainable head. Linux only: processes are found in /proc.
+An uninterrupted run is the reference (a second one shows whether it can be repeated): lines of metrics (without the
+times), validation and test metrics and the hash of the weights have to be equal. Every run has a storage, and so a
+cache, of its own. What is not an option here goes to jobs.train, e.g. --trainable head. The code must not change
+meanwhile. Linux only: processes are found in /proc.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ SMALL = (
 )
 NAME = "run"
 ATTEMPTS = 3
+ENDED = "had ended"
 # Ray's processes end by themselves when their driver has gone; this is how long they may take. Its two agents take
 # most of a minute to find that there is nobody left to report to: they are ended without a word.
 LEFT_OVER_S = 10
-AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
 
 
 def members(session: int) -> dict[int, str]:
@@ -76,7 +78,7 @@ def job(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         while (left := members(process.pid)) and time.monotonic() < deadline:
             time.sleep(0.2)
         for pid, line in left.items():
-            if line not in AGENTS:
+            if not any(agent in line for agent in AGENTS):
                 print(f"    still there {LEFT_OVER_S} s later, killed: {pid} {line[:80]}", flush=True)
             end(pid)
 
@@ -130,7 +132,7 @@ def interrupted(command: list[str], log: Path, moment: float, worker: bool, limi
         while worker and process.poll() is None and not (victims := train_workers(process.pid)):
             time.sleep(0.05)
         if process.poll() is not None:
-            return "had ended", process.returncode
+            return ENDED, process.returncode
         where = progress(run_folder(command))
         end(victims[-1])
         if not worker:
@@ -170,14 +172,26 @@ def result(run: Path) -> dict[str, Any]:
     return {"metrics": metrics(run)} | {key: report[key] for key in ("validation", "test", "weights_sha256")}
 
 
+def compared(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    wrong = [name for name in wanted if found[name] != wanted[name]]
+    return f"different: {', '.join(wrong)}" if wrong else "same"
+
+
 def command_of(storage: Path, arguments: argparse.Namespace, more: list[str]) -> list[str]:
     command = [sys.executable, "-m", "jobs.train", "--data", arguments.data, *SMALL.split()]
     return [*command, "--workers", str(arguments.workers), *more, "--storage", str(storage), "--name", NAME]
 
 
-def trial(command: list[str], log: Path, moment: float, worker: bool, limit: float, wanted: dict[str, Any]) -> str:
-    """One kill and the way back, as a line; it ends with "same" where the result is that of the reference."""
+def trial(
+    command: list[str], log: Path, moment: float, worker: bool, limit: float, wanted: dict[str, Any]
+) -> str | None:
+    """One kill and the way back, as a line; it ends with "same" where the result is that of the reference.
+
+    None if the job was quicker than the reference, so that there was nothing left to kill.
+    """
     where, code = interrupted(command, log, moment, worker, limit)
+    if where == ENDED and code == 0:
+        return None
     again = 0
     while code != 0 and again < ATTEMPTS:
         code = finished(command, log, limit)
@@ -185,11 +199,36 @@ def trial(command: list[str], log: Path, moment: float, worker: bool, limit: flo
     if code != 0:
         outcome = f"exit code {code} after {ATTEMPTS} more runs"
     else:
-        found = result(run_folder(command))
-        wrong = [name for name in wanted if found[name] != wanted[name]]
-        outcome = f"different: {', '.join(wrong)}" if wrong else "same"
+        outcome = compared(result(run_folder(command)), wanted)
     victim = "worker" if worker else "driver"
     return f"{victim} at {moment:5.1f} s  {where:24}  {again} more run{' ' if again == 1 else 's'}  {outcome}"
+
+
+def campaign(scratch: Path, arguments: argparse.Namespace, more: list[str]) -> int:
+    """The reference and all kills; how many ended with the same result, whose folders are removed."""
+    moments = random.Random(arguments.seed)
+    command = command_of(scratch / "reference", arguments, more)
+    duration, first, last = reference(command, scratch / "reference.log")
+    wanted = result(run_folder(command))
+    # Where a second run without a kill differs as well, what differs below is not the kill's doing.
+    control = command_of(scratch / "control", arguments, more)
+    reference(control, scratch / "control.log")
+    again = compared(result(run_folder(control)), wanted)
+    print(f"    uninterrupted {duration:.1f} s, {len(wanted['metrics'])} epochs; once more: {again}", flush=True)
+    same = 0
+    for number in range(arguments.kills):
+        worker = arguments.workers > 1 and number % 2 == 1
+        low, high = (first, last) if worker else (0, duration)
+        storage, log = scratch / str(number), scratch / f"{number}.log"
+        killed = command_of(storage, arguments, more)
+        while not (line := trial(killed, log, moments.uniform(low, high), worker, 5 * duration + 120, wanted)):
+            shutil.rmtree(storage)
+            low, high = low / 2, high / 2
+        print(f"{number + 1:3d}  {line}", flush=True)
+        if line.endswith("same"):
+            same += 1
+            shutil.rmtree(storage)
+    return same
 
 
 def main() -> int:
@@ -203,30 +242,14 @@ def main() -> int:
     arguments, more = parser.parse_known_args()
     if Path(arguments.data).exists():
         arguments.data = str(Path(arguments.data).resolve())
-    moments = random.Random(arguments.seed)
-    scratch = Path(tempfile.mkdtemp(prefix="kill-resume-"))
-    command = command_of(scratch / "reference", arguments, more)
-    duration, first, last = reference(command, scratch / "reference.log")
-    wanted = result(run_folder(command))
-    print(f"    uninterrupted {duration:.1f} s, {len(wanted['metrics'])} epochs", flush=True)
-    same = early = 0
-    for number in range(arguments.kills):
-        worker = arguments.workers > 1 and number % 2 == 1
-        moment = moments.uniform(*((first, last) if worker else (0, duration)))
-        storage, log = scratch / str(number), scratch / f"{number}.log"
-        line = trial(command_of(storage, arguments, more), log, moment, worker, 5 * duration + 120, wanted)
-        print(f"{number + 1:3d}  {line}", flush=True)
-        early += "had ended" in line
-        if line.endswith("same"):
-            same += 1
-            shutil.rmtree(storage)
-    remark = f" ({early} had ended before the kill)" if early else ""
-    print(f"{same} of {arguments.kills} recovered with the same result{remark}")
-    if same < arguments.kills:
-        print(f"the others, with their logs, are in {scratch}")
-        return 1
-    shutil.rmtree(scratch)
-    return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the job is ended as well
+    with tempfile.TemporaryDirectory(prefix="kill-resume-") as scratch:
+        same = campaign(Path(scratch), arguments, more)
+        print(f"{same} of {arguments.kills} recovered with the same result")
+        if same < arguments.kills:
+            kept = shutil.copytree(scratch, tempfile.mkdtemp(prefix="kill-resume-kept-"), dirs_exist_ok=True)
+            print(f"the others, with their logs, are in {kept}")
+    return int(same < arguments.kills)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from flowers.plan import Plan, choose_inputs
 from flowers.progress import Stopwatch
 from flowers.session import background, import_tensorflow, ray_session
 from flowers.training import trainer
+from flowers.training.history import History
 from flowers.training.placement import Node, check_storage, cluster_nodes, place
 from flowers.training.sheet import write_sheet
 from flowers.training.watch import follow
@@ -90,6 +91,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         if config.augment != "none":
             write_sheet(plan, ledger)
 
+        History.resume(uri, config)[0].rewrite()  # what is followed holds no epoch that is trained again
         with follow(uri, out, config.monitor):
             trainer.fit(plan, ledger.classes, lambda text: out.print(text, highlight=False, markup=False))
         watch.lap("train")

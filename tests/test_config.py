@@ -36,10 +36,15 @@ WRONG: dict[str, list[Any]] = {
     "backbone": ["resnet18", ""],
     "image_size": [0, 31, -1],
     "precision": ["float16"],
+    "augment": ["mixup", ""],
+    "cache_budget": [-1, NAN, INF],
     "epochs": [0, -1],
+    "head_epochs": [0, -1],
     "batch_size": [0],
     "optimizer": ["adam"],
     "learning_rate": [0, -1, INF, NAN],
+    "tail_learning_rate": [0, -1, INF, NAN],
+    "layer_decay": [0, -1, 1.1, NAN],
     "schedule": ["linear"],
     "warmup_epochs": [-1, NAN, INF],
     "momentum": [1, -0.1, NAN],
@@ -52,7 +57,10 @@ WRONG: dict[str, list[Any]] = {
     "patience": [-1],
     "min_delta": [-1, NAN, INF],
     "seed": [-1, 1 << 31, 1 << 64],
-    "workers": [0, -2],
+    "workers": ["0", "-2", "", "many", "1.5", "2..4", "1:4", "²"],
+    "cpus_per_worker": [0, -1],
+    "gpus_per_worker": [-1, NAN, INF],
+    "max_failures": [-1],
     "feature_actors": ["-1", "1.5", "", "many", "²"],
     "storage": [""],
     "name": ["", ".", "..", "a/b", "a\\b", "a\0b", "cache", "datasets"],
@@ -69,10 +77,18 @@ def test_a_wrong_value_is_named(name: str, value: Any) -> None:
     assert len(text.splitlines()) == 1
 
 
-def test_the_batch_is_divided_evenly() -> None:
-    with pytest.raises(InputError, match=r"--batch-size: received 32, required is a multiple of --workers \(3\)"):
-        TrainConfig(workers=3)
-    TrainConfig(workers=4)
+@pytest.mark.parametrize("workers", ["2..4", "1:4"])
+def test_a_number_of_workers_that_changes_is_refused_with_the_reason(workers: str) -> None:
+    with pytest.raises(InputError, match=r"one number: .* would change which photos share a step"):
+        TrainConfig(workers=workers)
+
+
+@pytest.mark.parametrize("augment", ["standard", "strong"])
+def test_the_head_alone_takes_no_random_views(augment: str) -> None:
+    with pytest.raises(InputError, match=f"--augment: received '{augment}', required is none or flip .*--trainable"):
+        TrainConfig(augment=augment)
+    TrainConfig(augment=augment, trainable="stage5")
+    TrainConfig(augment="flip")
 
 
 def test_defaults_are_valid_and_every_option_has_help() -> None:
@@ -95,15 +111,30 @@ def test_defaults_are_valid_and_every_option_has_help() -> None:
         ("per_class", 2),
         ("image_size", 32),
         ("name", "my run"),
+        ("workers", "auto"),
+        ("workers", "12"),
+        ("cpus_per_worker", 1),
+        ("gpus_per_worker", 0),
+        ("gpus_per_worker", 0.25),
+        ("max_failures", 0),
+        ("cache_budget", 0),
+        ("layer_decay", 1),
+        ("trainable", "stage3"),
+        ("trainable", "block_12"),
+        ("trainable", "all"),
     ],
 )
 def test_right_values_pass(name: str, value: Any) -> None:
     TrainConfig(**{name: value})
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("storage", "x"), ("name", "x"), ("fresh", True), ("verbose", True), ("feature_actors", "2")]
-)
+WHERE: dict[str, Any] = {
+    "storage": "x", "name": "x", "fresh": True, "verbose": True, "feature_actors": "2", "workers": "2",
+    "cpus_per_worker": 2, "gpus_per_worker": 0.5, "max_failures": 0, "cache_budget": 1, "auto_batch": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WHERE.items())
 def test_where_and_how_loud_is_no_part_of_the_identity(name: str, value: Any) -> None:
     config = TrainConfig(**{name: value})
     assert config.identity() == TrainConfig().identity()
@@ -115,13 +146,14 @@ CHANGES: dict[str, Any] = {
     "max_pixels": 9, "backbone": "resnet50", "weights": "random", "image_size": 64, "precision": "float32",
     "epochs": 9, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant",
     "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
-    "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7, "workers": 2,
+    "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7,
+    "trainable": "stage5", "augment": "flip", "head_epochs": 9, "tail_learning_rate": 0.1, "layer_decay": 0.5,
 }  # fmt: skip
 
 
 def test_every_other_option_is() -> None:
-    silent = {"storage", "name", "fresh", "verbose", "feature_actors"}
-    assert set(CHANGES) | silent == set(FIELDS), "a new option: say in CHANGES or `silent` what it decides"
+    assert set(CHANGES) | set(WHERE) == set(FIELDS), "a new option: say in CHANGES or WHERE what it decides"
+    assert not set(CHANGES) & set(WHERE)
     plain = TrainConfig()
     for name, value in CHANGES.items():
         changed = TrainConfig(**{name: value})
@@ -132,7 +164,10 @@ def test_every_other_option_is() -> None:
 def test_the_name_is_the_same_in_every_process() -> None:
     assert TrainConfig().run_name() == TrainConfig().run_name()
     assert TrainConfig().run_name().startswith("sample-resnet50v2-")
-    assert TrainConfig(split=(0.7, 0.27, 0.03), epochs=60).run_name() == TrainConfig(storage="/x").run_name()
+    assert (
+        TrainConfig(split=(0.7, 0.27, 0.03), head_epochs=60, workers="4").run_name()
+        == TrainConfig(storage="/x").run_name()
+    )
     assert TrainConfig(name="mine").run_name() == "mine"
 
 

@@ -86,14 +86,14 @@ def test_a_run_that_never_began_may_change_its_mind(config: TrainConfig, folder:
 
 def test_what_is_kept_and_shown_may_change(config: TrainConfig) -> None:
     begun(config)
-    assert not run.open_run(other(config, verbose=True, feature_actors="2"))[1]
+    assert not run.open_run(other(config, verbose=True, feature_actors="2", workers="4", auto_batch=True))[1]
 
 
 def test_other_options_are_named_with_both_values(config: TrainConfig, folder: Path) -> None:
     begun(config)
     before = contents(folder)
     text = refusal(other(config, epochs=3, split=(0.8, 0.1, 0.1), weights="random"))
-    assert "--epochs was 60, now 3" in text
+    assert "--epochs was None, now 3" in text
     assert "--split was [0.7, 0.27, 0.03], now [0.8, 0.1, 0.1]" in text
     assert "--weights was 'imagenet', now 'random'" in text
     assert "--seed" not in text
@@ -155,6 +155,17 @@ def test_changed_photos_are_refused(config: TrainConfig, folder: Path, now: Ledg
     with pytest.raises(InputError, match=f"photos changed since this run began .{says}.*--split-file.*--fresh"):
         run.begin(uri, config, now)
     assert contents(folder) == before
+
+
+def test_what_a_killed_process_left_half_written_is_swept(config: TrainConfig, folder: Path) -> None:
+    uri = begun(config)
+    before = contents(folder)
+    (folder / ".writing-0123").mkdir()
+    (folder / ".writing-0123" / "model.keras").write_text("half")
+    (folder / "split.parquet.0123.tmp").write_text("half")
+    run.begin(uri, config, ledger())
+    assert contents(folder) == before
+    assert not (folder / ".writing-0123").exists()
 
 
 def test_renamed_files_are_the_same_photos(config: TrainConfig) -> None:

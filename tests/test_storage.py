@@ -147,6 +147,37 @@ def test_delete_removes_folders_only(tmp_path: Path) -> None:
     assert tree(tmp_path) == ["file"]
 
 
+def test_delete_file_removes_files_only(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    for name in ("file", "none", "folder"):
+        storage.delete_file(str(tmp_path / name))
+    assert tree(tmp_path) == ["folder"]
+
+
+def test_sweeping_takes_what_is_half_written_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / ".writing-0123" / "inner").mkdir(parents=True)
+    (tmp_path / "best.0123.old").mkdir()
+    (tmp_path / "best.0123.old" / "model").write_text("")
+    (tmp_path / "a.json.0123.tmp").write_text("")
+    kept = ["a.json", "best", "best/x.tmp", "old", "tmp", ".failure", "writing-0"]
+    for name in ("best", "old", "writing-0"):
+        (tmp_path / name).mkdir()
+    for name in ("a.json", "best/x.tmp", "tmp", ".failure"):
+        (tmp_path / name).write_text("")
+    storage.sweep(str(tmp_path))
+    assert tree(tmp_path) == sorted(kept)
+    storage.sweep(str(tmp_path / "none"))
+
+
+def test_a_bucket_is_swept_too(bucket: Path) -> None:
+    (bucket / "x" / ".writing-1").mkdir(parents=True)
+    storage.write("mem://x/a.tmp", b"1")
+    storage.write("mem://x/a", b"1")
+    storage.sweep("mem://x")
+    assert tree(bucket / "x") == ["a"]
+
+
 def test_a_file_uri_is_a_path(tmp_path: Path) -> None:
     uri = f"file://{tmp_path}/a b/ü"
     storage.write(uri + "/x.txt", b"1")

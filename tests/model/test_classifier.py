@@ -25,6 +25,16 @@ def test_standardization_is_that_of_numpy() -> None:
     np.testing.assert_allclose(variance, exact.var(axis=0) + floor, rtol=1e-6)
 
 
+def test_standardization_over_several_views_is_that_of_all_their_rows() -> None:
+    rng = np.random.default_rng(0)
+    views = [(rng.normal(size=(5000, 4)) * [1, 2, 3, 0.1] + [0, 9, -3, 7]).astype(np.float32) for _ in range(2)]
+    views[1] += 5
+    for found, wanted in zip(standardization(*views), standardization(np.concatenate(views)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    for found, wanted in zip(standardization(views[0], views[0]), standardization(views[0]), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 def test_a_constant_feature_is_not_blown_up() -> None:
     features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     features[:, 2] = 1234.5678

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -50,12 +51,12 @@ class Photos:
         return self.pixels[[place[row["sha256"]] for row in rows if row["split"] == side]]
 
 
-def drawn(train: int, validation: int, size: int = 32) -> Photos:
-    """Noisy photos whose class is their colour, and 5 more to test with."""
+def drawn(train: int, validation: int, size: int = 32, light: float = 0) -> Photos:
+    """Noisy photos whose class is their colour, and 5 more to test with; light of other colours makes it harder."""
     rng = np.random.default_rng(0)
     count = train + validation + 5
     labels = rng.integers(0, len(CLASSES), count)
-    colours = 90 + 70 * np.eye(3)[labels]
+    colours = 90 + 70 * np.eye(3)[labels] + light * rng.normal(size=(count, 3))
     pixels = (colours[:, None, None] + rng.integers(-80, 80, (count, size, size, 3))).clip(0, 255).astype(np.uint8)
     digests = [hashlib.sha256(photo.tobytes()).digest() for photo in pixels]
     sides = ["train"] * train + ["validation"] * validation + ["test"] * 5
@@ -71,28 +72,45 @@ def drawn(train: int, validation: int, size: int = 32) -> Photos:
     return Photos(pixels, digests, split)
 
 
-def begin(photos: Photos, config: TrainConfig, name: str, **changes: Any) -> Plan:
-    """The plan of a run whose folder holds its split."""
-    folder = Path(config.storage) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(photos.split, folder / "split.parquet")
-    plan = {
-        "image_size": config.image_size,
-        "start_weights": "random",
-        "precision": "float32",
-        "cut": cuts.cut_of(config.backbone, config.trainable),
-    }
-    return Plan(config=config, uri=str(folder), **{**plan, **changes})
+@dataclass(frozen=True)
+class Place:
+    """A storage with runs of some photos and their caches.
 
+    Attributes:
+        folder: the storage.
+        photos: of every run.
+        network: what the caches are filled by; None leaves that to the test.
+    """
 
-def fill(plan: Plan, photos: Photos, network: Any) -> None:
-    """Puts what the frozen part of `network` makes of all photos into the caches."""
-    part = FrozenPart(network, plan.config.backbone, plan.image_size, plan.targets)
-    for target, rows in zip(plan.targets, part.features(photos.pixels), strict=True):
-        cache = FeatureCache(plan.cache(target)).open()
-        if not cache.digests():
-            cache.add(photos.digests, rows)
-            cache.flush()
+    folder: Path
+    photos: Photos
+    network: Any = None
+
+    def plan(self, name: str, config: TrainConfig, **changes: Any) -> Plan:
+        """The plan of a run, whose folder has its split from then on, and whose caches are filled."""
+        config = dataclasses.replace(config, storage=str(self.folder), name=name)
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        pq.write_table(self.photos.split, self.folder / name / "split.parquet")
+        found = {
+            "image_size": config.image_size,
+            "weights": config.weights,
+            "start_weights": config.weights,
+            "precision": "float32",
+            "cut": cuts.cut_of(config.backbone, config.trainable),
+        }
+        plan = Plan(config=config, uri=str(self.folder / name), **{**found, **changes})
+        if self.network is not None:
+            self._fill(plan)
+        return plan
+
+    def _fill(self, plan: Plan) -> None:
+        caches = {target: FeatureCache(plan.cache(target)).open() for target in plan.targets}
+        empty = [target for target, cache in caches.items() if not cache.digests()]
+        if empty:
+            part = FrozenPart(self.network, plan.config.backbone, plan.image_size, empty)
+            for target, rows in zip(empty, part.features(self.photos.pixels), strict=True):
+                caches[target].add(self.photos.digests, rows)
+                caches[target].flush()
 
 
 def fit(plan: Plan) -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowers import storage
-from flowers.errors import DamagedFile
-from flowers.training.checkpoints import ARRAYS, MANIFEST, STATE, Checkpoint, load, newest, prune, save
+from flowers.errors import DamagedFile, FlowersError
+from flowers.training.checkpoints import ARRAYS, MANIFEST, STATE, Checkpoint, load, newest, prune, save, uri_of
 
 
-def checkpoint(epoch: int) -> Checkpoint:
+def checkpoint(epoch: int, best: int | None = None) -> Checkpoint:
+    """The state after an epoch, which is the best one unless another is named."""
     arrays: dict[str, Any] = {
         "head/kernel": np.random.default_rng(epoch).normal(size=(5, 3)).astype(np.float32),
         "half": np.arange(4, dtype=np.float16),
@@ -28,7 +32,8 @@ def checkpoint(epoch: int) -> Checkpoint:
         "nothing": np.zeros((0, 4), np.float32),
         "special": np.array([np.nan, np.inf, -0.0, 5e-324]),
     }
-    return Checkpoint(epoch, arrays, {"best": 1, "history": [{"epoch": 1, "log_loss": 0.1 + 0.2}], "ü": None})
+    state = {"best": best or epoch, "lines": [{"epoch": 1, "log_loss": 0.1 + 0.2}], "ü": None}
+    return Checkpoint(epoch, arrays, state)
 
 
 def same(one: Checkpoint, other: Checkpoint) -> bool:
@@ -55,15 +60,71 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0007"]
 
 
-def test_a_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def failing(monkeypatch: pytest.MonkeyPatch, where: str, error: OSError) -> None:
+    """Lets one of the steps of saving fail, when half of it is done."""
+
+    def arrays(file: Any, **_: object) -> None:
+        file.write(b"half")
+        raise error
+
+    def other(*_: object, **__: object) -> None:
+        raise error
+
+    if where == "arrays":
+        monkeypatch.setattr(np, "savez", arrays)
+    elif where == "manifest":
+        write = storage.write
+
+        def some(uri: str, data: bytes) -> None:
+            if uri.endswith(MANIFEST):
+                raise error
+            write(uri, data)
+
+        monkeypatch.setattr(storage, "write", some)
+    elif where == "folder":
+        monkeypatch.setattr(os, "makedirs", other)
+    else:
+        monkeypatch.setattr(*{"publish": (storage, "publish"), "move": (storage.shutil, "move")}[where], other)
+
+
+WHERE = ["folder", "arrays", "manifest", "publish", "move"]
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_full_disk_is_said_in_one_line_and_leaves_the_earlier_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int
+) -> None:
     save(str(tmp_path), checkpoint(1))
+    save(str(tmp_path), checkpoint(2))
+    with monkeypatch.context() as patch:
+        failing(patch, where, OSError(number, os.strerror(number)))
+        for epoch in (2, 3):  # one that is there already, too
+            with pytest.raises(FlowersError) as caught:
+                save(str(tmp_path), checkpoint(epoch))
+            text = str(caught.value)
+            assert len(text.splitlines()) == 1
+            assert f"checkpoint of epoch {epoch} in {tmp_path}" in text
+            assert os.strerror(number) in text
+            assert not isinstance(caught.value, DamagedFile)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0001", "epoch-0002"]
+    found, skipped = newest(str(tmp_path))
+    assert found is not None
+    assert same(found, checkpoint(2))
+    assert not skipped
+    assert same(load(uri_of(str(tmp_path), 1)), checkpoint(1))
+    assert same(load(save(str(tmp_path), checkpoint(3))), checkpoint(3))  # there is room again
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError("No space left on device")
 
-    monkeypatch.setattr(storage, "publish", full)
-    with pytest.raises(OSError, match="No space"):
+@pytest.mark.parametrize("where", WHERE)
+def test_another_failure_is_passed_on_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    save(str(tmp_path), checkpoint(1))
+    failing(monkeypatch, where, PermissionError(errno.EACCES, "Permission denied"))
+    with pytest.raises(PermissionError):
         save(str(tmp_path), checkpoint(2))
+    monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
 
 
@@ -94,7 +155,7 @@ def test_a_damaged_newest_is_skipped_with_a_line(tmp_path: Path, name: str, how:
     assert same(found, checkpoint(1))
     assert len(lines) == 2
     for epoch, line in zip((3, 2), lines, strict=True):
-        assert line.startswith("skipped a damaged checkpoint: ")
+        assert line.startswith("skipped a checkpoint that cannot be used: ")
         assert f"epoch-000{epoch}" in line
 
 
@@ -136,6 +197,36 @@ def test_half_written_folders_are_no_checkpoints(tmp_path: Path) -> None:
     assert len(lines) == 2
 
 
+def spoil(folder: Path, epoch: int, how: str) -> None:
+    """Damages the checkpoint of an epoch, or removes it."""
+    target = folder / f"epoch-{epoch:04d}"
+    if how == "missing":
+        shutil.rmtree(target)
+    else:
+        (target / ARRAYS).write_bytes(flip((target / ARRAYS).read_bytes()))
+
+
+@pytest.mark.parametrize("how", ["missing", "damaged"])
+def test_a_checkpoint_whose_best_is_lost_is_skipped_as_well(tmp_path: Path, how: str) -> None:
+    """The run could go on with it, but would end without what it was made for."""
+    for epoch, best in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 3)):
+        save(str(tmp_path), checkpoint(epoch, best))
+    found, skipped = newest(str(tmp_path))
+    assert found is not None
+    assert (found.epoch, skipped) == (5, [])
+    spoil(tmp_path, 3, how)
+    found, skipped = newest(str(tmp_path))
+    assert found is not None
+    assert same(found, checkpoint(2))
+    assert len(skipped) == (2 if how == "missing" else 3)
+    assert all("epoch-0003" in line and len(line.splitlines()) == 1 for line in skipped)
+    spoil(tmp_path, 2, how)
+    spoil(tmp_path, 1, how)
+    found, skipped = newest(str(tmp_path))
+    assert found is None
+    assert len(skipped) == (2 if how == "missing" else 5)
+
+
 class Boom:
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was loaded",))
@@ -156,21 +247,22 @@ def test_no_pickle_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "best", "left"),
+    ("epochs", "keep", "left"),
     [
-        (range(1, 6), 2, [2, 4, 5]),
-        (range(1, 6), 5, [4, 5]),
-        (range(1, 6), 4, [4, 5]),
-        (range(1, 3), 1, [1, 2]),
-        ([1], 1, [1]),
-        ([], 0, []),
-        ([1, 9998, 9999, 10000, 10001], 9998, [9998, 10000, 10001]),
+        (range(1, 6), {2, 4, 5}, [2, 4, 5]),
+        (range(1, 6), {5}, [5]),
+        (range(1, 3), {0, 1, 7}, [1]),
+        ([1], set(), []),
+        ([], {0}, []),
+        ([1, 9998, 9999, 10000, 10001], {9998, 10000, 10001}, [9998, 10000, 10001]),
     ],
 )
-def test_prune(tmp_path: Path, epochs: Any, best: int, left: list[int]) -> None:
+def test_prune(tmp_path: Path, epochs: Any, keep: set[int], left: list[int]) -> None:
     for epoch in epochs:
-        save(str(tmp_path), Checkpoint(epoch, {}, {}))
-    prune(str(tmp_path), best)
+        save(str(tmp_path), checkpoint(epoch))
+    (tmp_path / "epoch-x").mkdir()
+    prune(str(tmp_path), keep)
+    (tmp_path / "epoch-x").rmdir()
     assert sorted(int(name[6:]) for name in storage.names(str(tmp_path))) == left
     found, _ = newest(str(tmp_path))
     assert (found.epoch if found else None) == (max(left) if left else None)

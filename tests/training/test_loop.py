@@ -1,337 +1,327 @@
-"""The loop under Ray's trainer in this process: its batches, when it ends, going on, and what it learns."""
+"""The loop under Ray's trainer in this process: two phases, going on, ending, and what it learns."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flowers.config import TrainConfig
 from flowers.errors import TrainingDiverged
-from flowers.model.features import FeatureCache
-from flowers.training import checkpoints, loop, trainer
-from flowers.training.loop import Progress, Side, _batches
+from flowers.evaluation.metrics import Counts, summarize
+from flowers.model import backbones, classifier, cuts
+from flowers.model.features import FeatureCache, Target
+from flowers.plan import Plan
+from flowers.training import checkpoints, inputs, trainer
+from flowers.training.history import History
+from flowers.training.inputs import Cached, read_sides
+from flowers.training.order import class_weights
+from flowers.training.step import Batches, Step
+from tests.parity.runs import CLASSES, TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
 
-CLASSES = ("daisy", "rose", "tulip")
-WIDTH = 12
-
-
-@dataclasses.dataclass
-class Place:
-    """A feature cache and run folders whose split names its photos."""
-
-    folder: Path
-    table: pa.Table
-
-    @property
-    def cache(self) -> str:
-        return str(self.folder / "cache")
-
-    def run(self, name: str) -> str:
-        """The URI of a run folder, made with its split at the first call."""
-        run = self.folder / "runs" / name
-        run.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.table, run / "split.parquet")
-        return str(run)
-
-    def fit(self, name: str, config: TrainConfig) -> str:
-        trainer.fit(config, self.run(name), self.cache, CLASSES)
-        return self.run(name)
+TRAIN, VALIDATION, SIZE = 101, 37, 16
+STEPS = 7  # an epoch
+WIDTH = 8  # of the pooled features
 
 
-def place(folder: Path, spoil: Callable[[Any], None] = lambda features: None) -> Place:
-    """Three well-separated classes: 101 photos to train, 37 to validate, 5 to test."""
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, len(CLASSES), 143)
-    features = (rng.normal(size=(143, WIDTH)) + 6 * np.eye(3, WIDTH)[labels]).astype(np.float32)
-    spoil(features)
-    digests = [hashlib.sha256(bytes([row])).digest() for row in range(143)]
-    cache = FeatureCache(str(folder / "cache"))
-    for part in (slice(0, 60), slice(60, 143)):
-        cache.add(digests[part], features[part])
-        cache.flush()
-    sides = ["train"] * 101 + ["validation"] * 37 + ["test"] * 5
-    order = rng.permutation(143)
-    rows = {"sha256": digests, "label": [CLASSES[label] for label in labels], "split": sides}
-    shuffled = {name: [column[row] for row in order] for name, column in rows.items()}
-    return Place(folder, pa.table({**shuffled, "sha256": pa.array(shuffled["sha256"], pa.binary(32))}))
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    place = Place(tmp_path_factory.mktemp("filled"), drawn(TRAIN, VALIDATION), tiny_network("mobilenetv2", "", 32, ""))
+    place.plan("run", tail())
+    return place
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Place:
-    return place(tmp_path)
+def here(tmp_path: Path, filled: Place, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Runs of photos whose outputs are in the caches; the tail is that of a tiny network."""
+    monkeypatch.setattr(backbones, "build_backbone", tiny_network)
+    shutil.copytree(filled.folder / "cache", tmp_path / "cache")
+    return Place(tmp_path, filled.photos, filled.network)
 
 
-def options(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{"epochs": 6, "batch_size": 16, "learning_rate": 0.02, **changes})
+def head(**changes: Any) -> TrainConfig:
+    return TrainConfig(
+        **{**TINY, "trainable": "head", "epochs": 6, "batch_size": SIZE, "learning_rate": 0.02, **changes}
+    )
 
 
-def history(run: str, *without: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in without} for line in lines]
+def tail(**changes: Any) -> TrainConfig:
+    rates = {"learning_rate": 0.02, "tail_learning_rate": 0.004}
+    return TrainConfig(**{**TINY, "head_epochs": 2, "epochs": 3, "batch_size": SIZE, **rates, **changes})
 
 
-def newest(run: str) -> checkpoints.Checkpoint:
-    found, damaged = checkpoints.newest(f"{run}/checkpoints")
-    assert found is not None
-    assert not damaged
-    return found
+def fitted(place: Place, name: str, config: TrainConfig, **changes: Any) -> Plan:
+    plan = place.plan(name, config, **changes)
+    assert fit(plan) == []
+    return plan
 
 
-def check_same_state(one: str, two: str) -> None:
-    """Bit-equal variables, history and early stopping; only `seconds` may differ."""
-    mine, other = newest(one), newest(two)
-    assert mine.epoch == other.epoch
-    assert mine.arrays.keys() == other.arrays.keys()
-    for name, array in mine.arrays.items():
-        assert array.tobytes() == other.arrays[name].tobytes(), name
-    assert history(one, "seconds") == history(two, "seconds")
-    assert {**mine.state, "history": 0} == {**other.state, "history": 0}
-
-
-# ---- the whole loop
+# ---- what is learned
 
 
 def test_it_learns_what_can_be_learned(here: Place) -> None:
-    run = here.fit("run", options())
-    lines = history(run)
+    plan = fitted(here, "run", head())
+    lines = lines_of(plan)
     assert [line["epoch"] for line in lines] == list(range(1, 7))
+    assert {line["phase"] for line in lines} == {"head"}
     assert lines[-1]["val_accuracy"] > 0.95
     assert lines[-1]["val_macro_accuracy"] > 0.95
     assert lines[-1]["val_log_loss"] < lines[0]["val_log_loss"]
     assert lines[-1]["loss"] < lines[0]["loss"] < np.log(3) + 0.05
-    assert newest(run).state["history"] == lines
-    arrays, last = trainer.best_head(run)
-    best = last.state["best"]
-    assert lines[best - 1]["val_log_loss"] == min(line["val_log_loss"] for line in lines)
-    assert [array.shape for array in arrays] == [(WIDTH, 3), (3,)]
-    kept = sorted(path.name for path in (Path(run) / "checkpoints").iterdir())
-    assert kept == sorted({"epoch-0005", "epoch-0006", f"epoch-{best:04d}"})
+    assert newest(plan).state["lines"] == lines
+    best, last = trainer.best(plan.uri)
+    assert last.epoch == 6
+    assert lines[best.epoch - 1]["val_log_loss"] == min(line["val_log_loss"] for line in lines)
+    assert [best.arrays[f"head:{number}"].shape for number in range(2)] == [(WIDTH, 3), (3,)]
+    assert not [name for name in best.arrays if name.startswith("tail")]
+
+
+def test_the_tail_follows_the_head(here: Place) -> None:
+    plan = fitted(here, "run", tail())
+    lines = lines_of(plan)
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
+    assert [line["phase"] for line in lines] == ["head", "head", "tail", "tail", "tail"]
+    assert lines[-1]["loss"] < lines[2]["loss"] < lines[1]["loss"] + 0.05
+    assert lines[-1]["val_log_loss"] < lines[1]["val_log_loss"]
+    assert max(line["learning_rate"] for line in lines[:2]) > 0.004 > lines[-1]["learning_rate"] > 0
+    arrays = newest(plan).arrays
+    shapes = [arrays[f"tail:{number}"].shape for number in range(4)]
+    assert shapes == [(3, 3, 4, 6), (6,), (3, 3, 6, WIDTH), (WIDTH,)]
+    blocks = cuts.trained_variables(here.network, "mobilenetv2", plan.cut)
+    start = [np.asarray(variable) for block in blocks for variable in block]
+    for number, value in enumerate(start):
+        assert np.abs(arrays[f"tail:{number}"] - value).max() > 1e-3
+
+
+@pytest.mark.parametrize("best", [1, 2])
+def test_the_tail_starts_from_the_best_head(here: Place, monkeypatch: pytest.MonkeyPatch, best: int) -> None:
+    """Not from the last one, and with the optimizer anew."""
+    starts: list[dict[str, Any]] = []
+    run, add = Step.run, History.add
+
+    def noted(self: Step, batches: Batches) -> Any:
+        if self.trained.body is not None and not starts:
+            starts.append(self.state())
+        return run(self, batches)
+
+    def judged(self: History, line: dict[str, Any]) -> None:
+        add(self, {**line, "val_log_loss": 0.5 if len(self.lines) + 1 == best else 0.9})
+
+    monkeypatch.setattr(Step, "run", noted)
+    monkeypatch.setattr(History, "add", judged)
+    plan = fitted(here, "run", tail(epochs=1))
+    head_arrays = checkpoints.load(checkpoints.uri_of(f"{plan.uri}/checkpoints", best)).arrays
+    other = [epoch for epoch in kept(plan) if epoch < 3 and epoch != best]
+    for number in range(2):
+        np.testing.assert_array_equal(starts[0][f"head:{number}"], head_arrays[f"head:{number}"])
+        for epoch in other:
+            arrays = checkpoints.load(checkpoints.uri_of(f"{plan.uri}/checkpoints", epoch)).arrays
+            assert not np.array_equal(starts[0][f"head:{number}"], arrays[f"head:{number}"])
+    optimizer = [value for name, value in starts[0].items() if name.startswith("optimizer") and value.ndim]
+    assert optimizer
+    assert not any(value.any() for value in optimizer)
+    assert kept(plan) == sorted({2, 3, best})
 
 
 def test_the_reported_validation_is_that_of_the_saved_head(here: Place) -> None:
-    from flowers.evaluation.metrics import Counts, summarize
-    from flowers.model.classifier import build_head, standardization
+    plan = fitted(here, "run", head(epochs=2))
+    train, validation = read_sides(plan.uri, list(CLASSES))
+    assert (len(train.labels), len(validation.labels)) == (TRAIN, VALIDATION)
+    features, test = (Cached(plan, "pool", ("plain",), side, (-1,)).views[0] for side in (train, validation))
+    model = classifier.build_head(*classifier.standardization(features), 3, 0.0)
+    found = newest(plan)
+    model.get_layer("logits").set_weights([found.arrays[f"head:{number}"] for number in range(2)])
+    check_summary(plan, Counts.of(validation.labels, np.asarray(model(test, training=False))))
+    np.testing.assert_array_equal(found.arrays["standardize:mean"], classifier.standardization(features)[0])
 
-    run = here.fit("run", options(epochs=2))
-    train, validation = loop.load_sides(run, here.cache, list(CLASSES))
-    assert (len(train.labels), len(validation.labels)) == (101, 37)
-    head = build_head(*standardization(train.features), 3, 0.0)
-    head.get_layer("logits").set_weights([newest(run).arrays[f"head:{number}"] for number in range(2)])
-    summary = summarize(Counts.of(validation.labels, np.asarray(head(validation.features))), CLASSES)
+
+def test_the_reported_validation_is_that_of_the_saved_tail(here: Place) -> None:
+    """Of the whole network, from pixels, with the arrays of the checkpoint and nothing else."""
+    plan = fitted(here, "run", tail(epochs=2))
+    arrays = newest(plan).arrays
+    network = tiny_network("mobilenetv2", "", 32, "float32")
+    blocks = cuts.trained_variables(network, "mobilenetv2", plan.cut)
+    for number, variable in enumerate(variable for block in blocks for variable in block):
+        variable.assign(arrays[f"tail:{number}"])
+    model = classifier.build_head(arrays["standardize:mean"], arrays["standardize:variance"], 3, 0.2)
+    model.get_layer("logits").set_weights([arrays["head:0"], arrays["head:1"]])
+    whole = classifier.join(network, model)
+    labels = np.array([CLASSES.index(label) for label in here.photos.labels("validation")])
+    check_summary(plan, Counts.of(labels, np.asarray(whole(here.photos.of("validation"), training=False))))
+
+
+def check_summary(plan: Plan, counts: Counts) -> None:
+    summary = summarize(counts, CLASSES)
     for name in ("accuracy", "macro_accuracy", "log_loss"):
-        assert history(run)[-1][f"val_{name}"] == pytest.approx(summary[name]["value"], rel=1e-6)
+        assert lines_of(plan)[-1][f"val_{name}"] == pytest.approx(summary[name]["value"], rel=1e-5)
+    saved = Counts.from_vector(newest(plan).arrays["validation"], 3)
+    assert summarize(saved, CLASSES)["log_loss"]["value"] == pytest.approx(lines_of(plan)[-1]["val_log_loss"])
+
+
+# ---- the same again
 
 
 def test_the_same_seed_gives_the_same_bits(here: Place) -> None:
-    one, two = (here.fit(name, options(epochs=3, class_weights="balanced", l2=0.01)) for name in ("one", "two"))
+    options = {"class_weights": "balanced", "l2": 0.01, "augment": "flip", "head_epochs": 1, "epochs": 2}
+    one, two = (fitted(here, name, tail(**options)) for name in ("one", "two"))
     check_same_state(one, two)
-    other = here.fit("other", options(epochs=3, class_weights="balanced", l2=0.01, seed=1))
-    assert history(other, "seconds") != history(one, "seconds")
+    other = fitted(here, "other", tail(**options, seed=1))
+    assert lines_of(other, "seconds") != lines_of(one, "seconds")
 
 
 class Killed(Exception):
     """Stands for a process that is gone."""
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("when", ["before the checkpoint", "after the checkpoint"])
+@pytest.mark.parametrize(
+    ("optimizer", "when", "epoch"),
+    [
+        ("sgd", "before the checkpoint", 2),
+        ("adamw", "after the checkpoint", 2),  # the last of the head
+        ("adamw", "before the checkpoint", 3),  # the first of the tail
+        ("sgd", "after the checkpoint", 3),
+        ("adamw", "after the checkpoint", 4),
+    ],
+)
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    here: Place, monkeypatch: pytest.MonkeyPatch, optimizer: str, when: str
+    here: Place, monkeypatch: pytest.MonkeyPatch, optimizer: str, when: str, epoch: int
 ) -> None:
-    config = options(epochs=5, optimizer=optimizer)
-    whole = here.fit("whole", config)
-    commit = Progress.commit
+    config = tail(optimizer=optimizer)
+    whole = fitted(here, "whole", config)
+    commit = History.commit
 
-    def dying(self: Progress, step: Any) -> str:
-        if self.epoch == 3 and when == "before the checkpoint":
+    def dying(self: History, arrays: Any) -> str:
+        if self.epoch == epoch and when == "before the checkpoint":
             raise Killed
-        uri = commit(self, step)
-        if self.epoch == 3:
+        uri = commit(self, arrays)
+        if self.epoch == epoch:
             raise Killed
         return uri
 
-    monkeypatch.setattr(Progress, "commit", dying)
+    monkeypatch.setattr(History, "commit", dying)
+    killed = here.plan("killed", config)
     with pytest.raises(Killed):
-        here.fit("killed", config)
-    monkeypatch.undo()
-    done = 2 if when.startswith("before") else 3
-    assert newest(here.run("killed")).epoch == done
-    before = history(here.run("killed"))
+        fit(killed)
+    monkeypatch.setattr(History, "commit", commit)
+    done = epoch - 1 if when.startswith("before") else epoch
+    assert newest(killed).epoch == done
+    before = lines_of(killed)
     assert len(before) == done
-    resumed = here.fit("killed", config)
-    assert history(resumed)[:done] == before  # not trained again
-    check_same_state(whole, resumed)
-
-
-def test_metrics_are_rewritten_from_the_checkpoint(here: Place) -> None:
-    config = options(epochs=3)
-    whole, run = here.fit("whole", config), here.fit("run", config)
-    shutil.rmtree(Path(run) / "checkpoints" / "epoch-0003")
-    with (Path(run) / "metrics.jsonl").open("a") as lines:
-        lines.write('{"epoch": 4, "lo')
-    here.fit("run", config)
-    check_same_state(whole, run)
-
-
-def test_a_damaged_checkpoint_is_passed_over(here: Place) -> None:
-    config = options(epochs=3)
-    whole, run = here.fit("whole", config), here.fit("run", config)
-    file = Path(run) / "checkpoints" / "epoch-0003" / checkpoints.ARRAYS
-    file.write_bytes(file.read_bytes()[:-1])
-    here.fit("run", config)
-    check_same_state(whole, run)
+    fit(killed)
+    assert lines_of(killed)[:done] == before  # not trained again
+    check_same_state(whole, killed)
 
 
 def test_a_finished_run_is_left_as_it_is(here: Place) -> None:
-    run = here.fit("run", options(epochs=2))
-    before = history(run)
-    here.fit("run", options(epochs=2))
-    assert history(run) == before
+    plan = fitted(here, "run", tail(head_epochs=1, epochs=1))
+    before = lines_of(plan)
+    fit(plan)
+    assert lines_of(plan) == before
+
+
+def test_patience_ends_a_phase_not_the_run(here: Place) -> None:
+    plan = fitted(here, "run", tail(patience=1, min_delta=100, head_epochs=9, epochs=9))
+    assert [line["phase"] for line in lines_of(plan)] == ["head", "head", "tail", "tail"]
+
+
+# ---- the steps
+
+
+def recorded(place: Place, monkeypatch: pytest.MonkeyPatch, name: str, config: TrainConfig) -> list[Batches]:
+    """All that went into the steps of a run."""
+    seen: list[Batches] = []
+    run = Step.run
+
+    def noted(self: Step, batches: Batches) -> Any:
+        seen.append(batches)
+        return run(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "run", noted)
+        fitted(place, name, config)
+    return seen
+
+
+def test_steps_are_counted_over_the_run_and_rates_over_the_phase(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MOST_STEPS", 3)
+    seen = recorded(here, monkeypatch, "run", tail(epochs=2))
+    assert [part.first for part in seen[:4]] == [0, 3, 6, 7]
+    assert [part.first + step for part in seen for step in range(len(part.rows))] == list(range(4 * STEPS))
+    rates = np.concatenate([part.rates for part in seen])
+    for phase, peak in ((rates[: 2 * STEPS], 0.02), (rates[2 * STEPS :], 0.004)):
+        assert phase.argmax() == STEPS  # one epoch of warm-up
+        assert phase.max() == np.float32(peak)
+        assert (np.diff(phase[: STEPS + 1]) > 0).all()
+        assert (np.diff(phase[STEPS:]) < 0).all()
+        assert 0 < phase[-1] < 0.1 * peak
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_each_photo_counts_once_an_epoch_with_its_weight(
+    here: Place, monkeypatch: pytest.MonkeyPatch, balanced: bool
+) -> None:
+    config = head(epochs=1, class_weights="balanced" if balanced else "none")
+    (batches,) = recorded(here, monkeypatch, "run", config)
+    side, _ = read_sides(str(here.folder / "run"), list(CLASSES))
+    per_class = class_weights(config, side.labels, 3)
+    assert batches.inputs.shape == (STEPS, SIZE, WIDTH)
+    assert batches.weights.dtype == np.float32
+    real = batches.weights > 0
+    np.testing.assert_array_equal(real.sum(axis=1), batches.rows)
+    assert batches.rows.tolist() == [SIZE] * (STEPS - 1) + [TRAIN - SIZE * (STEPS - 1)]
+    np.testing.assert_allclose(batches.weights[real], per_class[batches.labels[real]], rtol=1e-6)
+    features = Cached(here.plan("run", config), "pool", ("plain",), side, (-1,)).views[0]
+    assert sorted(map(bytes, batches.inputs[real])) == sorted(map(bytes, features))
+    place = {bytes(row): label for row, label in zip(features, side.labels, strict=True)}
+    assert [place[bytes(row)] for row in batches.inputs[real]] == batches.labels[real].tolist()
+
+
+def test_chunks_of_steps_do_not_change_the_result(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = fitted(here, "one", tail(head_epochs=1, epochs=1))
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 40_000)
+    monkeypatch.setattr(inputs, "MOST_STEPS", 2)
+    two = fitted(here, "two", tail(head_epochs=1, epochs=1))
+    for name in ("loss", "val_log_loss"):
+        for mine, other in zip(lines_of(one), lines_of(two), strict=True):
+            assert mine[name] == pytest.approx(other[name], rel=1e-6)
+
+
+# ---- when it fails
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_rate_far_too_high_is_called_so(here: Place, optimizer: str) -> None:
+    plan = here.plan("run", head(learning_rate=1e38, optimizer=optimizer, warmup_epochs=0))
     with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch 1\).*--learning-rate") as caught:
-        here.fit("run", options(learning_rate=1e38, optimizer=optimizer, warmup_epochs=0))
+        fit(plan)
     assert "\n" not in str(caught.value)
 
 
+def test_a_tail_that_diverges_keeps_the_head(here: Place) -> None:
+    plan = here.plan("run", tail(tail_learning_rate=1e38, warmup_epochs=0))
+    with pytest.raises(TrainingDiverged, match=r"epoch 3.*--tail-learning-rate"):
+        fit(plan)
+    assert newest(plan).epoch == 2
+    assert [line["phase"] for line in lines_of(plan)] == ["head", "head"]
+
+
 def test_divergence_in_the_last_step_names_the_epoch(here: Place) -> None:
-    with pytest.raises(TrainingDiverged, match="epoch 1"):
-        here.fit("run", options(learning_rate=3e38, optimizer="sgd", batch_size=128, warmup_epochs=0))
+    plan = here.plan("run", head(learning_rate=3e38, optimizer="sgd", batch_size=128, warmup_epochs=0))
+    with pytest.raises(TrainingDiverged, match=r"epoch 1\b"):
+        fit(plan)
 
 
 def test_a_feature_that_is_no_number_is_noticed(tmp_path: Path) -> None:
-    def spoil(features: npt.NDArray[np.float32]) -> None:
-        features[7, 3] = np.nan
-
-    spoiled = place(tmp_path, spoil)
+    place = Place(tmp_path, drawn(TRAIN, VALIDATION))
+    plan = place.plan("run", head())
+    features = np.random.default_rng(0).normal(size=(len(place.photos.digests), WIDTH)).astype(np.float32)
+    features[7, 3] = np.nan
+    cache = FeatureCache(plan.cache(Target("pool")))
+    cache.add(place.photos.digests, features)
+    cache.flush()
     with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch 1\)"):
-        spoiled.fit("run", options())
-    assert not checkpoints.newest(f"{spoiled.run('run')}/checkpoints")[0]
-
-
-# ---- the batches
-
-
-def side(rows: int = 101) -> Side:
-    labels = np.random.default_rng(1).integers(0, 3, rows).astype(np.int32)
-    return Side(np.arange(rows, dtype=np.float32)[:, None] + np.zeros((1, 2), np.float32), labels)
-
-
-def seen(config: TrainConfig, epoch: int, of: Side) -> list[tuple[list[int], list[float]]]:
-    """Photos and weights of each global batch, from the parts of all workers put together again."""
-    ranks = [list(_batches(config, epoch, of, 3, rank)) for rank in range(config.workers)]
-    found = []
-    for chunks in zip(*ranks, strict=True):
-        for chunk in chunks[1:]:
-            for name in ("rows", "rates"):
-                np.testing.assert_array_equal(getattr(chunk, name), getattr(chunks[0], name))
-            assert chunk.first == chunks[0].first
-        for number, rows in enumerate(chunks[0].rows):
-            numbers = np.concatenate([chunk.features[number, :, 0] for chunk in chunks]).astype(int)
-            labels = np.concatenate([chunk.labels[number] for chunk in chunks])
-            weights = np.concatenate([chunk.weights[number] for chunk in chunks])
-            np.testing.assert_array_equal(labels, of.labels[numbers])
-            real = weights > 0
-            assert real.sum() == rows
-            found.append((numbers[real].tolist(), weights[real].tolist()))
-    return found
-
-
-@pytest.mark.parametrize("rows", [101, 96, 97, 3])
-@pytest.mark.parametrize("at_once", [64, 2])
-def test_any_number_of_workers_sees_the_same_batches(monkeypatch: pytest.MonkeyPatch, rows: int, at_once: int) -> None:
-    monkeypatch.setattr(loop, "STEPS_AT_ONCE", at_once)
-    photos = side(rows)
-    config = options(class_weights="balanced")
-    one = seen(config, 2, photos)
-    assert sorted(number for batch, _ in one for number in batch) == list(range(rows))
-    assert [len(batch) for batch, _ in one[:-1]] == [16] * (len(one) - 1)
-    for workers in (2, 4):
-        assert seen(dataclasses.replace(config, workers=workers), 2, photos) == one
-
-
-def test_order_changes_with_epoch_and_seed() -> None:
-    orders = [
-        tuple(number for batch, _ in seen(options(seed=seed), epoch, side()) for number in batch)
-        for seed in (0, 1)
-        for epoch in (0, 1, 2)
-    ]
-    assert len(set(orders)) == 6
-    assert orders[0] == tuple(number for batch, _ in seen(options(), 0, side()) for number in batch)
-
-
-def test_steps_are_counted_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "STEPS_AT_ONCE", 3)
-    config = options(schedule="cosine", epochs=4)
-    parts = [part for epoch in range(4) for part in _batches(config, epoch, side(), 3, 0)]
-    assert [part.first for part in parts[:4]] == [0, 3, 6, 7]
-    rates = np.concatenate([part.rates for part in parts])
-    assert len(rates) == 4 * 7
-    assert rates.argmax() == 7  # one epoch of warm-up
-    assert (np.diff(rates[:8]) > 0).all()
-    assert (np.diff(rates[7:]) < 0).all()
-    assert 0 < rates[-1] < 0.02 * rates.max()
-
-
-def test_balanced_weights() -> None:
-    labels = np.array([0] * 6 + [1] * 3 + [3] * 1, np.int32)
-    weights = loop._class_weights(options(class_weights="balanced"), labels, 4)
-    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3])
-    assert weights[labels].mean() == pytest.approx(1)
-    sums = np.bincount(labels, weights[labels], 4)
-    np.testing.assert_allclose(sums[[0, 1, 3]], 10 / 3)
-    np.testing.assert_array_equal(loop._class_weights(options(), labels, 4), np.ones(4))
-
-
-# ---- when it ends
-
-
-def progress(monitor: str, values: list[float], **changes: Any) -> Progress:
-    made = Progress("", options(monitor=monitor, epochs=99, **changes), [])
-    for value in values:
-        if made.finished():
-            break
-        names = ("accuracy", "macro_accuracy", "log_loss")
-        # What is not monitored gets better all the time.
-        better = {name: len(made.history) * (-1.0 if name == "log_loss" else 1.0) for name in names}
-        made.add({f"val_{name}": value if name == monitor else better[name] for name in names})
-    return made
-
-
-@pytest.mark.parametrize("monitor", ["accuracy", "macro_accuracy", "log_loss"])
-def test_it_stops_when_the_monitored_metric_gets_no_better(monitor: str) -> None:
-    values = [0.5, 0.6, 0.7, 0.65, 0.7, 0.1, 0.9]
-    made = progress(monitor, [-value for value in values] if monitor == "log_loss" else values, patience=3)
-    assert made.epoch == 6
-    assert made.best == 3  # of equals the earlier
-    endless = progress(monitor, [-value for value in values] if monitor == "log_loss" else values, patience=0)
-    assert (endless.epoch, endless.best, endless.finished()) == (7, 7, False)
-
-
-def test_a_small_gain_is_the_best_but_does_not_reset_the_patience() -> None:
-    values = [0.5, 0.505, 0.508, 0.6, 0.601]
-    made = progress("accuracy", values, patience=3, min_delta=0.01)
-    assert (made.epoch, made.best, made.waited) == (5, 5, 1)
-    stopped = progress("accuracy", values, patience=2, min_delta=0.01)
-    assert (stopped.epoch, stopped.best, stopped.waited) == (3, 3, 2)
-
-
-def test_it_ends_after_the_last_epoch() -> None:
-    made = Progress("", options(epochs=2), [])
-    assert not made.finished()
-    for value in (2.0, 1.0):
-        made.add({"val_log_loss": value})
-    assert made.finished()
+        fit(plan)
+    assert not checkpoints.newest(f"{plan.uri}/checkpoints")[0]

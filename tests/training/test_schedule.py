@@ -28,7 +28,10 @@ def test_the_head_alone_is_one_phase() -> None:
 
 @pytest.mark.parametrize("trainable", ["stage5", "all"])
 def test_what_lies_deeper_comes_after_the_head(trainable: str) -> None:
-    assert phases(TrainConfig(trainable=trainable)) == [Phase("head", 60, 0.001), Phase("tail", 12, 0.0003)]
+    assert phases(TrainConfig(trainable=trainable, learning_rate=0.5)) == [
+        Phase("head", 60, 0.5),
+        Phase("tail", 12, TrainConfig().tail_learning_rate),
+    ]
     config = TrainConfig(trainable=trainable, head_epochs=3, epochs=7, learning_rate=0.5, tail_learning_rate=0.25)
     assert phases(config) == [Phase("head", 3, 0.5), Phase("tail", 7, 0.25)]
 

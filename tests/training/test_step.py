@@ -1,4 +1,4 @@
-"""The step against the same thing written out in NumPy and in plain Keras."""
+"""The step against the same thing written out in NumPy and in plain Keras: of a head, and of a tail below it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from flowers.config import TrainConfig
 from flowers.model.classifier import build_head
-from flowers.training.step import Batches, HeadStep
+from flowers.training.step import Batches, Step, Trained
 
 WIDTH, CLASSES, SIZE = 6, 4, 8
 RNG = np.random.default_rng(0)
@@ -27,12 +27,13 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**plain, **changes})
 
 
-def made(options: TrainConfig, kernel: npt.NDArray[np.float32] = KERNEL) -> HeadStep:
+def made(options: TrainConfig, kernel: npt.NDArray[np.float32] = KERNEL, pieces: int = 1) -> Step:
     import tensorflow as tf
 
-    step = HeadStep(
-        options, tf.distribute.get_strategy(), lambda: build_head(MEAN, VARIANCE, CLASSES, options.dropout), 0
-    )
+    def build() -> Trained:
+        return Trained(build_head(MEAN, VARIANCE, CLASSES, options.dropout))
+
+    step = Step(options, tf.distribute.get_strategy(), build, pieces=pieces)
     step.head.get_layer("logits").set_weights([kernel, BIAS])
     return step
 
@@ -132,8 +133,7 @@ def test_one_call_of_many_steps_equals_many_calls() -> None:
     single = []
     for number in range(5):
         part = {
-            name: getattr(whole, name)[number : number + 1]
-            for name in ("features", "labels", "weights", "rows", "rates")
+            name: getattr(whole, name)[number : number + 1] for name in ("inputs", "labels", "weights", "rows", "rates")
         }
         single.extend(apart.run(Batches(**part, first=7 + number)))
     np.testing.assert_array_equal(losses, single)
@@ -202,3 +202,224 @@ def test_decay_spares_the_bias() -> None:
 def test_total_of_one_worker_is_itself() -> None:
     values = np.array([1.5, 2**53 - 1.0, 0.0])
     np.testing.assert_array_equal(made(config()).total(values), values)
+
+
+def test_workers_parts_add_up_to_the_whole() -> None:
+    """Of photos, dropout and loss; here each worker is alone, so the gradients are not shared."""
+    import tensorflow as tf
+
+    options, whole = config(dropout=0.5, label_smoothing=0.1), batches(rows=5, rate=0)
+    parts = []
+    for rank in range(2):
+        mine = slice(rank * SIZE // 2, (rank + 1) * SIZE // 2)
+        step = Step(
+            options,
+            tf.distribute.get_strategy(),
+            lambda: Trained(build_head(MEAN, VARIANCE, CLASSES, 0.5)),
+            rank=rank,
+            workers=2,
+        )
+        step.head.get_layer("logits").set_weights([KERNEL, BIAS])
+        part = {name: getattr(whole, name)[:, mine] for name in ("inputs", "labels", "weights")}
+        parts.append(step.run(Batches(**{**vars(whole), **part}))[0])
+    assert sum(parts) == pytest.approx(made(options).run(whole)[0], rel=1e-5)
+    assert 0 < parts[1] < parts[0]
+
+
+def test_what_augmentation_makes_is_trained_on_but_not_validated() -> None:
+    """It gets the photos' weights at their classes, and the number of the step in the whole run."""
+    import tensorflow as tf
+
+    def augment(inputs: Any, targets: Any, number: Any) -> tuple[Any, Any]:
+        mixed = (targets + tf.gather(targets, [1, 0, 3, 2, 5, 4, 7, 6])) / 2
+        return inputs * tf.cast(number, tf.float32), mixed
+
+    def build() -> Trained:
+        return Trained(build_head(MEAN, VARIANCE, CLASSES, 0.0), augment=augment)
+
+    step = Step(config(label_smoothing=0.1), tf.distribute.get_strategy(), build)
+    step.head.get_layer("logits").set_weights([KERNEL, BIAS])
+    weights = np.array([0.5, 2, 1, 0.25])[LABELS[0]]
+    logits = (3 * FEATURES[0].astype(np.float64) - MEAN) / np.sqrt(VARIANCE) @ KERNEL + BIAS
+    logarithms = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    targets = np.eye(CLASSES)[LABELS[0]] * weights[:, None]
+    targets = (targets + targets[[1, 0, 3, 2, 5, 4, 7, 6]]) / 2
+    targets = 0.9 * targets + 0.1 * targets.sum(axis=1, keepdims=True) / CLASSES
+    assert step.run(batches(weights=weights, first=3, rate=0))[0] == pytest.approx(
+        -(targets * logarithms).sum() / SIZE, rel=1e-5
+    )
+    np.testing.assert_array_equal(step.probabilities(FEATURES[0]), made(config()).probabilities(FEATURES[0]))
+
+
+# ---- a tail
+
+PICTURES = RNG.normal(size=(5, SIZE, 6, 6, 3)).astype(np.float32)
+FRACTIONS = (0.25, 0.5)
+
+
+def body() -> Any:
+    """Two blocks of a convolution and a BatchNormalization each, with statistics and scales of their own."""
+    import keras
+
+    rng = np.random.default_rng(5)
+    start = flow = keras.Input((6, 6, 3))
+    for block in ("one", "two"):
+        flow = keras.layers.Conv2D(WIDTH, 3, name=block)(flow)
+        flow = keras.layers.BatchNormalization(name=f"{block}_norm")(flow)
+        flow = keras.layers.ReLU()(flow)
+    model = keras.Model(start, keras.layers.GlobalAveragePooling2D()(flow))
+    model.set_weights([abs(rng.normal(size=value.shape)) + 0.1 for value in model.get_weights()])
+    for block in ("one", "two"):
+        layer = model.get_layer(block)
+        layer.set_weights([rng.normal(size=value.shape) / 3 for value in layer.get_weights()])
+    return model
+
+
+def tailed(options: TrainConfig, fractions: tuple[float, ...] = FRACTIONS, pieces: int = 1) -> Step:
+    import tensorflow as tf
+
+    def build() -> Trained:
+        below = body()
+        below.trainable = False
+        groups = [below.get_layer(block).weights for block in ("one", "two")]
+        return Trained(
+            build_head(MEAN, VARIANCE, CLASSES, options.dropout),
+            body=below,
+            validation_body=below,
+            groups=tuple(zip(fractions, groups, strict=True)),
+        )
+
+    step = Step(options, tf.distribute.get_strategy(), build, pieces=pieces)
+    step.head.get_layer("logits").set_weights([KERNEL, BIAS])
+    return step
+
+
+def pictures(steps: int = 1, **changes: Any) -> Batches:
+    return Batches(**{**vars(batches(steps, **changes)), "inputs": PICTURES[:steps]})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_tail_and_its_head_equal_plain_keras(optimizer: str) -> None:
+    """Layers marked trainable, BatchNormalization in inference mode, an optimizer for each block."""
+    import keras
+    import tensorflow as tf
+
+    def theirs() -> Any:
+        if optimizer == "sgd":
+            return keras.optimizers.SGD(momentum=0.9)
+        made = keras.optimizers.AdamW(weight_decay=0.1)
+        made.exclude_from_weight_decay(var_names=["bias"])
+        return made
+
+    step = tailed(config(optimizer=optimizer, momentum=0.9, weight_decay=0.1))
+    below, head = body(), build_head(MEAN, VARIANCE, CLASSES, 0.0)
+    for block in ("one", "two"):
+        below.get_layer(f"{block}_norm").trainable = False
+    head.get_layer("logits").set_weights([KERNEL, BIAS])
+    blocks = [
+        *((below.get_layer(block).trainable_variables, fraction, theirs()) for block, fraction in
+          zip(("one", "two"), FRACTIONS, strict=True)),
+        (head.trainable_variables, 1.0, theirs()),
+    ]  # fmt: skip
+    variables = [*below.trainable_variables, *head.trainable_variables]
+    assert len(variables) == 6
+    rates = np.linspace(0.02, 0.005, 5).astype(np.float32)
+    losses = step.run(Batches(**{**vars(pictures(5)), "rates": rates}))
+    for number in range(5):
+        with tf.GradientTape() as tape:
+            answer = head(below(PICTURES[number], training=False))
+            loss = keras.losses.SparseCategoricalCrossentropy()(LABELS[number], answer)
+        gradients = tape.gradient(loss, variables)
+        for group, fraction, theirs_ in blocks:
+            theirs_.learning_rate = rates[number] * fraction
+            theirs_.apply(gradients[: len(group)], group)
+            gradients = gradients[len(group) :]
+        assert losses[number] == pytest.approx(float(loss), rel=1e-4)
+    found = step.state()
+    ours = [*(found[f"tail:{number}"] for number in range(4)), found["head:0"], found["head:1"]]
+    for mine, other in zip(ours, variables, strict=True):
+        np.testing.assert_allclose(mine, np.asarray(other), rtol=1e-3, atol=1e-5)
+    answer = np.asarray(head(below(PICTURES[0], training=False), training=False))
+    np.testing.assert_allclose(step.probabilities(PICTURES[0]), answer, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_batch_normalization_is_left_as_it_is(optimizer: str) -> None:
+    step = tailed(config(optimizer=optimizer, momentum=0.9, dropout=0.3))
+    norms = [step.trained.body.get_layer(f"{block}_norm") for block in ("one", "two")]
+    before = [[np.asarray(value).copy() for value in layer.weights] for layer in norms]
+    tail = step.state()
+    step.run(pictures(5, rate=0.5))
+    step.probabilities(PICTURES[0])
+    for layer, values in zip(norms, before, strict=True):
+        assert len(values) == 4  # scale, shift, and two statistics
+        for variable, value in zip(layer.weights, values, strict=True):
+            np.testing.assert_array_equal(np.asarray(variable), value)
+    moved = [np.abs(value - tail[name]).max() for name, value in step.state().items() if name.startswith("tail:")]
+    assert len(moved) == 4
+    assert min(moved) > 0.01
+
+
+def test_each_block_learns_at_its_fraction_of_the_rate() -> None:
+    updates = []
+    for fractions in (FRACTIONS, (1.0, 1.0)):
+        step = tailed(config(), fractions)
+        before = step.state()
+        step.run(pictures(rate=0.5))
+        after = step.state()
+        updates.append({name: after[name] - before[name] for name in after if not name.startswith("optimizer")})
+    decayed, plain = updates
+    for name, update in plain.items():
+        fraction = {"tail:0": 0.25, "tail:1": 0.25, "tail:2": 0.5, "tail:3": 0.5}.get(name, 1.0)
+        assert np.abs(update).max() > 1e-3, name
+        np.testing.assert_allclose(decayed[name], fraction * update, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_state_and_restore_of_a_tail(optimizer: str) -> None:
+    options = config(optimizer=optimizer, momentum=0.9, dropout=0.3)
+    step = tailed(options)
+    step.run(pictures(steps=3))
+    kept = step.state()
+    assert {name.split(":")[0] for name in kept} == {"head", "tail", "optimizer"}
+    assert [kept[f"tail:{number}"].shape for number in range(4)] == [(3, 3, 3, WIDTH), (WIDTH,), (3, 3, 6, 6), (WIDTH,)]
+    after = step.run(pictures(steps=2, first=3))
+    other = tailed(options)
+    start = other.state()
+    other.restore(kept, "head")
+    for name, value in other.state().items():
+        np.testing.assert_array_equal(value, (kept if name.startswith("head:") else start)[name])
+    other.restore(kept)
+    np.testing.assert_array_equal(other.run(pictures(steps=2, first=3)), after)
+    for name, value in other.state().items():
+        np.testing.assert_array_equal(value, step.state()[name])
+
+
+@pytest.mark.parametrize(("optimizer", "pieces"), [("adamw", 2), ("adamw", 3), ("sgd", 3), ("sgd", 100)])
+def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, pieces: int) -> None:
+    """Also where dropout and the penalty take part, the pieces are uneven and the last batch is short."""
+    options = config(optimizer=optimizer, momentum=0.9, dropout=0.4, l2=0.02, label_smoothing=0.1)
+    whole, parts = tailed(options), tailed(options, pieces=pieces)
+    some = pictures(5, rows=5, rate=0.01, weights=np.linspace(0.5, 2, SIZE))
+    np.testing.assert_allclose(parts.run(some), whole.run(some), rtol=1e-5)
+    for name, value in whole.state().items():
+        np.testing.assert_allclose(parts.state()[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_validation_may_have_another_input_than_training() -> None:
+    import tensorflow as tf
+
+    def build() -> Trained:
+        below = body()
+        return Trained(
+            build_head(MEAN, VARIANCE, CLASSES, 0.0),
+            body=below,
+            groups=((1.0, below.get_layer("two").weights),),
+        )
+
+    step = Step(config(), tf.distribute.get_strategy(), build)
+    step.head.get_layer("logits").set_weights([KERNEL, BIAS])
+    step.run(pictures(2))
+    features = np.asarray(step.trained.body(PICTURES[0], training=False))
+    expected = np.asarray(step.head(features, training=False))
+    np.testing.assert_allclose(step.probabilities(features), expected, rtol=1e-5)

@@ -1,0 +1,30 @@
+"""The job's process is killed; the same command goes on and ends with the same result, bit by bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.conftest import Done
+from tests.faults.conftest import EPOCHS, Place, Progress, result
+from tests.faults.processes import running
+
+
+def test_killed_in_mid_epoch_and_then_while_a_checkpoint_is_written(
+    place: Place, reference: Done, tmp_path: Path
+) -> None:
+    progress = Progress(place.storage / "killed")
+    with running(place.command("killed"), tmp_path / "1") as job:
+        job.kill_while(lambda: progress.in_the_middle(first=4))
+    first = progress.checkpoint()
+    assert 4 <= first < EPOCHS
+
+    with running(place.command("killed"), tmp_path / "2") as job:
+        job.kill_while(lambda: progress.checkpoint() >= first and bool(progress.writing()))
+        assert f"going on after epoch {first}" in job.out.read_text()
+    assert progress.writing()
+    second = progress.checkpoint()
+    assert first <= second < EPOCHS
+
+    again = place.finish("killed")
+    assert f"going on after epoch {second}" in again.out
+    assert result(again) == result(reference)

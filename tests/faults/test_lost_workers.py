@@ -1,0 +1,51 @@
+"""Train workers are killed: the job goes on by itself, or says how to go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.e2e.conftest import Done
+from tests.faults.conftest import Place, Progress, nearly, result
+from tests.faults.processes import end, running
+
+TWO = {"workers": 2, "cpus_per_worker": 1}
+
+
+def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path) -> None:
+    progress = Progress(place.storage / "workers")
+    with running(place.command("workers", **TWO), tmp_path) as job:
+        job.until(lambda: progress.in_the_middle(first=4))
+        first = job.train_workers()
+        assert len(first) == 2
+        end(min(first))
+        done = len(progress.lines())
+
+        job.until(lambda: progress.checkpoint() > done)
+        second = job.train_workers()
+        assert len(second) == 2
+        assert not first & second, "a lost worker ends the others as well"
+        end(max(second))
+        code = job.wait()
+    out, err = job.out.read_text(), job.err.read_text()
+    assert code == 0, out + err
+    assert err == ""
+    again = Done(code, out, err, progress.run)
+    assert again.report["workers"] == 2
+    assert nearly(result(again), result(reference))
+
+
+def test_without_another_try_it_says_how_to_go_on(place: Place, reference: Done, tmp_path: Path) -> None:
+    progress = Progress(place.storage / "no-more")
+    with running(place.command("no-more", **TWO, max_failures=0), tmp_path) as job:
+        job.until(lambda: progress.in_the_middle(first=4))
+        end(max(job.train_workers()))
+        code = job.wait()
+    err = job.err.read_text()
+    assert code == 1, job.out.read_text() + err
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: training failed: ")
+    assert "the same command goes on from the last finished epoch" in err
+    assert not (progress.run / "report.json").exists()
+    again = place.finish("no-more", workers=1)
+    assert "going on after epoch" in again.out
+    assert nearly(result(again), result(reference))

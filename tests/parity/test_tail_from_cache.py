@@ -1,0 +1,202 @@
+"""Training the tail from cached outputs is training it from pixels, and is what plain Keras does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flowers.config import TrainConfig
+from flowers.model import backbones, classifier, cuts
+from flowers.plan import Plan
+from flowers.training.checkpoints import Checkpoint
+from flowers.training.history import History
+from flowers.training.inputs import Cached, read_sides
+from flowers.training.loop import _epoch
+from flowers.training.order import Order, epoch_order
+from flowers.training.schedule import learning_rate, phases
+from flowers.training.stage import Stage, Worker, make_stage
+from flowers.training.step import Batches
+from tests.parity.runs import CLASSES, Place, drawn
+
+SIZE, BATCH, EPOCHS = 64, 8, 3
+TRAIN, VALIDATION = 2 * BATCH + 5, 11
+FRACTIONS = {"conv5_block1": 0.8**3, "conv5_block2": 0.8**2, "conv5_block3": 0.8}
+WIDTH = 2048
+
+
+class Pixels:
+    """Photos from the memory, in place of those that are read and decoded again."""
+
+    def __init__(self, photos: npt.NDArray[np.uint8]) -> None:
+        self.photos = photos
+
+    def steps(self, order: Order) -> Iterator[npt.NDArray[np.uint8]]:
+        yield self.photos[order.places]
+
+    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[np.uint8]]:
+        yield self.photos[rank::workers]
+
+
+def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
+    config = TrainConfig(
+        backbone="resnet50v2",
+        weights="random",
+        image_size=SIZE,
+        trainable="stage5",
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        dropout=0.2,
+        l2=0.003,
+        label_smoothing=0.1,
+        warmup_epochs=0.5,
+        tail_learning_rate=3e-4,  # at 1e-3 these random weights blow roundings up to 1e-3 of the loss
+    )
+    network = backbones.build_backbone("resnet50v2", "random", SIZE, precision)
+    place = Place(folder, drawn(TRAIN, VALIDATION, SIZE), network)
+    return place, place.plan("run", config, precision=precision)
+
+
+def head_done(plan: Plan) -> Checkpoint:
+    """What the first phase leaves: a head that knows something already."""
+    train, _ = read_sides(plan.uri, list(CLASSES))
+    features = Cached(plan, "pool", ("plain",), train, (-1,)).views[0]
+    mean, variance = classifier.standardization(features)
+    rng = np.random.default_rng(4)
+    arrays = {"standardize:mean": mean, "standardize:variance": variance}
+    arrays["head:0"] = (rng.normal(size=(WIDTH, 3)) / 99).astype(np.float32)
+    arrays["head:1"] = rng.normal(size=3).astype(np.float32) / 9
+    return Checkpoint(1, arrays, {})
+
+
+def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[list[float], list[Any], Stage]:
+    """The loss of each step, the metrics of each epoch, and the stage at the end; from pixels if they are given."""
+    import tensorflow as tf
+
+    sides, found = read_sides(plan.uri, list(CLASSES)), head_done(plan)
+    worker = Worker(0, 1, tf.distribute.get_strategy())
+    if photos:
+        plan = dataclasses.replace(plan, streamed=True, validation_streamed=True)
+    stage = make_stage(plan, phases(plan.config)[1], sides, found, 3, worker)
+    if photos:
+        assert stage.step.trained.body.input_shape == (None, SIZE, SIZE, 3)
+        stage = dataclasses.replace(stage, train=photos[0], validation=photos[1])
+    else:
+        assert stage.step.trained.body.input_shape == (None, 2, 2, 1024)
+    stage.step.restore(found.arrays, "head")
+    losses: list[float] = []
+    run = stage.step.run
+
+    def noted(batches: Batches) -> Any:
+        losses.extend(run(batches))
+        return np.array(losses[-len(batches.rows) :])
+
+    stage.step.run = noted  # type: ignore[method-assign]
+    history, lines = History(plan.uri, plan.config), []
+    for _ in range(EPOCHS):
+        line, _ = _epoch(plan, stage, history, sides, list(CLASSES), worker)
+        lines.append(line)
+        history.add(line)
+    return losses, lines, stage
+
+
+def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float], list[Any]]:
+    """The same written out: layers marked trainable, a tape, an optimizer for each rate; real photos only."""
+    import keras
+    import tensorflow as tf
+
+    config, found = plan.config, head_done(plan).arrays
+    network = backbones.build_backbone("resnet50v2", "random", SIZE, plan.precision)
+    body = network.get_layer("resnet50v2")
+    body.trainable = True
+    for layer in body.layers:
+        layer.trainable = layer.name.startswith("conv5_") and not isinstance(layer, keras.layers.BatchNormalization)
+    dense = keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(config.l2), dtype="float32")
+    dense.build((None, WIDTH))
+    dense.set_weights([found["head:0"], found["head:1"]])
+    groups = [
+        (fraction, [variable for variable in network.trainable_variables if f"{block}_" in variable.path])
+        for block, fraction in FRACTIONS.items()
+    ]
+    assert sum(len(group) for _, group in groups) == len(network.trainable_variables)
+    groups.append((1.0, dense.trainable_variables))
+    variables = [variable for _, group in groups for variable in group]
+    optimizers = []
+    for _ in groups:
+        optimizers.append(keras.optimizers.AdamW(weight_decay=config.weight_decay))
+        optimizers[-1].exclude_from_weight_decay(var_names=["bias"])
+    loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+    labels = read_sides(plan.uri, list(CLASSES))[0].labels
+
+    @tf.function
+    def forward(pixels: Any, targets: Any, kept: Any) -> Any:
+        with tf.GradientTape() as tape:
+            features = network(pixels, training=False)
+            features = (features - found["standardize:mean"]) / np.sqrt(found["standardize:variance"])
+            loss = loss_of(targets, dense(features * kept)) + tf.add_n(dense.losses)
+        return loss, tape.gradient(loss, variables)
+
+    losses, number, per_epoch = [], 0, -(-TRAIN // BATCH)
+    for epoch in range(EPOCHS):
+        order = epoch_order(config, epoch, TRAIN, 0, 1)
+        for places, real in zip(order.places, order.real, strict=True):
+            kept = tf.random.stateless_uniform((BATCH, WIDTH), seed=[config.seed, number]) >= config.dropout
+            mask = tf.cast(kept, tf.float32)[: real.sum()] / (1 - config.dropout)
+            pixels, targets = photos[places[real]], np.eye(3, dtype=np.float32)[labels[places[real]]]
+            loss, gradients = forward(tf.constant(pixels), tf.constant(targets), mask)
+            rate = learning_rate(config, phases(config)[1], number, per_epoch)
+            for (fraction, group), optimizer in zip(groups, optimizers, strict=True):
+                optimizer.learning_rate = rate * fraction
+                optimizer.apply(gradients[: len(group)], group)
+                gradients = gradients[len(group) :]
+            losses.append(float(loss))
+            number += 1
+    return losses, variables
+
+
+def weights_of(stage: Stage) -> list[npt.NDArray[Any]]:
+    """The tail's weights from the cut to the head, then the head's."""
+    state = stage.step.state()
+    return [state[name] for kind in ("tail", "head") for name in state if name.startswith(f"{kind}:")]
+
+
+def check_losses(ours: list[float], theirs: list[float], limit: float) -> None:
+    assert len(ours) == len(theirs) == EPOCHS * 3
+    np.testing.assert_allclose(ours, theirs, rtol=limit)
+
+
+def apart(ours: list[Any], theirs: list[Any], start: list[Any]) -> float:
+    """How far two sets of weights are from each other, as a part of the way they have come."""
+
+    def distance(others: list[Any]) -> float:
+        pairs = zip(ours, others, strict=True)
+        return float(np.sqrt(sum(np.sum((one - np.asarray(other)) ** 2, dtype=np.float64) for one, other in pairs)))
+
+    assert distance(start) > 0.1
+    return distance(theirs) / distance(start)
+
+
+@pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("bfloat16", 2e-3)])
+def test_cached_outputs_train_what_pixels_train(tmp_path: Path, precision: str, limit: float) -> None:
+    place, plan = planned(tmp_path, precision)
+    photos = Pixels(place.photos.of("train")), Pixels(place.photos.of("validation"))
+    losses, lines, stage = trained(plan)
+    expected, others, other = trained(plan, photos)
+    assert np.ptp(losses) > 0.1  # something is learned, so equal numbers mean something
+    check_losses(losses, expected, limit)
+    for mine, line in zip(lines, others, strict=True):
+        for name in ("loss", "val_log_loss", "val_accuracy"):
+            assert mine[name] == pytest.approx(line[name], rel=limit), name
+    blocks = cuts.trained_variables(place.network, plan.config.backbone, plan.cut)
+    start = [np.asarray(variable) for block in blocks for variable in block]
+    start += [head_done(plan).arrays[f"head:{number}"] for number in range(2)]
+    assert apart(weights_of(stage), weights_of(other), start) < {"float32": 1e-3, "bfloat16": 0.1}[precision]
+    if precision == "float32":  # elsewhere two graphs of the same steps are rounded differently
+        expected, weights = plain_keras(plan, photos[0].photos)
+        check_losses(losses, expected, limit)
+        assert apart(weights_of(stage), weights, start) < 1e-3

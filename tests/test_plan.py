@@ -1,0 +1,147 @@
+"""What the options come down to: which outputs are cached, under which key, and when photos are streamed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowers.config import TrainConfig
+from flowers.model.features import Target
+from flowers.plan import Plan, choose_inputs
+
+STAGE5 = "conv4_block6_out"
+
+
+def planned(cut: str = "pool", streamed: bool = False, validation: bool = False, **options: Any) -> Plan:
+    config = TrainConfig(**{"trainable": "head" if cut == "pool" else "stage5", **options})
+    return Plan(
+        config=config,
+        uri="/runs/x",
+        image_size=224,
+        weights="random",
+        start_weights="random:1",
+        precision="float32",
+        cut=cut,
+        streamed=streamed,
+        validation_streamed=validation,
+    )
+
+
+@pytest.mark.parametrize(
+    ("plan", "targets", "validation"),
+    [
+        (planned(), [("pool", "plain")], []),
+        (planned(augment="flip"), [("pool", "plain"), ("pool", "flip")], []),
+        (planned(STAGE5), [("pool", "plain"), (STAGE5, "plain")], []),
+        (
+            planned(STAGE5, augment="flip"),
+            [("pool", "plain"), (STAGE5, "plain"), ("pool", "flip"), (STAGE5, "flip")],
+            [],
+        ),
+        (planned("pixels"), [("pool", "plain"), ("pixels", "plain")], []),
+        (planned(STAGE5, True, augment="strong"), [("pool", "plain")], [(STAGE5, "plain")]),
+        (planned(STAGE5, True, augment="flip"), [("pool", "plain"), ("pool", "flip")], [(STAGE5, "plain")]),
+        (planned(STAGE5, True, True, augment="standard"), [("pool", "plain")], []),
+    ],
+)
+def test_what_is_cached(plan: Plan, targets: list[tuple[str, str]], validation: list[tuple[str, str]]) -> None:
+    """The head's input of each view always; the tail's, if training does not decode the photos again."""
+    assert plan.targets == tuple(Target(*target) for target in targets)
+    assert plan.validation_targets == tuple(Target(*target) for target in validation)
+
+
+def test_each_cache_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    plan = planned(storage=str(tmp_path))
+    others = [
+        plan,
+        dataclasses.replace(plan, image_size=96),
+        dataclasses.replace(plan, start_weights="imagenet"),
+        dataclasses.replace(plan, precision="bfloat16"),
+        dataclasses.replace(plan, config=dataclasses.replace(plan.config, backbone="resnet50")),
+        dataclasses.replace(plan, config=dataclasses.replace(plan.config, max_pixels=1000)),
+    ]
+    places = [other.cache(Target("pool")) for other in others]
+    places += [plan.cache(Target("pool", "flip")), plan.cache(Target(STAGE5)), plan.cache(Target(STAGE5, "flip"))]
+    assert len(set(places)) == len(places)
+    assert {Path(place).parent for place in places} == {tmp_path / "cache" / "features"}
+
+
+def test_runs_that_need_the_same_outputs_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = planned(storage=str(tmp_path))
+    other = planned(
+        STAGE5, True, storage=str(tmp_path), augment="strong", name="other", seed=7, workers="2", learning_rate=0.1
+    )
+    moved = dataclasses.replace(other, uri="/elsewhere", weights="/another/path", readers=9, workers=2, nodes=3)
+    for target in (Target("pool"), Target(STAGE5)):
+        assert plan.cache(target) == other.cache(target) == moved.cache(target)
+    monkeypatch.chdir(tmp_path)
+    assert planned(storage="runs").cache(Target("pool")).startswith(f"{tmp_path}/runs/cache/")
+    assert planned(storage="s3://bucket/runs").cache(Target("pool")).startswith("s3://bucket/runs/cache/")
+
+
+@pytest.mark.parametrize(("workers", "nodes", "here"), [(1, 1, True), (2, 1, False), (1, 2, False)])
+def test_one_worker_on_one_machine_is_the_jobs_own_process(workers: int, nodes: int, here: bool) -> None:
+    assert dataclasses.replace(planned(), workers=workers, nodes=nodes).in_process == here
+
+
+SPLIT = (0.7, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("augment", "budget", "streamed", "validation"),
+    [
+        ("none", 1.0, False, False),
+        ("none", 0.999, True, False),
+        ("none", 0.2, True, False),
+        ("none", 0.199, True, True),
+        ("none", 0, True, True),
+        ("flip", 2.0, False, False),
+        ("flip", 1.999, True, False),
+        ("flip", 0.2, True, False),
+        ("standard", 1.0, True, False),
+        ("strong", 0.2, True, False),
+        ("strong", 0.199, True, True),
+    ],
+)
+def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
+    augment: str, budget: float, streamed: bool, validation: bool
+) -> None:
+    """10,000 photos of 100 kB: 1 GB a view, of which validation photos take a fifth."""
+    config = TrainConfig(trainable="stage5", augment=augment, cache_budget=budget, split=SPLIT)
+    found = choose_inputs(config, STAGE5, 100_000, 10_000)
+    assert found[:2] == (streamed, validation)
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "reason"),
+    [
+        (
+            {},
+            200_704,
+            "the frozen part runs once a photo: 3670 photos x 201 kB = 0.74 GB at conv4_block6_out, within "
+            "--cache-budget 20 GB",
+        ),
+        (
+            {"augment": "flip"},
+            10_000,
+            "the frozen part runs once a photo: 3670 photos x 2 views x 10 kB = 73 MB at conv4_block6_out, within "
+            "--cache-budget 20 GB",
+        ),
+        (
+            {"cache_budget": 0.5},
+            200_704,
+            "photos are decoded again each epoch: 3670 photos x 201 kB = 0.74 GB at conv4_block6_out, more than "
+            "--cache-budget 0.5 GB",
+        ),
+        (
+            {"augment": "strong"},
+            200_704,
+            "photos are decoded again each epoch: --augment strong makes every view a new one",
+        ),
+    ],
+)
+def test_the_reason_is_said(options: dict[str, Any], size: int, reason: str) -> None:
+    assert choose_inputs(TrainConfig(trainable="stage5", **options), STAGE5, size, 3670)[2] == reason

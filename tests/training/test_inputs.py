@@ -1,0 +1,250 @@
+"""What the steps are fed with: rows of the caches, or photos decoded again; the same photos either way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from flowers.config import TrainConfig
+from flowers.data import images
+from flowers.data.views import random_resized_crop
+from flowers.errors import DamagedFile, FlowersError
+from flowers.model.features import BFLOAT16, FeatureCache, FrozenPart, Target
+from flowers.plan import Plan
+from flowers.session import ray_session
+from flowers.training import inputs
+from flowers.training.inputs import CROP_SCALE, Cached, Side, Streamed, read_sides, steps_at_once
+from flowers.training.order import Order, epoch_order
+from tests.e2e.conftest import draw
+from tests.parity.runs import tiny_network
+
+SIZE, BATCH = 32, 4
+
+
+def plan_of(folder: Path, **options: Any) -> Plan:
+    config = TrainConfig(**{"storage": str(folder), "trainable": "all", "batch_size": BATCH, **options})
+    return Plan(
+        config=config,
+        uri=str(folder / "run"),
+        image_size=SIZE,
+        weights="random",
+        start_weights="random",
+        precision="float32",
+        cut="pixels",
+    )
+
+
+def joined(chunks: Iterator[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.concatenate(list(chunks))
+
+
+# ---- cached
+
+
+def side(count: int) -> Side:
+    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
+    table = pa.table({"path": [f"/{number}.jpg" for number in range(count)], "sha256": pa.array(digests)})
+    return Side(table, np.zeros(count, np.int32))
+
+
+def cached(
+    folder: Path, photos: Side, views: tuple[str, ...] = ("plain",), dtype: Any = np.float32
+) -> tuple[Cached, list[npt.NDArray[Any]]]:
+    """Inputs [2, 3] of each photo and view, and their rows in the caches, which lie there in another order."""
+    plan = plan_of(folder, augment="flip")
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(size=(len(photos.labels), 6)).astype(dtype) for _ in views]
+    for view, values in zip(views, rows, strict=True):
+        cache = FeatureCache(plan.cache(Target("somewhere", view)))
+        cache.add(photos.photos["sha256"].to_pylist()[::-1], values[::-1])
+        cache.flush()
+    return Cached(plan, "somewhere", views, photos, (2, 3)), [values.reshape(-1, 2, 3) for values in rows]
+
+
+def order_of(total: int, rank: int = 0, workers: int = 1, epoch: int = 0) -> Order:
+    return epoch_order(TrainConfig(batch_size=BATCH), epoch, total, rank, workers)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
+def test_cached_steps_are_the_rows_of_their_photos(tmp_path: Path, dtype: Any) -> None:
+    found, (rows,) = cached(tmp_path, side(23), dtype=dtype)
+    for rank in range(2):
+        order = order_of(23, rank, 2)
+        steps = joined(found.steps(order))
+        assert steps.dtype == dtype
+        assert steps.shape == (6, BATCH // 2, 2, 3)
+        np.testing.assert_array_equal(steps, rows[order.places])
+
+
+def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
+    found, (plain, flipped) = cached(tmp_path, side(23), ("plain", "flip"))
+    order = order_of(23)
+    steps = joined(found.steps(order))
+    assert 5 < order.mirrored.sum() < 19
+    for step, place in np.ndindex(order.places.shape):
+        rows = flipped if order.mirrored[step, place] else plain
+        np.testing.assert_array_equal(steps[step, place], rows[order.places[step, place]])
+    np.testing.assert_array_equal(joined(found.rows(0, 1)), plain)  # validation sees them as they are
+
+
+@pytest.mark.parametrize("step_bytes", [1, 2 * BATCH * 24, 4 * BATCH * 24])
+def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_bytes: int) -> None:
+    found, _ = cached(tmp_path, side(23), ("plain", "flip"))
+    order = order_of(23)
+    whole = list(found.steps(order))
+    assert len(whole) == 1
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", step_bytes)
+    parts = list(found.steps(order))
+    assert len(parts) == {1: 6, 2 * BATCH * 24: 3, 4 * BATCH * 24: 2}[step_bytes]
+    np.testing.assert_array_equal(np.concatenate(parts), whole[0])
+    rows = list(found.rows(0, 1))
+    assert max(map(len, rows)) == max(1, step_bytes // 24)
+    np.testing.assert_array_equal(np.concatenate(rows), found.views[0])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 5])
+def test_workers_share_the_rows(tmp_path: Path, workers: int) -> None:
+    found, (rows,) = cached(tmp_path, side(4))
+    for rank in range(workers):
+        mine = list(found.rows(rank, workers))
+        np.testing.assert_array_equal(np.concatenate([*mine, rows[:0]]), rows[rank::workers])
+    assert not list(found.rows(4, 5))
+
+
+def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
+    cached(tmp_path, side(5))
+    with pytest.raises(DamagedFile, match="lacks 2 photos; run the same command again"):
+        Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), side(7), (2, 3))
+
+
+def test_steps_at_once_fit_into_a_chunk() -> None:
+    assert steps_at_once(inputs.CHUNK_BYTES) == 1
+    assert steps_at_once(inputs.CHUNK_BYTES // 3) == 3
+    assert steps_at_once(10 * inputs.CHUNK_BYTES) == 1
+    assert steps_at_once(0) == steps_at_once(1) == inputs.MOST_STEPS
+
+
+def test_the_sides_are_those_of_the_split(tmp_path: Path) -> None:
+    split = pa.table(
+        {
+            "path": list("abcdef"),
+            "label": ["rose", "daisy", "rose", "daisy", "tulip", "rose"],
+            "sha256": [bytes([number]) * 32 for number in range(6)],
+            "split": ["train", "validation", "test", "train", "train", "validation"],
+        }
+    )
+    pq.write_table(split, tmp_path / "split.parquet")
+    train, validation = read_sides(str(tmp_path), ["daisy", "rose", "tulip"])
+    assert train.photos["path"].to_pylist() == ["a", "d", "e"]
+    assert train.labels.tolist() == [1, 0, 2]
+    assert validation.photos["path"].to_pylist() == ["b", "f"]
+    assert validation.labels.tolist() == [0, 1]
+    assert validation.labels.dtype == np.int32
+
+
+# ---- streamed
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(verbose=False):
+            yield
+
+
+def pictures(folder: Path) -> Side:
+    """23 pictures of two classes."""
+    files = sorted(draw(folder / "photos", 2, 12).rglob("*.jpg"))[1:]
+    rows = {
+        "path": [str(file) for file in files],
+        "label": [file.parent.name for file in files],
+        "sha256": pa.array([hashlib.sha256(file.read_bytes()).digest() for file in files], pa.binary(32)),
+    }
+    return Side(pa.table(rows), np.zeros(len(files), np.int32))
+
+
+def cache_pixels(plan: Plan, photos: Side) -> None:
+    """What ingestion does, with a network that nothing is asked of."""
+    decoded = np.stack([images.decode(Path(path.as_py()).read_bytes(), SIZE) for path in photos.photos["path"]])
+    network, targets = tiny_network("mobilenetv2", "", SIZE, ""), [Target("pixels", view) for view in plan.views]
+    part = FrozenPart(network, "mobilenetv2", SIZE, targets)
+    for target, rows in zip(part.targets, part.features(decoded), strict=True):
+        cache = FeatureCache(plan.cache(target))
+        cache.add(photos.photos["sha256"].to_pylist(), rows)
+        cache.flush()
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("augment", ["none", "flip"])
+def test_streamed_pixels_equal_cached_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str) -> None:
+    """Of both workers, some steps at a time, and in another epoch."""
+    photos, plan = pictures(tmp_path), plan_of(tmp_path, augment=augment)
+    cache_pixels(plan, photos)
+    kept = Cached(plan, "pixels", plan.views, photos, (SIZE, SIZE, 3))
+    streamed = Streamed(plan, photos, 0.5)
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 4 * 2 * SIZE * SIZE * 3)
+    for rank, epoch in ((0, 0), (1, 3)):
+        order = order_of(23, rank, 2, epoch)
+        ours, theirs = list(kept.steps(order)), list(streamed.steps(order))
+        assert [chunk.shape for chunk in theirs] == [(4, 2, SIZE, SIZE, 3), (2, 2, SIZE, SIZE, 3)]
+        for one, other in zip(ours, theirs, strict=True):
+            assert other.dtype == np.uint8
+            np.testing.assert_array_equal(other, one)
+        assert (order.mirrored.any() and not order.mirrored.all()) or augment == "none"
+    np.testing.assert_array_equal(joined(streamed.rows(1, 2)), joined(kept.rows(1, 2)))
+    assert not list(streamed.rows(23, 24))
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("augment", CROP_SCALE)
+def test_augmented_photos_are_cropped_by_the_draws_of_their_place(tmp_path: Path, augment: str) -> None:
+    photos, plan = pictures(tmp_path), plan_of(tmp_path, augment=augment)
+    streamed = Streamed(plan, photos, 1.0)
+    order = order_of(23, 1, 2, 5)
+    found = joined(streamed.steps(order))
+    contents = [Path(path.as_py()).read_bytes() for path in photos.photos["path"]]
+    for step, place in np.ndindex(order.places.shape):
+        crop = functools.partial(
+            random_resized_crop, draws=order.draws[step, place].tolist(), scale=CROP_SCALE[augment]
+        )
+        wanted = images.decode(contents[order.places[step, place]], SIZE, crop=crop)
+        np.testing.assert_array_equal(found[step, place], wanted)
+    middle = np.stack([images.decode(data, SIZE) for data in contents])
+    np.testing.assert_array_equal(joined(streamed.rows(0, 1)), middle)  # validation photos are not augmented
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("how", ["other photo", "no photo", "gone"])
+def test_a_photo_that_changed_is_named(tmp_path: Path, how: str) -> None:
+    photos = pictures(tmp_path)
+    changed, other = (Path(photos.photos["path"][number].as_py()) for number in (7, 8))
+    if how == "other photo":
+        changed.write_bytes(other.read_bytes())
+    elif how == "no photo":
+        changed.write_bytes(b"text")
+    else:
+        changed.unlink()
+    streamed = Streamed(plan_of(tmp_path), photos, 1.0)
+
+    def text(values: Iterator[Any]) -> str:
+        with pytest.raises(FlowersError) as caught:
+            list(values)
+        return str(caught.value)
+
+    for said in (text(streamed.steps(order_of(23))), text(streamed.rows(0, 1))):
+        assert said.startswith(f"{changed} changed or vanished since this run began")
+        assert "--fresh" in said
+        assert len(said.splitlines()) == 1
+    without = dataclasses.replace(photos, photos=photos.photos.slice(8), labels=photos.labels[8:])
+    assert joined(Streamed(plan_of(tmp_path), without, 1.0).rows(0, 1)).shape == (15, SIZE, SIZE, 3)
