@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from flowers.model import backbones, cuts
 from flowers.model.features import FeatureCache, FrozenPart
 from flowers.plan import Plan
 from flowers.training import checkpoints, trainer
+
+Arrays = dict[str, npt.NDArray[Any]]
 
 CLASSES = ("daisy", "rose", "tulip")
 # Half of the network `tiny_network` makes: what --trainable block_15 trains with --backbone mobilenetv2.
@@ -150,6 +153,26 @@ def check_same_state(one: Plan, two: Plan) -> None:
     assert {**mine.state, "lines": 0} == {**other.state, "lines": 0}
     for plan, found in ((one, mine), (two, other)):
         assert found.state["lines"] == lines_of(plan)
+
+
+def start_of(plan: Plan, network: Any) -> Arrays:
+    """The start weights of the tail of a network."""
+    blocks = cuts.trained_variables(network, plan.config.backbone, plan.cut)
+    variables = itertools.chain.from_iterable(blocks)
+    return {f"tail:{number}": np.asarray(variable) for number, variable in enumerate(variables)}
+
+
+def apart(ours: Arrays, theirs: Arrays, start: Arrays) -> float:
+    """How far the weights of two tails with their heads are from each other, as a part of the way they have come."""
+
+    def distance(others: Arrays) -> float:
+        names = [name for name in ours if name.startswith(("head", "tail"))]
+        squares = [np.sum((ours[name] - others[name]) ** 2, dtype=np.float64) for name in names]
+        assert len(squares) > 2
+        return float(np.sqrt(sum(squares)))
+
+    assert distance(start) > 0.1
+    return distance(theirs) / distance(start)
 
 
 def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from flowers.config import TrainConfig
-from flowers.model import backbones, classifier, cuts
+from flowers.model import backbones, classifier
 from flowers.plan import Plan
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.history import History
@@ -22,7 +22,7 @@ from flowers.training.order import Order, epoch_order
 from flowers.training.schedule import learning_rate, phases
 from flowers.training.stage import Stage, Worker, make_stage
 from flowers.training.step import Batches
-from tests.parity.runs import CLASSES, Place, drawn
+from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
 
 SIZE, BATCH, EPOCHS = 64, 8, 3
 TRAIN, VALIDATION = 2 * BATCH + 5, 11
@@ -105,7 +105,7 @@ def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[li
     return losses, lines, stage
 
 
-def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float], list[Any]]:
+def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float], Arrays]:
     """The same written out: layers marked trainable, a tape, an optimizer for each rate; real photos only."""
     import keras
     import tensorflow as tf
@@ -156,29 +156,13 @@ def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float],
                 gradients = gradients[len(group) :]
             losses.append(float(loss))
             number += 1
-    return losses, variables
-
-
-def weights_of(stage: Stage) -> list[npt.NDArray[Any]]:
-    """The tail's weights from the cut to the head, then the head's."""
-    state = stage.step.state()
-    return [state[name] for kind in ("tail", "head") for name in state if name.startswith(f"{kind}:")]
+    names = [f"tail:{number}" for number in range(len(variables) - 2)] + ["head:0", "head:1"]
+    return losses, dict(zip(names, map(np.asarray, variables), strict=True))
 
 
 def check_losses(ours: list[float], theirs: list[float], limit: float) -> None:
     assert len(ours) == len(theirs) == EPOCHS * 3
     np.testing.assert_allclose(ours, theirs, rtol=limit)
-
-
-def apart(ours: list[Any], theirs: list[Any], start: list[Any]) -> float:
-    """How far two sets of weights are from each other, as a part of the way they have come."""
-
-    def distance(others: list[Any]) -> float:
-        pairs = zip(ours, others, strict=True)
-        return float(np.sqrt(sum(np.sum((one - np.asarray(other)) ** 2, dtype=np.float64) for one, other in pairs)))
-
-    assert distance(start) > 0.1
-    return distance(theirs) / distance(start)
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("float32", 1e-5), ("bfloat16", 2e-3)])
@@ -192,11 +176,9 @@ def test_cached_outputs_train_what_pixels_train(tmp_path: Path, precision: str, 
     for mine, line in zip(lines, others, strict=True):
         for name in ("loss", "val_log_loss", "val_accuracy"):
             assert mine[name] == pytest.approx(line[name], rel=limit), name
-    blocks = cuts.trained_variables(place.network, plan.config.backbone, plan.cut)
-    start = [np.asarray(variable) for block in blocks for variable in block]
-    start += [head_done(plan).arrays[f"head:{number}"] for number in range(2)]
-    assert apart(weights_of(stage), weights_of(other), start) < {"float32": 1e-3, "bfloat16": 0.1}[precision]
+    start = start_of(plan, place.network) | head_done(plan).arrays
+    assert apart(stage.step.state(), other.step.state(), start) < {"float32": 1e-3, "bfloat16": 0.1}[precision]
     if precision == "float32":  # elsewhere two graphs of the same steps are rounded differently
         expected, weights = plain_keras(plan, photos[0].photos)
         check_losses(losses, expected, limit)
-        assert apart(weights_of(stage), weights, start) < 1e-3
+        assert apart(stage.step.state(), weights, start) < 1e-3

@@ -10,16 +10,24 @@ import pytest
 from flowers.config import TrainConfig
 from flowers.model import backbones
 from flowers.session import ray_session
-from flowers.training import trainer
-from tests.parity.runs import Place, drawn, fit, lines_of, newest
+from tests.parity.runs import Place, apart, drawn, fit, lines_of, newest, start_of
 
 # Neither divides by the batch of 32, nor by two workers: the last batch leaves the second worker without a photo.
 TRAIN, VALIDATION, SIZE = 32 * 3 + 13, 41, 32
 
 
-@pytest.mark.timeout(500)
-@pytest.mark.parametrize(("precision", "limit", "weights"), [("float32", 1e-5, 1e-5), ("bfloat16", 2e-3, 1e-2)])
-def test_two_workers_equal_one(tmp_path: Path, precision: str, limit: float, weights: float) -> None:
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("precision", "tail_learning_rate", "limit", "distance"),
+    [
+        ("float32", 3e-4, 1e-5, 1e-3),
+        # Each worker rounds its part of a gradient to bfloat16; AdamW makes of a small difference a whole step.
+        ("bfloat16", 1e-4, 2e-3, 0.2),
+    ],
+)
+def test_two_workers_equal_one(
+    tmp_path: Path, precision: str, tail_learning_rate: float, limit: float, distance: float
+) -> None:
     """Three epochs of each phase, with all that takes part in a step."""
     config = TrainConfig(
         backbone="resnet50v2",
@@ -34,11 +42,11 @@ def test_two_workers_equal_one(tmp_path: Path, precision: str, limit: float, wei
         l2=0.003,
         label_smoothing=0.1,
         class_weights="balanced",
-        learning_rate=0.01,
-        tail_learning_rate=3e-4,
+        learning_rate=0.003,
+        tail_learning_rate=tail_learning_rate,
     )
     network = backbones.build_backbone("resnet50v2", "random", SIZE, precision)
-    place = Place(tmp_path, drawn(TRAIN, VALIDATION, SIZE), network)
+    place = Place(tmp_path, drawn(TRAIN, VALIDATION, SIZE, light=40), network)
     one = place.plan("one", config, precision=precision)
     two = place.plan("two", config, precision=precision, workers=2, worker_cpus=1)
     assert fit(one) == []
@@ -46,13 +54,16 @@ def test_two_workers_equal_one(tmp_path: Path, precision: str, limit: float, wei
         assert fit(two) == []
 
     assert [line["phase"] for line in lines_of(two)] == ["head"] * 3 + ["tail"] * 3
-    ours, theirs = lines_of(one, "phase", "seconds"), lines_of(two, "phase", "seconds")
-    if 1:
-        import sys
+    for mine, other in zip(lines_of(one, "seconds"), lines_of(two, "seconds"), strict=True):
+        close = 1e-5 if mine.pop("phase") == other.pop("phase") == "head" else limit
+        assert other == pytest.approx(mine, rel=close)
+    first, *_, last = lines_of(one)
+    assert last["loss"] < first["loss"] - 0.1  # something was learned, so equal numbers mean something
 
-        for mine, other in zip(ours, theirs):
-            print({n: (mine[n], abs(other[n] / mine[n] - 1) if mine[n] else other[n]) for n in mine}, file=sys.stderr)
-        a, b = newest(one), newest(two)
-        for n in a.arrays:
-            d = np.abs(a.arrays[n].astype(float) - b.arrays[n].astype(float)).max()
-            print(n, a.arrays[n].shape, d, np.abs(a.arrays[n]).max(), file=sys.stderr)
+    ours, theirs = newest(one).arrays, newest(two).arrays
+    assert ours.keys() == theirs.keys()
+    start = start_of(one, network) | {name: 0 * array for name, array in ours.items() if name.startswith("head")}
+    assert apart(theirs, ours, start) < distance
+    if precision == "float32":
+        for name in ours.keys() - {"validation"}:
+            np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-5, atol=1e-5, err_msg=name)

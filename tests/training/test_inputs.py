@@ -127,6 +127,27 @@ def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
         Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), side(7), (2, 3))
 
 
+def test_caches_are_opened_once_for_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening one reads and hashes all of it."""
+    whole, (plain, _) = cached(tmp_path, side(23), ("plain", "flip"))
+    read, opening = FeatureCache._read, []
+
+    def noted(self: FeatureCache, name: str, columns: list[str]) -> Any:
+        if columns == ["sha256"]:
+            opening.append(self.uri)
+        return read(self, name, columns)
+
+    monkeypatch.setattr(FeatureCache, "_read", noted)
+    plan, photos, opened = plan_of(tmp_path, augment="flip"), side(23), {}
+    first = Side(photos.photos.slice(0, 20), photos.labels[:20])
+    last = Side(photos.photos.slice(20), photos.labels[20:])
+    train = Cached(plan, "somewhere", ("plain", "flip"), first, (2, 3), opened)
+    validation = Cached(plan, "somewhere", ("plain",), last, (2, 3), opened)
+    assert len(opening) == len(set(opening)) == 2
+    np.testing.assert_array_equal(train.views, [view[:20] for view in whole.views])
+    np.testing.assert_array_equal(validation.views[0], plain[20:])
+
+
 def test_steps_at_once_fit_into_a_chunk() -> None:
     assert steps_at_once(inputs.CHUNK_BYTES) == 1
     assert steps_at_once(inputs.CHUNK_BYTES // 3) == 3
