@@ -5,17 +5,20 @@ A URI stays a `str` (``pathlib`` turns ``s3://x`` into ``s3:/x``) and is opened 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 import string
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from pyarrow import fs as pafs
 
-from flowers.errors import InputError, first_line
+from flowers.errors import FlowersError, InputError, first_line
 
 
 def is_remote(uri: str) -> bool:
@@ -140,6 +143,24 @@ def sweep(uri: str) -> None:
         if name.startswith(".writing-") or name.endswith((".tmp", ".old")):
             delete(join(uri, name))
             delete_file(join(uri, name))
+
+
+@contextmanager
+def enough_space(what: str) -> Iterator[None]:
+    """Names a full disk, met while `what` is written, in one line.
+
+    Raises:
+        FlowersError: the disk, or what the user may take of it, is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise FlowersError(
+            f"no space left for {what} ({error.strerror}); what was written before is whole: make room and run the "
+            "same command again"
+        ) from error
 
 
 def make_folder(uri: str) -> None:

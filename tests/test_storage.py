@@ -10,7 +10,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.errors import InputError
+from flowers.errors import FlowersError, InputError
 
 
 def tree(root: Path) -> list[str]:
@@ -224,3 +224,11 @@ def test_hashes(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(data)
     assert storage.sha256(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
     assert storage.file_sha256(str(tmp_path / "f")) == storage.sha256(data)
+
+
+def test_a_full_disk_is_named_in_one_line() -> None:
+    with pytest.raises(FlowersError, match="no space left for the cake .*run the same command again"):
+        with storage.enough_space("the cake"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(PermissionError), storage.enough_space("the cake"):
+        raise PermissionError(errno.EACCES, "Permission denied")

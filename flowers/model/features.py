@@ -185,7 +185,8 @@ class FeatureCache:
         pq.write_table(table, sink, compression="none", use_dictionary=False)
         data = sink.getvalue().to_pybytes()
         name = f"part-{storage.sha256(data)}.parquet"
-        storage.write(storage.join(self.uri, name), data)
+        with storage.enough_space(f"the feature cache {self.uri}"):
+            storage.write(storage.join(self.uri, name), data)
         self._parts[name] = list(self._pending)
         self._pending.clear()
 

@@ -6,7 +6,6 @@ their hashes. Ray is handed the finished folder; whether it knows of it does not
 
 from __future__ import annotations
 
-import errno
 import io
 import json
 import shutil
@@ -18,10 +17,9 @@ import numpy.typing as npt
 
 from flowers import storage
 from flowers.bundle import working_folder
-from flowers.errors import DamagedFile, FlowersError
+from flowers.errors import DamagedFile
 
 ARRAYS, STATE, MANIFEST = "state.npz", "state.json", "manifest.json"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -43,10 +41,10 @@ def save(folder: str, checkpoint: Checkpoint) -> str:
     """Commits a checkpoint below `folder` and returns its URI.
 
     Raises:
-        FlowersError: the disk is full; what was there before is whole.
+        FlowersError: the disk is full; the earlier checkpoints are whole.
     """
     uri = uri_of(folder, checkpoint.epoch)
-    try:
+    with storage.enough_space(f"the checkpoint of epoch {checkpoint.epoch} in {folder}"):
         scratch = working_folder(uri)
         try:
             with open(f"{scratch}/{ARRAYS}", "wb") as file:
@@ -58,13 +56,6 @@ def save(folder: str, checkpoint: Checkpoint) -> str:
             storage.publish(scratch, uri, last=MANIFEST)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise FlowersError(
-            f"no space left for the checkpoint of epoch {checkpoint.epoch} in {folder} ({error.strerror}); the earlier "
-            "ones are whole: make room and run the same command again"
-        ) from error
     return uri
 
 

@@ -76,7 +76,11 @@ class History:
             self.waited += 1
 
     def commit(self, arrays: dict[str, npt.NDArray[np.generic]]) -> str:
-        """Writes the checkpoint and the line of metrics of this epoch; returns the checkpoint's URI."""
+        """Writes the checkpoint and the line of metrics of this epoch; returns the checkpoint's URI.
+
+        Raises:
+            FlowersError: the disk is full; the earlier checkpoints are whole.
+        """
         state = {name: value for name, value in vars(self).items() if name not in ("run", "config")}
         folder = storage.join(self.run, "checkpoints")
         uri = checkpoints.save(folder, checkpoints.Checkpoint(self.epoch, arrays, state))
@@ -87,4 +91,6 @@ class History:
     def rewrite(self) -> None:
         """Makes metrics.jsonl what the newest checkpoint says: a killed epoch leaves no line behind."""
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        storage.write(storage.join(self.run, "metrics.jsonl"), lines.encode())
+        uri = storage.join(self.run, "metrics.jsonl")
+        with storage.enough_space(uri):
+            storage.write(uri, lines.encode())

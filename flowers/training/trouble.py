@@ -45,9 +45,10 @@ def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
             "the batch and its result stay",
             retry=True,
         )
+    hint = "" if plan.config.auto_batch else ", or let --auto-batch take half as many photos at a time"
     return OutOfMemory(
-        f"out of memory with {size} photos at a time; lower --batch-size or --image-size, train less of the network "
-        "(--trainable), or let --auto-batch take half as many photos at a time"
+        f"out of memory with {size} photos at a time; lower --batch-size or --image-size, or train less of the network "
+        f"(--trainable){hint}"
     )
 
 

@@ -406,6 +406,15 @@ def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, pieces
         np.testing.assert_allclose(parts.state()[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+def test_validation_photos_go_through_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = made(config()), made(config(), pieces=3)
+    sizes: list[int] = []
+    infer = parts._infer
+    monkeypatch.setattr(parts, "_infer", lambda inputs: (sizes.append(len(inputs)), infer(inputs))[1])
+    np.testing.assert_allclose(parts.probabilities(FEATURES[0]), whole.probabilities(FEATURES[0]), rtol=1e-6)
+    assert sizes == [2, 2, 2, 2]  # of 8 photos a step, a third
+
+
 def test_validation_may_have_another_input_than_training() -> None:
     import tensorflow as tf
 
