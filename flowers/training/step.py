@@ -132,11 +132,11 @@ class Step:
         return losses.numpy().astype(np.float64)
 
     def probabilities(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Probabilities of validation inputs [n, ...], n at least 1: float32 [n, K]."""
+        """Probabilities of validation inputs [n, ...]: float32 [n, K]."""
         import tensorflow as tf
 
-        size = len(inputs) if self.pieces == 1 else max(1, self.share // self.pieces)
-        parts = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        size = max(1, len(inputs) if self.pieces == 1 else self.share // self.pieces)
+        parts = [inputs[start : start + size] for start in range(0, len(inputs) or 1, size)]
         return np.concatenate([self._infer(tf.constant(part)).numpy() for part in parts])
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
