@@ -66,7 +66,7 @@ def test_submitted_job_ends_with_the_same_metrics(
     options = [str(word) for word in ("--data", data, *SMALL, "--epochs", 6)]
     entry = ["python", "-m", "jobs.train", "--storage", str(tmp_path / "submitted"), "--name", "run", *options]
     words = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(ROOT), "--", *entry]
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while True:
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=env, timeout=300)
         # The head answers before the agent that starts jobs is up.
