@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from flowers.errors import FlowersError, first_line
+
 T = TypeVar("T")
 
 # Blocks on their way from the decoder to the network. Ray's default, 30 % of the memory, lets decoded photos pile up.
@@ -49,6 +51,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
 
     Must be entered in a thread that lives as long as the session: Ray's processes end with the thread that started
     them.
+
+    Raises:
+        FlowersError: Ray cannot be started or joined.
     """
     import ray
     import ray.data
@@ -61,7 +66,14 @@ def ray_session(verbose: bool) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}
     # Ray's own default from a later version on; without it, 2.60 warns that it will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except Exception as error:
+        place = f"the cluster at {address}" if (address := os.environ.get("RAY_ADDRESS")) else "Ray on this machine"
+        raise FlowersError(
+            f"{place} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
+            "again, elsewhere check RAY_ADDRESS; --verbose shows what Ray says"
+        ) from error
     if not verbose:
         for name in ("ray.data", "ray.train"):  # they have handlers of their own
             for handler in logging.getLogger(name).handlers:

@@ -106,7 +106,7 @@ def publish(folder: str, uri: str, *, last: str) -> None:
     so that a reader who requires it never sees a part.
 
     Args:
-        folder: a local directory without sub-directories; it is gone afterwards.
+        folder: a local directory without sub-directories, on the disk of a local `uri`; it is gone afterwards.
         uri: the place to fill.
         last: the file whose presence says that the others are complete.
     """
@@ -117,7 +117,7 @@ def publish(folder: str, uri: str, *, last: str) -> None:
         if os.path.exists(path):
             os.replace(path, old)
         try:
-            shutil.move(folder, path)
+            os.rename(folder, path)
         except BaseException:
             if os.path.exists(old):
                 shutil.rmtree(path, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import logging
@@ -25,6 +26,7 @@ def run_command(command: click.Command, name: str) -> None:
     except click.ClickException as error:
         _say(f"error: {error.format_message()} See {name} --help.")
         raise SystemExit(WRONG_INPUT) from None
+    atexit._run_exitfuncs()  # TensorFlow removes its temporary files
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(DONE)  # all is written; TensorFlow would take another second to take itself apart
@@ -69,6 +71,7 @@ def _quiet() -> str:
     """Sends what C++ code writes to file descriptor 2 to a file; Python's own stderr stays on the terminal."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what a lost worker means, the job says itself
     handle, path = tempfile.mkstemp(prefix="flowers-", suffix=".log")
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")

@@ -86,7 +86,7 @@ def test_a_failed_publish_keeps_the_old_folder(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.shutil, "move", full)
+    monkeypatch.setattr(storage.os, "rename", full)
     with pytest.raises(OSError, match="No space left"):
         storage.publish(new, str(target), last="model")
     assert (target / "model").read_bytes() == b"1"

@@ -12,6 +12,7 @@ from flowers.evaluation.metrics import Counts
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augment import Augmenter
 from flowers.model.features import PLAIN, FeatureCache
+from flowers.model.gradients import speed_up
 from flowers.plan import Plan
 from flowers.training import trouble
 from flowers.training.checkpoints import Checkpoint
@@ -107,6 +108,7 @@ def _head(plan: Plan, standard: Standard, classes: int) -> Trained:
 def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Trained:
     config = plan.config
     network = backbones.build_backbone(config.backbone, plan.weights, plan.image_size, plan.precision)
+    speed_up(network.get_layer(config.backbone))
     upper = cuts.tail(network, config.backbone, plan.cut)
     variables = cuts.trained_variables(network, config.backbone, plan.cut)
     augment = None

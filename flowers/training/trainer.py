@@ -15,6 +15,7 @@ from flowers.training.loop import train_loop
 # Ray rewrites this file in place, and a run whose copy is cut short can never start again. Our own checkpoints
 # say where to go on, so it is not kept from one attempt to the next.
 _RAY_STATE = "checkpoint_manager_snapshot.json"
+_RAY_MARKER = ".validate_storage_marker"
 
 
 def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
@@ -74,6 +75,8 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
         raise trouble.noted(plan.uri) or _cause(error) from error
+    finally:
+        storage.delete_file(storage.join(plan.uri, _RAY_MARKER))
 
 
 def best(run: str) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
@@ -92,7 +95,11 @@ def best(run: str) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
 def _cause(error: Any) -> FlowersError:
     """What really happened, from under Ray's wrapping, in one line."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
-    lines = [line for line in str(next(filter(None, failures))).strip().splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    hint = "; lower --batch-size or --workers, or train less of the network" if "memory" in text.lower() else ""
-    return FlowersError(f"training failed: {text}{hint}; the same command goes on from the last finished epoch")
+    text = str(next(filter(None, failures))).strip()
+    if "low on memory" in text:
+        what = "memory ran out and a worker was ended; lower --batch-size or --workers, or train less of the network"
+    elif "worker process has died" in text:
+        what = "a worker ended unexpectedly: it crashed, or was killed, perhaps because memory ran out"
+    else:
+        what = text.splitlines()[-1] if text else type(error).__name__
+    return FlowersError(f"training failed: {what}; the same command goes on from the last finished epoch")
