@@ -23,7 +23,6 @@ from flowers.plan import Plan, choose_inputs
 from flowers.progress import Stopwatch
 from flowers.session import background, import_tensorflow, ray_session
 from flowers.training import trainer
-from flowers.training.history import History
 from flowers.training.placement import Node, check_storage, cluster_nodes, place
 from flowers.training.sheet import write_sheet
 from flowers.training.watch import follow
@@ -91,9 +90,10 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         if config.augment != "none":
             write_sheet(plan, ledger)
 
-        History.resume(uri, config)[0].rewrite()  # what is followed holds no epoch that is trained again
+        say = functools.partial(out.print, highlight=False, markup=False)
+        trainer.prepare(plan, say)
         with follow(uri, out, config.monitor):
-            trainer.fit(plan, ledger.classes, lambda text: out.print(text, highlight=False, markup=False))
+            trainer.fit(plan, ledger.classes, say)
         watch.lap("train")
 
         saved = save_best(plan, ledger, network())

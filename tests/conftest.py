@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name in {"RAY_ADDRESS", "TF_CONFIG"} or (name.startswith("FLOWERS_") and name != "FLOWERS_SHARED"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """Ray on this machine, for the tests of one file."""
+    from flowers.session import ray_session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with ray_session(verbose=False):
+            yield
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -27,7 +27,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "config": ["errors"],
     "storage": ["errors"],
     "progress": [],
-    "session": [],
+    "session": ["errors"],
     "data": BASE,
     "model": [*BASE, "data"],
     "plan": [*BASE, "model"],

@@ -42,10 +42,10 @@ class History:
     waited: int = 0
 
     @classmethod
-    def resume(cls, run: str, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None]:
-        """The record in the newest complete checkpoint, and that; a new record where there is none."""
-        found, _ = checkpoints.newest(storage.join(run, "checkpoints"))
-        return cls(run, config, **(found.state if found else {})), found
+    def resume(cls, run: str, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None, list[str]]:
+        """The record in the newest complete checkpoint or a new one, that checkpoint, a line for each skipped."""
+        found, skipped = checkpoints.newest(storage.join(run, "checkpoints"))
+        return cls(run, config, **(found.state if found else {})), found, skipped
 
     @property
     def epoch(self) -> int:

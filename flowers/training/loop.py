@@ -56,7 +56,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
 
 
 def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
-    history, found = History.resume(plan.uri, plan.config)
+    history, found, _ = History.resume(plan.uri, plan.config)
     if worker.rank == 0:
         storage.sweep(storage.join(plan.uri, "checkpoints"))
         history.rewrite()

@@ -10,6 +10,7 @@ from flowers import storage
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
 from flowers.training import checkpoints, trouble
+from flowers.training.history import History
 from flowers.training.loop import train_loop
 
 # Ray rewrites this file in place, and a run whose copy is cut short can never start again. Our own checkpoints
@@ -18,37 +19,54 @@ _RAY_STATE = "checkpoint_manager_snapshot.json"
 _RAY_MARKER = ".validate_storage_marker"
 
 
-def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """Trains, or goes on training, a run.
+def prepare(plan: Plan, say: Callable[[str], None]) -> None:
+    """Forgets what went wrong before, and takes out of metrics.jsonl what will be trained again.
 
     Args:
-        plan: of the run. Its folder holds split.parquet, and the caches hold the
-            photos of the split.
+        plan: of the run.
+        say: told of checkpoints that cannot be used, a line each.
+    """
+    trouble.forget(plan.uri)
+    history, _, skipped = History.resume(plan.uri, plan.config)
+    for line in skipped:
+        say(f"warning: {line}")
+    history.rewrite()
+
+
+def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
+    """Trains, or goes on training, a run that `prepare` made ready.
+
+    Args:
+        plan: of the run. Its folder holds split.parquet; the caches hold the photos of the split.
         classes: names of the outputs, in order.
         say: told what the user should know, a line at a time.
 
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
-    trouble.forget(plan.uri)
-    for line in checkpoints.newest(storage.join(plan.uri, "checkpoints"))[1]:
-        say(f"warning: {line}")
     before = trouble.pieces(plan.uri)
     while True:
         failure = _attempt(plan, classes)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
-    after = trouble.pieces(plan.uri)
+    after, lost = trouble.pieces(plan.uri), trouble.losses(plan.uri)
     if not plan.in_process and after > before:
         say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
+    elif lost:
+        say(f"warning: workers were lost; new ones went on from the newest checkpoint ({lost} x)")
     if failure is not None:
         raise failure
+    trouble.forget(plan.uri)
 
 
 def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
+
+    class Losses(ray.train.UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            trouble.lose(plan.uri)
 
     storage_path, name = plan.uri.rsplit("/", 1)
     storage.delete_file(storage.join(plan.uri, _RAY_STATE))
@@ -69,6 +87,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
             name=name,
             storage_path=storage_path,
             failure_config=ray.train.FailureConfig(max_failures=plan.config.max_failures, controller_failure_limit=3),
+            callbacks=[Losses()],
         ),
     )
     try:

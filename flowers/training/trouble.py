@@ -10,7 +10,7 @@ from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory
 from flowers.plan import Plan
 
-_FAILURE, _PIECES = ".failure", ".pieces"
+_FAILURE, _PIECES, _LOST = ".failure", ".pieces", ".lost"
 
 
 def note(run: str, error: FlowersError) -> None:
@@ -24,9 +24,20 @@ def noted(run: str) -> FlowersError | None:
     return FlowersError(text) if text else None
 
 
+def lose(run: str) -> None:
+    """Counts one more time that workers were lost."""
+    storage.write(storage.join(run, _LOST), str(losses(run) + 1).encode())
+
+
+def losses(run: str) -> int:
+    """Times that workers were lost since `forget`."""
+    return int(_read(run, _LOST) or 0)
+
+
 def forget(run: str) -> None:
-    """Removes a note: the user runs the command again, perhaps after mending the cause."""
-    storage.delete_file(storage.join(run, _FAILURE))
+    """Removes the error and the losses: the command begins, or it has told of them."""
+    for name in (_FAILURE, _LOST):
+        storage.delete_file(storage.join(run, name))
 
 
 def pieces(run: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from flowers import storage
 from flowers.data import dataset, images
 from flowers.data.dataset import BYTES, PIXELS, decode_block, digests_array, read_block
 from flowers.data.sources import LISTING
-from flowers.session import ray_session
 
 SIZE = 16
 NONE = digests_array([])
@@ -198,14 +196,6 @@ def test_files_of_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert out["code"].to_pylist()[41:] == ["unreadable", "unreadable"]
     monkeypatch.setattr(dataset, "MAX_BYTES", 10)
     assert read_block(listing("mem://one/0.jpg"))["code"].to_pylist() == ["too_large"]
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_session(verbose=False):
-            yield
 
 
 @pytest.mark.usefixtures("ray")

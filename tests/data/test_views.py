@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from PIL import Image
 from flowers.data import dataset, images
 from flowers.data.sources import LISTING
 from flowers.data.views import VIEWS, random_resized_crop, stream_views, view_block
-from flowers.session import ray_session
 
 SIZE = 16
 
@@ -88,14 +86,6 @@ def test_a_view_is_the_decoders_crop(tmp_path: Path) -> None:
         assert (row["sha256"], row["code"]) == (hashlib.sha256(data).digest(), None)
     (plain,) = view_block(listing([path]), scale=(0.2, 0.8), size=SIZE, max_pixels=20_000).to_pylist()
     assert plain["pixels"] == images.decode(data, SIZE).tobytes()
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_session(verbose=False):
-            yield
 
 
 @pytest.mark.usefixtures("ray")

@@ -29,6 +29,9 @@ def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path
     out, err = job.out.read_text(), job.err.read_text()
     assert code == 0, out + err
     assert err == ""
+    assert "raylet" not in out, "Ray's own words reached the terminal"
+    assert out.count("workers were lost; new ones went on from the newest checkpoint (2 x)") == 1
+    assert not list(progress.run.glob(".*")), "a working file is left behind"
     again = Done(code, out, err, progress.run)
     assert again.report["workers"] == 2
     assert nearly(result(again), result(reference))
@@ -43,7 +46,8 @@ def test_without_another_try_it_says_how_to_go_on(place: Place, reference: Done,
     err = job.err.read_text()
     assert code == 1, job.out.read_text() + err
     assert err.count("\n") == 1, err
-    assert err.startswith("error: training failed: ")
+    assert err.startswith("error: training failed: a worker ended unexpectedly")
+    assert "lower --batch-size" not in err
     assert "the same command goes on from the last finished epoch" in err
     assert not (progress.run / "report.json").exists()
     again = place.finish("no-more", workers=1)

@@ -119,6 +119,7 @@ class Place:
 def fit(plan: Plan) -> list[str]:
     """Trains a run; returns what the user was told."""
     told: list[str] = []
+    trainer.prepare(plan, told.append)
     trainer.fit(plan, CLASSES, told.append)
     return told
 

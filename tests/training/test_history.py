@@ -126,7 +126,7 @@ def test_commit_and_resume(tmp_path: Path) -> None:
         assert uri == f"{tmp_path}/checkpoints/epoch-{number + 1:04d}"
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert lines == made.lines
-    again, found = History.resume(str(tmp_path), config)
+    again, found, _ = History.resume(str(tmp_path), config)
     assert found is not None
     assert found.arrays["a"].tolist() == [2, 2]
     assert vars(again) == vars(made)
@@ -137,7 +137,7 @@ def test_commit_and_resume(tmp_path: Path) -> None:
 
 
 def test_a_new_run_has_no_history(tmp_path: Path) -> None:
-    made, found = History.resume(str(tmp_path), options())
+    made, found, _ = History.resume(str(tmp_path), options())
     assert found is None
     assert vars(made) == vars(History(str(tmp_path), options()))
     assert made.epoch == made.best == 0
@@ -155,7 +155,7 @@ def test_a_new_run_has_no_history(tmp_path: Path) -> None:
 def test_the_two_newest_the_best_and_the_best_before_are_kept(
     tmp_path: Path, values: list[float], left: list[list[int]]
 ) -> None:
-    made, found = History(str(tmp_path), options()), []
+    made, found, _ = History(str(tmp_path), options()), []
     for value in values:
         made.add({"val_log_loss": value})
         made.commit({})

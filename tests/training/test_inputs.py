@@ -21,7 +21,6 @@ from flowers.data.views import random_resized_crop
 from flowers.errors import DamagedFile, FlowersError
 from flowers.model.features import BFLOAT16, FeatureCache, FrozenPart, Target
 from flowers.plan import Plan
-from flowers.session import ray_session
 from flowers.training import inputs
 from flowers.training.inputs import CROP_SCALE, Cached, Side, Streamed, read_sides, steps_at_once
 from flowers.training.order import Order, epoch_order
@@ -174,14 +173,6 @@ def test_the_sides_are_those_of_the_split(tmp_path: Path) -> None:
 
 
 # ---- streamed
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_session(verbose=False):
-            yield
 
 
 def pictures(folder: Path) -> Side:

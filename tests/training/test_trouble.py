@@ -41,7 +41,17 @@ def test_a_note_stays_until_the_command_is_run_again(tmp_path: Path) -> None:
     trouble.forget(run)
     assert trouble.noted(run) is None
     trouble.forget(run)
-    assert all(path.name.startswith(".") for path in tmp_path.iterdir())  # no part of what a run leaves
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_are_counted(tmp_path: Path) -> None:
+    run = str(tmp_path)
+    assert trouble.losses(run) == 0
+    trouble.lose(run)
+    trouble.lose(run)
+    assert trouble.losses(run) == 2
+    trouble.forget(run)
+    assert trouble.losses(run) == 0
 
 
 def test_a_worker_that_starts_after_a_note_ends_with_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
