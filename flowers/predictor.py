@@ -11,8 +11,10 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
+from flowers.model.explain import explained
 
 SIZES = (1, 8, 32)
+Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,13 @@ class Prediction:
         label: the class of the highest probability.
         score: that probability.
         probabilities: float32 [K], in the order of the bundle's classes.
+        heat: float32 [h, w], what each part of the photo's middle square adds to the logit of `label`; 0 is neutral.
     """
 
     label: str
     score: float
     probabilities: npt.NDArray[np.float32]
+    heat: npt.NDArray[np.float32]
 
 
 class Predictor:
@@ -36,14 +40,30 @@ class Predictor:
     Args:
         bundle: what `flowers.bundle.load_bundle` returns.
         max_pixels: photos with more are refused before decoding.
+        sizes: of the batches, ascending.
     """
 
-    def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS) -> None:
+    def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS, sizes: tuple[int, ...] = SIZES) -> None:
         import tensorflow as tf
 
         self.bundle = bundle
         self.max_pixels = max_pixels
-        self._forward = tf.function(lambda pixels: bundle.model(pixels, training=False))
+        self.sizes = sizes
+        self._forward = tf.function(explained(bundle.model))
+
+    def warm(self) -> None:
+        """Runs a batch of each size, so that no photo has to wait for it."""
+        size = self.bundle.image_size
+        for count in self.sizes:
+            self.run(np.zeros((count, size, size, 3), np.uint8))
+
+    def decode(self, photo: bytes) -> npt.NDArray[np.uint8]:
+        """The pixels that the network sees of a photo: uint8 [size, size, 3].
+
+        Raises:
+            BadImage: it is no usable photo.
+        """
+        return images.decode(photo, self.bundle.image_size, max_pixels=self.max_pixels)
 
     def predict(self, photos: Sequence[bytes]) -> list[Prediction | BadImage]:
         """One answer for each photo, in order; a bad photo gets its `BadImage` and disturbs no other."""
@@ -51,30 +71,32 @@ class Predictor:
         decoded, places = [], []
         for place, data in enumerate(photos):
             try:
-                decoded.append(images.decode(data, self.bundle.image_size, max_pixels=self.max_pixels))
+                decoded.append(self.decode(data))
                 places.append(place)
             except BadImage as error:
                 answers[place] = error
         if decoded:
-            for place, row in zip(places, self.probabilities(np.stack(decoded)), strict=True):
-                answers[place] = self.prediction(row)
+            for place, *row in zip(places, *self.run(np.stack(decoded)), strict=True):
+                answers[place] = self.prediction(*row)
         return [answer for answer in answers if answer is not None]
 
-    def prediction(self, probabilities: npt.NDArray[np.float32]) -> Prediction:
+    def prediction(self, probabilities: npt.NDArray[np.float32], heat: npt.NDArray[np.float32]) -> Prediction:
         """Names the class of the highest of float32 [K] probabilities."""
         best = int(np.argmax(probabilities))
-        return Prediction(self.bundle.classes[best], float(probabilities[best]), probabilities)
+        return Prediction(self.bundle.classes[best], float(probabilities[best]), probabilities, heat)
 
-    def probabilities(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Probabilities of uint8 [n, size, size, 3] photos: float32 [n, K]."""
+    def run(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
         import tensorflow as tf
 
+        most = self.sizes[-1]
         outputs = []
-        for start in range(0, len(pixels), SIZES[-1]):
-            chunk = pixels[start : start + SIZES[-1]]
+        for start in range(0, len(pixels), most):
+            chunk = pixels[start : start + most]
             # After a full batch its remainder is filled up as well: a second shape would be traced for nothing.
-            size = SIZES[-1] if start else next(size for size in SIZES if size >= len(chunk))
+            size = most if start else next(size for size in self.sizes if size >= len(chunk))
             padded = np.zeros((size, *chunk.shape[1:]), np.uint8)
             padded[: len(chunk)] = chunk
-            outputs.append(self._forward(tf.constant(padded)).numpy()[: len(chunk)])
-        return np.concatenate(outputs) if outputs else np.zeros((0, len(self.bundle.classes)), np.float32)
+            outputs.append([output.numpy()[: len(chunk)] for output in self._forward(tf.constant(padded))])
+        probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        return probabilities, heat

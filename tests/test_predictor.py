@@ -12,6 +12,7 @@ from PIL import Image
 from flowers.bundle import Bundle
 from flowers.errors import BadImage
 from flowers.predictor import Prediction, Predictor
+from tests.toys import by_colour, classify
 
 SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
 
@@ -26,18 +27,10 @@ def flat(color: tuple[int, int, int]) -> bytes:
     return png(np.full((SIZE, SIZE, 3), color, np.uint8))
 
 
-def bundle_of(model: Any) -> Bundle:
-    return Bundle("", model, {"classes": CLASSES, "image_size": SIZE})
-
-
 @pytest.fixture(scope="module")
 def reddest() -> Predictor:
     """A model that gives each photo the class of its strongest colour: red, green, blue."""
-    import keras
-
-    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 25)(pixels))
-    return Predictor(bundle_of(keras.Model(pixels, keras.layers.Softmax()(pooled))))
+    return Predictor(by_colour(SIZE, CLASSES))
 
 
 def test_a_bad_photo_disturbs_no_other(reddest: Predictor) -> None:
@@ -54,7 +47,6 @@ def test_a_bad_photo_disturbs_no_other(reddest: Predictor) -> None:
 
 def test_nothing_in_nothing_out(reddest: Predictor) -> None:
     assert reddest.predict([]) == []
-    assert reddest.probabilities(np.zeros((0, SIZE, SIZE, 3), np.uint8)).shape == (0, 3)
     assert all(isinstance(answer, BadImage) for answer in reddest.predict([b"", b"x"]))
 
 
@@ -73,28 +65,64 @@ def test_order_over_many_batches(reddest: Predictor) -> None:
     assert found == kinds.tolist()
 
 
-def test_probabilities_do_not_depend_on_the_batch() -> None:
+@pytest.fixture(scope="module")
+def layered() -> Predictor:
+    """A small convolutional network with random weights."""
     import keras
 
+    rng = np.random.default_rng(0)
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     layer = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
     for width in (16, 32, 64):
         layer = keras.layers.Conv2D(width, 3, strides=2, activation="relu")(layer)
-    layer = keras.layers.GlobalAveragePooling2D()(layer)
-    model = keras.Model(pixels, keras.layers.Dense(len(CLASSES), activation="softmax")(layer))
-    rng = np.random.default_rng(0)
-    model.set_weights([rng.normal(scale=0.15, size=value.shape) for value in model.get_weights()])
-    predictor = Predictor(bundle_of(model))
-    pixels = rng.integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
-    alone = np.concatenate([predictor.probabilities(pixels[place : place + 1]) for place in range(33)])
-    assert np.ptp(alone, axis=0).max() > 1e-3
+    model = classify(pixels, layer, np.zeros((64, len(CLASSES)), np.float32))
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(scale=0.15, size=variable.shape))
+    return Predictor(Bundle("", model, {"classes": CLASSES, "image_size": SIZE}))
+
+
+def test_the_answer_does_not_depend_on_the_batch(layered: Predictor) -> None:
+    photos = np.random.default_rng(0).integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
+    alone = [
+        np.concatenate(parts) for parts in zip(*(layered.run(photos[[place]]) for place in range(33)), strict=True)
+    ]
+    assert np.ptp(alone[0], axis=0).max() > 1e-3
+    np.testing.assert_allclose(alone[0], layered.bundle.model(photos), rtol=0, atol=1e-6)
     for count in (1, 7, 8, 9, 32, 33):
-        found = predictor.probabilities(pixels[:count])
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, alone[:count], rtol=0, atol=1e-6)
+        for found, expected in zip(layered.run(photos[:count]), alone, strict=True):
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-5)
+
+
+def test_heat_adds_up_to_what_the_class_has_over_the_others(layered: Predictor) -> None:
+    photos = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    head = layered.bundle.model.get_layer("head")
+    head.get_layer("logits").bias.assign(np.zeros(len(CLASSES)))
+    probabilities, heat = layered.run(photos)
+    logits = np.log(probabilities)
+    expected = (logits - logits.mean(axis=1, keepdims=True))[np.arange(3), probabilities.argmax(axis=1)]
+    np.testing.assert_allclose(heat.mean(axis=(1, 2)), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_heat_is_where_the_colour_is(reddest: Predictor) -> None:
+    pixels = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    pixels[0, :8, 8:16, 2] = 250
+    _, heat = reddest.run(pixels)
+    assert (heat[0, :8, 8:16] > 1).all()
+    assert heat[0].sum() == pytest.approx(heat[0, :8, 8:16].sum())
+
+
+def test_warming_runs_every_size(reddest: Predictor) -> None:
+    shapes: list[int] = []
+    predictor = Predictor(reddest.bundle, sizes=(1, 2, 5))
+    forward = predictor._forward
+    predictor._forward = lambda pixels: (shapes.append(len(pixels)), forward(pixels))[1]
+    predictor.warm()
+    assert shapes == [1, 2, 5]
 
 
 def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:
-    answer = reddest.prediction(np.array([0.2, 0.3, 0.5], np.float32))
+    heat = np.zeros((1, 1), np.float32)
+    answer = reddest.prediction(np.array([0.2, 0.3, 0.5], np.float32), heat)
     assert (answer.label, answer.score) == ("tulip", 0.5)
-    assert reddest.prediction(np.array([0.4, 0.4, 0.2], np.float32)).label == "daisy"  # the first of equals
+    assert reddest.prediction(np.array([0.4, 0.4, 0.2], np.float32), heat).label == "daisy"  # the first of equals

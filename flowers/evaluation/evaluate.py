@@ -40,12 +40,12 @@ def evaluate(
         if not table.num_rows:
             continue
         photos = [np.frombuffer(value.as_buffer(), np.uint8).reshape(size, size, 3) for value in table["pixels"]]
-        probabilities = predictor.probabilities(np.stack(photos))
+        probabilities, heat = predictor.run(np.stack(photos))
         labels = table["label"].to_pylist()
         counts += Counts.of([classes.index(label) for label in labels], probabilities)
         for index in range(min(table.num_rows, examples - len(described))):
             # The label that is shown is the argmax: ML.NET's F# sample shows the true one by mistake.
-            answer = predictor.prediction(probabilities[index])
+            answer = predictor.prediction(probabilities[index], heat[index])
             order = np.argsort(-answer.probabilities, kind="stable")[:3]
             described.append(
                 {

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from flowers.bundle import Bundle
 from flowers.data.dataset import PIXELS
 from flowers.errors import DamagedFile
 from flowers.evaluation.evaluate import evaluate
 from flowers.evaluation.metrics import Counts
 from flowers.predictor import Predictor
+from tests.toys import by_colour
 
 SIZE, CLASSES = 4, ["blue", "green", "red"]
 COLORS = np.array([[0, 0, 200], [0, 200, 0], [200, 0, 0]], np.uint8)
@@ -26,13 +26,7 @@ COLORS = np.array([[0, 0, 200], [0, 200, 0], [200, 0, 0]], np.uint8)
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     """A model that is wrong on purpose: it calls red what is blue, and blue what is red."""
-    import keras
-
-    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 100)(pixels))
-    return Predictor(
-        Bundle("", keras.Model(pixels, keras.layers.Softmax()(pooled)), {"classes": CLASSES, "image_size": SIZE})
-    )
+    return Predictor(by_colour(SIZE, CLASSES, 100))
 
 
 def table(labels: list[int], **changes: list[Any]) -> pa.Table:

@@ -1,0 +1,41 @@
+"""Where in a photo the network found what speaks for its answer: class activation maps (Zhou et al. 2016).
+
+The classifier averages the last feature map and applies one dense layer, so its logit is a mean over places: the same
+sum before the mean says what each place adds. Exact, and nearly free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flowers.model.cuts import POOL
+
+
+def explained(model: Any) -> Callable[[Any], tuple[Any, Any]]:
+    """The forward pass of a classifier with a map of what speaks for its answer.
+
+    Args:
+        model: what `flowers.model.classifier.join` returned, or the same loaded from a file.
+
+    Returns:
+        A function from uint8 [n, size, size, 3] to probabilities float32 [n, K] and maps float32 [n, h, w]: how much
+        each place adds to the logit of the class of the highest probability, against the mean of all classes and the
+        average training photo. 0 is neutral.
+    """
+    import keras
+    import tensorflow as tf
+
+    head = model.get_layer("head")
+    normalize, dense = head.get_layer("standardize"), head.get_layer("logits")
+    inside = keras.Model(model.input, [model.get_layer(POOL).input, model.output])
+
+    def forward(pixels: Any) -> tuple[Any, Any]:
+        features, probabilities = inside(pixels, training=False)
+        kernel = dense.kernel - tf.reduce_mean(dense.kernel, axis=1, keepdims=True)
+        deviation = tf.maximum(tf.sqrt(tf.reshape(normalize.variance, [-1])), keras.backend.epsilon())
+        chosen = tf.gather(tf.transpose(kernel), tf.argmax(probabilities, axis=1)) / deviation
+        centred = tf.cast(features, tf.float32) - tf.reshape(normalize.mean, [-1])
+        return probabilities, tf.einsum("nhwd,nd->nhw", centred, chosen)
+
+    return forward
