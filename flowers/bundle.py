@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,8 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
 
     Args:
         model: the `keras.Model` to save.
-        manifest: JSON-ready description; `schema`, `decoder_version` and `files` are added.
+        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds) and `files` are
+            added.
         uri: the bundle's folder; an earlier one is replaced.
     """
     folder = working_folder(uri)
@@ -59,7 +61,13 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
         path = os.path.join(folder, MODEL)
         model.save(path)
         files = {MODEL: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}}
-        full = {"schema": SCHEMA, "decoder_version": DECODER_VERSION, **manifest, "files": files}
+        full = {
+            "schema": SCHEMA,
+            "decoder_version": DECODER_VERSION,
+            "saved": int(time.time()),
+            **manifest,
+            "files": files,
+        }
         storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
         storage.publish(folder, uri, last=MANIFEST)
     finally:

@@ -173,6 +173,13 @@ def make_folder(uri: str) -> None:
     filesystem.create_dir(path, recursive=True)
 
 
+def stamps(uri: str) -> list[str]:
+    """Name, size and time of change of each file directly in the folder `uri`, sorted."""
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(f"{info.base_name} {info.size} {info.mtime_ns}" for info in found)
+
+
 def delete(uri: str) -> None:
     """Removes the folder at `uri` with all it holds; nothing happens where there is none."""
     filesystem, path = resolve(uri)

@@ -15,8 +15,8 @@ import yaml  # noqa: E402
 
 from flowers.config import TrainConfig  # noqa: E402
 from flowers.errors import InputError  # noqa: E402
+from flowers.terminal import edge, run_command  # noqa: E402
 from jobs.options import options  # noqa: E402
-from jobs.terminal import edge, run_command  # noqa: E402
 
 _HELP = """Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
 

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import atexit, click, sys
-from jobs.terminal import edge, run_command
+from flowers.terminal import edge, run_command
 
 @click.command()
 @click.option("--number", type=int)

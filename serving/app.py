@@ -1,0 +1,51 @@
+"""The application that Ray Serve runs: `serve run serving.app:build_app bundle=RUN`, or `serve deploy serve.yaml`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from serving import metrics
+from serving.options import Options
+
+# Enough for full batches while the next ones arrive; the rest waits in the proxy, which refuses it without reading it.
+_BATCHES_IN_FLIGHT = 2
+DEPLOYMENT = "Classifier"
+
+
+def build_app(args: Options) -> Application:
+    """One deployment, which speaks HTTP and runs the model.
+
+    Args:
+        args: how to serve; Ray Serve makes it from `args` of a config file.
+    """
+    from serving.replica import Classifier
+
+    cpus = args.cpus or max(1, (os.cpu_count() or 1) // args.replicas)
+    ongoing = max(args.tuning.max_batch_size * _BATCHES_IN_FLIGHT, args.max_items)
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "user_config": args.tuning.model_dump(),
+        "max_ongoing_requests": ongoing,
+        "max_queued_requests": args.max_waiting,
+        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+        "graceful_shutdown_timeout_s": args.timeout_s,
+        "ray_actor_options": {
+            "num_cpus": cpus,
+            "num_gpus": args.gpus,
+            "runtime_env": {"env_vars": {metrics.FOLDER: metrics.folder(args.name)}},
+        },
+    }
+    if args.max_replicas:
+        options["autoscaling_config"] = {
+            "min_replicas": args.replicas,
+            "max_replicas": args.max_replicas,
+            "target_ongoing_requests": args.tuning.max_batch_size,
+        }
+    else:
+        options["num_replicas"] = args.replicas
+    made = serve.deployment(**options)(serve.ingress()(Classifier))
+    return made.bind(args.model_copy(update={"cpus": cpus}).model_dump())

@@ -1,0 +1,152 @@
+"""What every request passes first: its token, its size, its time."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flowers import storage
+from flowers.errors import InputError
+from serving.answers import RETRY_AFTER_S, Overloaded, ServingError, TooLarge
+from serving.options import Options
+
+# What is open to all, tokens or not: probes, and the page, which asks for the token itself.
+_OPEN = ("/", "/page/", "/v2/health/")
+
+
+class Unauthorized(ServingError):
+    """No token, or not one that is known."""
+
+    status, code = 401, "unauthorized"
+
+
+class TooSlow(ServingError):
+    """The request did not arrive in time."""
+
+    status, code = 408, "too_slow"
+
+
+def read_tokens(path: str | None) -> tuple[bytes, ...]:
+    """The tokens in a file, one a line.
+
+    Raises:
+        InputError: the file cannot be read or has none.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = storage.read(path).split()
+    except OSError as error:
+        raise InputError(f"the file of tokens {path!r} cannot be read: {error}") from error
+    if not lines:
+        raise InputError(f"the file of tokens {path!r} has none; required is one a line")
+    return tuple(lines)
+
+
+def error_response(path: str, error: ServingError) -> JSONResponse:
+    """An error in the shape of the protocol that lives below a path."""
+    whole = path.startswith(("/v1/", "/v2/")) or path == "/v2"
+    detail: Any = error.detail if whole else {"code": error.code, "detail": error.detail}
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": detail}, error.status, headers)
+
+
+class Limits:
+    """ASGI middleware: refuses what is too large, too slow, too much or has no token.
+
+    Args:
+        app: what answers the rest.
+        options: the limits.
+        service: `serving.replica.Classifier`.
+    """
+
+    def __init__(self, app: ASGIApp, options: Options, service: Any) -> None:
+        self._app, self._options, self._service = app, options, service
+        self._tokens = read_tokens(options.tokens_file)
+        self._admin = read_tokens(options.admin_token_file)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, started = scope["path"], False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        with self._service.metrics.request(scope) as seen:
+            try:
+                async with asyncio.timeout(self._options.timeout_s):
+                    self._check(scope)
+                    await self._app(scope, _Body(receive, self._options), seen(sending))
+            except (ServingError, TimeoutError) as error:
+                if started:
+                    raise
+                if isinstance(error, TimeoutError):
+                    error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
+                await error_response(path, error)(scope, receive, seen(send))
+
+    def _check(self, scope: Scope) -> None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if path.startswith("/admin/"):
+            if not self._admin:
+                raise Unauthorized("the server was started without --admin-token-file, so nobody may do this")
+            _check_token(headers, self._admin)
+        elif self._tokens and path != "/" and not path.startswith(_OPEN[1:]):
+            _check_token(headers, (*self._tokens, *self._admin))
+        length = headers.get("content-length", "0")
+        if length.isdecimal() and int(length[:20]) > self._options.max_request_bytes:
+            raise TooLarge(f"received {length[:20]} bytes, at most {self._options.max_request_bytes} are taken")
+        if scope["method"] == "POST" and self._service.waiting >= self._options.max_waiting:
+            raise Overloaded(f"{self._service.waiting} photos are waiting; try again")  # before the body is read
+
+
+def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("utf-8", "surrogateescape")
+    # All are compared, each in the same time: how long it takes tells nothing.
+    fits = [hmac.compare_digest(given, one) for one in known]
+    if scheme.lower() != "bearer" or not any(fits):
+        raise Unauthorized("a token is required: Authorization: Bearer TOKEN")
+
+
+class _Body:
+    """Counts the bytes of a request while they come, and the time they take."""
+
+    def __init__(self, receive: Receive, options: Options) -> None:
+        self._receive, self._options = receive, options
+        self._left = options.max_request_bytes
+        self._until: float = math.nan
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        if self._whole:  # what comes now is only that the client has gone
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if math.isnan(self._until):
+            self._until = loop.time() + self._options.body_timeout_s
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise TooSlow(f"the request did not arrive within {self._options.body_timeout_s:g} s") from error
+        if message["type"] == "http.request":
+            self._left -= len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            if self._left < 0:
+                raise TooLarge(f"at most {self._options.max_request_bytes} bytes are taken in a request")
+        return message

@@ -1,0 +1,97 @@
+"""What Prometheus is told. Replicas on one machine write into files of one folder, so that any of them tells of all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from starlette.types import Message, Scope, Send
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def folder(name: str) -> str:
+    """Where the replicas of a model keep their counts on this machine; set as `FOLDER` before they start."""
+    return os.path.join(tempfile.gettempdir(), f"flowers-metrics-{os.getuid()}-{name}")
+
+
+class Metrics:
+    """The counts of one replica.
+
+    Args:
+        service: `serving.replica.Classifier`.
+    """
+
+    def __init__(self, service: Any) -> None:
+        place = os.environ[FOLDER]
+        os.makedirs(place, mode=0o700, exist_ok=True)
+        for file in os.listdir(place):
+            process = file.removesuffix(".db").rsplit("_", 1)[-1]
+            if process.isdecimal() and not os.path.exists(f"/proc/{process}"):
+                multiprocess.mark_process_dead(int(process), place)
+        self._service = service
+        own = CollectorRegistry()
+        self._requests = Counter("flowers_requests", "Requests answered.", ("route", "status"), registry=own)
+        self._seconds = Histogram(
+            "flowers_request_seconds", "Time of a request.", ("route",), buckets=_SECONDS, registry=own
+        )
+        self._errors = Counter("flowers_errors", "Requests and photos refused, by reason.", ("code",), registry=own)
+        self._sizes = Histogram("flowers_batch_size", "Photos in a batch.", buckets=_SIZES, registry=own)
+        self._batch_s = Histogram("flowers_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=own)
+        self._waiting = Gauge(
+            "flowers_waiting", "Photos taken and not answered yet.", registry=own, multiprocess_mode="livesum"
+        )
+        self._version = Gauge(
+            "flowers_model_version", "The version that answers.", registry=own, multiprocess_mode="liveall"
+        )
+        self._failed = Gauge(
+            "flowers_reload_failed", "1 while the newest version is refused.", registry=own, multiprocess_mode="livemax"
+        )
+        self._own = own
+
+    def batch(self, size: int, seconds: float) -> None:
+        """Counts a batch."""
+        self._sizes.observe(size)
+        self._batch_s.observe(seconds)
+
+    def error(self, code: str) -> None:
+        """Counts a request or a photo that was refused."""
+        self._errors.labels(code).inc()
+
+    @contextmanager
+    def request(self, scope: Scope) -> Iterator[Callable[[Send], Send]]:
+        """Counts a request; what is given is put around `send` to see its status."""
+        began, status = time.perf_counter(), 499  # the client hung up
+
+        def seen(send: Send) -> Send:
+            async def sending(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
+
+            return sending
+
+        try:
+            yield seen
+        finally:
+            # The pattern, not the path, which strangers choose: else each would make a new time series.
+            route = getattr(scope.get("route"), "path", "other")
+            self._requests.labels(route, str(status)).inc()
+            self._seconds.labels(route).observe(time.perf_counter() - began)
+
+    def text(self) -> bytes:
+        """All counts of this machine, in Prometheus' text format."""
+        self._waiting.set(self._service.waiting)
+        self._version.set(self._service.versions.current.number)
+        self._failed.set(self._service.versions.error is not None)
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+        return generate_latest(registry)

@@ -1,0 +1,72 @@
+"""The protocol of ML.NET's image classification sample: one photo in the form field `imageFile`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.answers import BadRequest, Refusal, Service, ServingError
+from serving.protocols import openapi
+from serving.protocols.asking import PhotoRefused, ask
+from serving.protocols.body import read_files
+from serving.protocols.replies import errors_as, failure, reply
+
+FIELD = "imageFile"
+
+
+class ImagePrediction(BaseModel):
+    """What the model says of the photo; the time is in milliseconds."""
+
+    imageId: str
+    predictedLabel: str
+    probability: float
+    predictionExecutionTime: int
+
+
+_DOCUMENTED: openapi.Json = {
+    "requestBody": {"required": True, "content": {"multipart/form-data": openapi.form(openapi.BYTES, FIELD)}}
+}
+
+
+def error_response(error: ServingError) -> Response:
+    """The response for an error: `{"error": {"code", "detail"}}`."""
+    return failure(error, {"error": {"code": error.code, "detail": error.detail}})
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of this protocol."""
+    routes = APIRouter(tags=["ML.NET sample"])
+
+    # The sample's server does not tell upper from lower case; its clients write both of these.
+    @routes.post("/api/ImageClassification/classifyimage", include_in_schema=False)
+    @routes.post(
+        "/api/ImageClassification/classifyImage",
+        responses={
+            200: {"model": ImagePrediction},
+            **openapi.errors(openapi.CodedError, *openapi.POSTED),
+        },
+        openapi_extra=_DOCUMENTED,
+    )
+    @errors_as(error_response)
+    async def classify_image(request: Request) -> Response:
+        """Classifies the photo in the form's field `imageFile`."""
+        files = [file for file in await read_files(request, service.max_items) if file.field == FIELD]
+        if len(files) != 1:
+            raise BadRequest(f"the form has {len(files)} files in the field {FIELD}, required is one")
+        if not files[0].data:
+            raise PhotoRefused(Refusal("empty", f"the file in the field {FIELD} has no bytes"))
+        _, (answer,) = await ask(service, [files[0].data])
+        if isinstance(answer, Refusal):
+            raise PhotoRefused(answer)
+        return reply(
+            {
+                "imageId": files[0].name,
+                "predictedLabel": answer.label,
+                "probability": round(answer.score, 6),
+                "predictionExecutionTime": round(answer.decode_ms + answer.queue_ms + answer.infer_ms),
+            }
+        )
+
+    return routes

@@ -1,0 +1,172 @@
+"""The project's own protocol: `POST /predict` with the bytes of a photo, or a form with one or more."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.answers import Answer, BadRequest, Description, Refusal, Service, ServingError
+from serving.protocols import openapi
+from serving.protocols.asking import PhotoRefused, ask, ranked
+from serving.protocols.body import UnsupportedMedia, media_type, read, read_files, shown
+from serving.protocols.replies import errors_as, failure, reply
+
+MOST = 1000  # labels that `top` may ask for
+_SWITCH = {"true": True, "1": True, "false": False, "0": False}
+
+
+class Label(BaseModel):
+    """A class and its probability."""
+
+    label: str
+    score: float
+
+
+class Timing(BaseModel):
+    """Where the time went, in milliseconds."""
+
+    queue_ms: float
+    decode_ms: float
+    infer_ms: float
+
+
+class Prediction(Label):
+    """What the model says of one photo; `heatmap` only if it was asked for."""
+
+    top: list[Label]
+    model_version: str
+    timing: Timing
+    heatmap: list[list[float]] | None = None
+
+
+class FilePrediction(Prediction):
+    """The same for a file of a form."""
+
+    filename: str
+
+
+class FileError(BaseModel):
+    """A file of a form that is no usable photo."""
+
+    filename: str
+    error: openapi.Reason
+
+
+class Items(BaseModel):
+    """One item for each file of a form, in order."""
+
+    items: list[FilePrediction | FileError]
+
+
+class _Options(NamedTuple):
+    top: int = 5
+    heatmap: bool = False
+
+
+_DOCUMENTED: openapi.Json = {
+    "parameters": [
+        {
+            "name": "top",
+            "in": "query",
+            "description": "How many labels to return, the most probable first; all if there are fewer.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": MOST, "default": 5},
+        },
+        {
+            "name": "heatmap",
+            "in": "query",
+            "description": "Whether to return how much each part of the photo's middle square speaks for the label.",
+            "schema": {"type": "string", "enum": list(_SWITCH), "default": "false"},
+        },
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": openapi.BYTES},
+            "image/*": {"schema": openapi.BYTES},
+            "multipart/form-data": openapi.form({"type": "array", "items": openapi.BYTES, "minItems": 1}, "file"),
+        },
+    },
+}
+
+
+def error_response(error: ServingError) -> Response:
+    """The response for an error: `{"error": {"code", "detail"}}`."""
+    return failure(error, {"error": {"code": error.code, "detail": error.detail}})
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of this protocol."""
+    routes = APIRouter(tags=["native"])
+
+    @routes.post(
+        "/predict",
+        responses={
+            200: {"model": Prediction | Items, "description": "The prediction; for a form, one item for each file."},
+            **openapi.errors(openapi.CodedError, *openapi.POSTED),
+        },
+        openapi_extra=_DOCUMENTED,
+    )
+    @errors_as(error_response)
+    async def predict(request: Request) -> Response:
+        """Classifies the photo that the body is, or each file of a form."""
+        options = _options(request) if request.scope["query_string"] else _Options()
+        kind = media_type(request)
+        if kind == "multipart/form-data":
+            files = await read_files(request, service.max_items)
+            if not files:
+                raise BadRequest("the form holds no file: send one or more photos, in fields of any name")
+            model, answers = await ask(service, [file.data for file in files])
+            items = [_item(answer, model, options) for answer in answers]
+            return reply({"items": [{"filename": file.name, **item} for file, item in zip(files, items, strict=True)]})
+        if not (kind.startswith("image/") or kind == "application/octet-stream"):
+            raise UnsupportedMedia(
+                f"Content-Type is {shown(kind)}, required is image/*, application/octet-stream or multipart/form-data"
+            )
+        photo = await read(request)
+        if not photo:
+            raise PhotoRefused(Refusal("empty", "the body is empty, required are the bytes of a photo"))
+        model, (answer,) = await ask(service, [photo])
+        if isinstance(answer, Refusal):
+            raise PhotoRefused(answer)
+        return reply(_item(answer, model, options))
+
+    return routes
+
+
+def _options(request: Request) -> _Options:
+    query = request.query_params
+    top, heatmap = query.get("top", "5"), query.get("heatmap", "false")
+    if not re.fullmatch("[0-9]{1,4}", top) or not 1 <= int(top) <= MOST:
+        raise BadRequest(f"top is {shown(top)}, required is a whole number from 1 to {MOST}")
+    if heatmap not in _SWITCH:
+        raise BadRequest(f"heatmap is {shown(heatmap)}, required is one of {', '.join(_SWITCH)}")
+    return _Options(int(top), _SWITCH[heatmap])
+
+
+def _item(answer: Answer | Refusal, model: Description, options: _Options) -> dict[str, Any]:
+    if isinstance(answer, Refusal):
+        return {"error": {"code": answer.code, "detail": answer.detail}}
+    scores = answer.probabilities.tolist()
+    item = {
+        "label": answer.label,
+        "score": round(answer.score, 6),
+        "top": [
+            {"label": model.classes[place], "score": round(scores[place], 6)}
+            for place in ranked(answer.probabilities, options.top)
+        ],
+        "model_version": str(answer.version),
+        "timing": {
+            "queue_ms": round(answer.queue_ms, 3),
+            "decode_ms": round(answer.decode_ms, 3),
+            "infer_ms": round(answer.infer_ms, 3),
+        },
+    }
+    if options.heatmap:
+        item["heatmap"] = np.round(answer.heat.astype(np.float64), 4).tolist()
+    return item

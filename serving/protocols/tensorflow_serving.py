@@ -1,0 +1,229 @@
+"""The REST API of TensorFlow Serving: status, metadata and predict, in rows (`instances`) or columns (`inputs`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.answers import Answer, BadRequest, Description, Service, ServingError
+from serving.protocols import openapi
+from serving.protocols.asking import all_answered, ask, check_count, find_model
+from serving.protocols.body import base64_bytes, json_object, read, shown
+from serving.protocols.replies import errors_as, failure, reply
+
+SIGNATURE, INPUT = "serving_default", "image_bytes"
+
+
+class VersionError(BaseModel):
+    """What is wrong with a version: nothing."""
+
+    error_code: str
+    error_message: str
+
+
+class VersionStatus(BaseModel):
+    """The state of one version."""
+
+    version: str
+    state: str
+    status: VersionError
+
+
+class ModelStatus(BaseModel):
+    """The versions that are loaded."""
+
+    model_version_status: list[VersionStatus]
+
+
+class ModelSpec(BaseModel):
+    """Which model the metadata is of."""
+
+    name: str
+    signature_name: str
+    version: str
+
+
+class ModelMetadata(BaseModel):
+    """The inputs and outputs of the model."""
+
+    model_spec: ModelSpec
+    metadata: dict[str, Any]
+
+
+class Row(BaseModel):
+    """One instance: scores and labels of all classes, then the best."""
+
+    scores: list[float]
+    classes: list[str]
+    label: str
+    score: float
+
+
+class Rows(BaseModel):
+    """The answer to `instances`."""
+
+    predictions: list[Row]
+
+
+class Columns(BaseModel):
+    """The four outputs by name."""
+
+    scores: list[list[float]]
+    classes: list[list[str]]
+    label: list[str]
+    score: list[float]
+
+
+class Outputs(BaseModel):
+    """The answer to `inputs`."""
+
+    outputs: Columns
+
+
+def _documented_body() -> openapi.Json:
+    photo = {
+        "type": "object",
+        "required": ["b64"],
+        "properties": {"b64": {"type": "string", "format": "byte"}},
+        "additionalProperties": False,
+    }
+    named = {"type": "object", "required": [INPUT], "properties": {INPUT: photo}, "additionalProperties": False}
+    photos = {"type": "array", "items": photo, "minItems": 1}
+    column = {**named, "properties": {INPUT: photos}}
+    signature = {"type": "string", "enum": ["", SIGNATURE]}
+    either = {"instances": {**photos, "items": {"oneOf": [photo, named]}}, "inputs": {"oneOf": [photos, column]}}
+    forms = [
+        {
+            "type": "object",
+            "required": [key],
+            "properties": {key: value, "signature_name": signature},
+            "additionalProperties": False,
+        }
+        for key, value in either.items()
+    ]
+    return {"required": True, "content": {"application/json": {"schema": {"oneOf": forms}}}}
+
+
+def error_response(error: ServingError) -> Response:
+    """The response for an error: `{"error": text}`."""
+    return failure(error, {"error": error.detail})
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of this protocol; the service has a model already."""
+    routes = APIRouter(tags=["TensorFlow Serving"])
+    name = openapi.model(service.describe().name)
+    named, versioned = {"parameters": [name]}, {"parameters": [name, openapi.VERSION]}
+    body = {"requestBody": _documented_body()}
+    unknown = openapi.errors(openapi.TextError, *openapi.LOOKUP)
+    refused = openapi.errors(openapi.TextError, *openapi.POSTED, 404)
+    described: dict[int | str, Any] = {200: {"model": ModelMetadata}, **unknown}
+    predicted: dict[int | str, Any] = {200: {"model": Rows | Outputs}, **refused}
+
+    @routes.get("/v1/models/{name}", responses={200: {"model": ModelStatus}, **unknown}, openapi_extra=named)
+    @routes.get(
+        "/v1/models/{name}/versions/{version}",
+        responses={200: {"model": ModelStatus}, **unknown},
+        openapi_extra=versioned,
+    )
+    @errors_as(error_response)
+    async def status(request: Request) -> Response:
+        """The version that is loaded."""
+        model, _ = find_model(service, **request.path_params)
+        return reply({"model_version_status": [_status(model, service.ready)]})
+
+    @routes.get("/v1/models/{name}/metadata", responses=described, openapi_extra=named)
+    @routes.get("/v1/models/{name}/versions/{version}/metadata", responses=described, openapi_extra=versioned)
+    @errors_as(error_response)
+    async def metadata(request: Request) -> Response:
+        """The inputs and outputs of the model."""
+        model, _ = find_model(service, **request.path_params)
+        return reply(_metadata(model))
+
+    @routes.post("/v1/models/{name}:predict", responses=predicted, openapi_extra={**named, **body})
+    @routes.post(
+        "/v1/models/{name}/versions/{version}:predict", responses=predicted, openapi_extra={**versioned, **body}
+    )
+    @errors_as(error_response)
+    async def predict(request: Request) -> Response:
+        """Classifies photos; one that cannot be decoded fails the request."""
+        _, version = find_model(service, **request.path_params)
+        form, photos = _photos(json_object(await read(request)), service.max_items)
+        model, answers = await ask(service, photos, version)
+        rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
+        if form == "instances":
+            return reply({"predictions": rows})
+        return reply({"outputs": {name: [row[name] for row in rows] for name in rows[0]}})
+
+    return routes
+
+
+def _photos(call: dict[str, Any], limit: int) -> tuple[str, list[bytes]]:
+    """The form of a request, "instances" or "inputs", and its photos, 1 to `limit`."""
+    signature = call.get("signature_name", "")
+    if signature not in ("", SIGNATURE):
+        raise BadRequest(f"signature_name is {shown(signature)}, required is {SIGNATURE!r} or none")
+    forms = [key for key in ("instances", "inputs") if key in call]
+    if len(forms) != 1:
+        raise BadRequest(f"the request has {' and '.join(forms) or 'no photos'}, required is instances or inputs")
+    form, values = forms[0], call[forms[0]]
+    if form == "inputs" and isinstance(values, dict) and set(values) == {INPUT}:
+        values = values[INPUT]
+    if not isinstance(values, list) or not values:
+        raise BadRequest(f"{form} must be a list of one or more photos")
+    check_count(len(values), limit)
+    what = form.removesuffix("s")
+    return form, [
+        base64_bytes(_encoded(value, f"{what} {place}"), f"b64 of {what} {place}") for place, value in enumerate(values)
+    ]
+
+
+def _encoded(value: Any, what: str) -> Any:
+    """What is under "b64" in the object that stands for a photo."""
+    if isinstance(value, dict) and set(value) == {INPUT}:
+        value = value[INPUT]
+    if not isinstance(value, dict) or set(value) != {"b64"}:
+        raise BadRequest(f'{what} must be {{"b64": "..."}} with the base64 of a photo')
+    return value["b64"]
+
+
+def _row(answer: Answer, model: Description) -> dict[str, Any]:
+    return {
+        "scores": answer.probabilities.tolist(),
+        "classes": model.classes,
+        "label": answer.label,
+        "score": answer.score,
+    }
+
+
+def _status(model: Description, ready: bool) -> dict[str, Any]:
+    state = "AVAILABLE" if ready else "LOADING"
+    return {"version": str(model.version), "state": state, "status": {"error_code": "OK", "error_message": ""}}
+
+
+def _metadata(model: Description) -> dict[str, Any]:
+    classes = len(model.classes)
+    outputs = {
+        "scores": ("DT_FLOAT", [-1, classes]),
+        "classes": ("DT_STRING", [-1, classes]),
+        "label": ("DT_STRING", [-1]),
+        "score": ("DT_FLOAT", [-1]),
+    }
+    signature = {
+        "inputs": {INPUT: _tensor(INPUT, "DT_STRING", [-1])},
+        "outputs": {name: _tensor(name, *kind) for name, kind in outputs.items()},
+        "method_name": "tensorflow/serving/predict",
+    }
+    return {
+        "model_spec": {"name": model.name, "signature_name": "", "version": str(model.version)},
+        "metadata": {"signature_def": {"signature_def": {SIGNATURE: signature}}},
+    }
+
+
+def _tensor(name: str, dtype: str, shape: list[int]) -> dict[str, Any]:
+    dimensions = [{"size": str(size), "name": ""} for size in shape]
+    return {"dtype": dtype, "tensor_shape": {"dim": dimensions, "unknown_rank": False}, "name": f"{name}:0"}

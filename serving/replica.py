@@ -1,0 +1,170 @@
+"""The deployment: one process with a model, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pydantic
+from ray import serve
+
+from flowers.errors import BadImage
+from serving.answers import Answer, BadRequest, Description, Overloaded, Refusal, TooLarge, UnknownVersion
+from serving.batches import Batches, Item, Row
+from serving.options import Options, Tuning, first_problem
+from serving.versions import Loaded, Versions
+
+T = TypeVar("T")
+
+# Decoding lets go of the interpreter, and is short beside the network.
+_DECODERS = 2
+
+
+class Classifier:
+    """Answers photos with the version that is loaded; implements `serving.answers.Service`.
+
+    Args:
+        options: `serving.options.Options` as a dict. The first version is loaded and warm when this returns.
+
+    Attributes:
+        waiting: photos that are taken and not answered yet.
+        versions: the version that answers.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.options = Options(**options)
+        self.max_items = self.options.max_items
+        self.waiting = 0
+        _use_cpus(self.options.cpus)
+        self.versions = Versions(self.options)
+        from serving.metrics import Metrics
+
+        self.metrics = Metrics(self)
+        self._batches = Batches(self.options.tuning.max_batch_size, self.metrics.batch)
+        self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
+        if self.options.watch_s:
+            threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        from serving.http import build
+
+        return build(self)
+
+    def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Takes what can be tuned while running. Never raises: Ray Serve would end the replica for it."""
+        try:
+            tuning = Tuning(**user_config)
+        except (pydantic.ValidationError, TypeError) as error:
+            what = first_problem(error) if isinstance(error, pydantic.ValidationError) else str(error)
+            self.versions.error = f"user_config is refused: {what}"
+            return
+        self._batches.most = tuning.max_batch_size
+        self._gather.set_max_batch_size(tuning.max_batch_size)
+        self._gather.set_batch_wait_timeout_s(tuning.batch_wait_ms / 1000)
+
+    async def classify(self, photos: Sequence[bytes], version: int | None = None) -> list[Answer | Refusal]:
+        """See `serving.answers.Service`."""
+        with self._admitted(len(photos), version) as model:
+            return await _all(self._photo(model, photo) for photo in photos)
+
+    async def classify_pixels(self, pixels: npt.NDArray[np.uint8], version: int | None = None) -> list[Answer]:
+        """See `serving.answers.Service`."""
+        with self._admitted(len(pixels), version) as model:
+            size = model.predictor.bundle.image_size
+            if pixels.shape[1:] != (size, size, 3):
+                raise BadRequest(f"received pixels of shape {list(pixels.shape)}, required is [n, {size}, {size}, 3]")
+            return await _all(self._answer(Item(model, row), 0.0) for row in pixels)
+
+    def describe(self) -> Description:
+        """See `serving.answers.Service`."""
+        current = self.versions.current
+        bundle = current.predictor.bundle
+        return Description(
+            name=self.options.name,
+            version=current.number,
+            versions=self.versions.numbers,
+            classes=bundle.classes,
+            image_size=bundle.image_size,
+            manifest=bundle.manifest,
+            last_reload_error=self.versions.error,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """True: a replica gets requests only with a model that is loaded and warm."""
+        return True
+
+    @contextmanager
+    def _admitted(self, count: int, version: int | None) -> Iterator[Loaded]:
+        """Takes `count` photos for the version that is loaded, or refuses them all."""
+        model = self.versions.current
+        if version is not None and version != model.number:
+            raise UnknownVersion(f"version {version} is not loaded, {model.number} is")
+        if count > self.max_items:
+            raise TooLarge(f"received {count} photos, at most {self.max_items} are taken in a request")
+        if self.waiting + count > self.options.max_waiting:
+            raise Overloaded(f"{self.waiting} photos are waiting, at most {self.options.max_waiting} may; try again")
+        self.waiting += count
+        try:
+            yield model
+        finally:
+            self.waiting -= count
+
+    async def _photo(self, model: Loaded, photo: bytes) -> Answer | Refusal:
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
+        try:
+            pixels = await loop.run_in_executor(self._decoders, model.predictor.decode, photo)
+        except BadImage as error:
+            return Refusal(error.code, error.detail)
+        return await self._answer(Item(model, pixels), 1000 * (time.perf_counter() - began))
+
+    async def _answer(self, item: Item, decode_ms: float) -> Answer:
+        try:
+            row: Row = await self._gather(item)
+        except asyncio.CancelledError:
+            item.gone = True  # the client hung up, or its time is over: do not compute it
+            raise
+        found = item.model.predictor.prediction(row.probabilities, row.heat)
+        return Answer(
+            label=found.label,
+            score=found.score,
+            probabilities=found.probabilities,
+            heat=found.heat,
+            version=item.model.number,
+            queue_ms=row.queue_ms,
+            decode_ms=decode_ms,
+            infer_ms=row.infer_ms,
+        )
+
+    # Many at once: what was gathered gathers once more in `Batches` while the network is busy.
+    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=1 << 16)
+    async def _gather(self, items: list[Item]) -> list[Row | None]:
+        return await self._batches.run(items)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(self.options.watch_s)
+            self.versions.refresh()
+
+
+async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """Results in order; what is still running is cancelled if one fails."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one) for one in work]
+    return [task.result() for task in tasks]
+
+
+def _use_cpus(cpus: float) -> None:
+    """Before TensorFlow starts its threads: as many as this replica has CPUs."""
+    import tensorflow as tf
+
+    os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
+    tf.config.threading.set_intra_op_parallelism_threads(max(1, int(cpus)))

@@ -1,0 +1,177 @@
+"""Which bundles there are to serve, the one that answers, and how a new one takes its place.
+
+A new version is loaded, verified and warmed beside the old one, and then takes its place in one assignment. One that
+cannot be loaded is refused: the old one goes on answering.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import dataclass
+
+from flowers import storage
+from flowers.bundle import MANIFEST, load_bundle
+from flowers.errors import FlowersError, InputError, first_line
+from flowers.predictor import Predictor
+from serving.options import Options, batch_sizes
+
+PINNED = "pinned"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A version that is loaded and warm.
+
+    Attributes:
+        number: of the version.
+        state: of its files, as `_state` gives it.
+        predictor: runs it.
+    """
+
+    number: int
+    state: str
+    predictor: Predictor
+
+
+def find(place: str, name: str) -> dict[int, str]:
+    """The bundles at a place: their URIs by version, ascending.
+
+    A run folder or a bundle is one version, numbered by the time it was saved. A folder of models has a sub-folder a
+    number, as for TensorFlow Serving; one without a manifest is still being written and does not count.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (place, storage.join(place, "best")):
+        if storage.exists(manifest := storage.join(folder, MANIFEST)):
+            return {_saved(manifest): folder}
+    for folder in (storage.join(place, name), place):
+        numbers = [int(entry) for entry in storage.names(folder) if entry.isascii() and entry.isdecimal()]
+        found = {number: storage.join(folder, str(number)) for number in sorted(numbers)}
+        found = {number: uri for number, uri in found.items() if storage.exists(storage.join(uri, MANIFEST))}
+        if found:
+            return found
+    raise InputError(
+        f"there is nothing to serve at {place!r}; required is a run folder, a bundle, or a folder with "
+        f"{name}/<number>/ bundles"
+    )
+
+
+class Versions:
+    """The version that answers.
+
+    Args:
+        options: where to look.
+
+    Raises:
+        FlowersError: no version can be loaded.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._changing = threading.Lock()
+        self._refused: dict[int, str] = {}
+        self.error: str | None = None
+        self.numbers: tuple[int, ...] = ()
+        self.current = self._first()
+
+    def refresh(self, again: bool = False) -> bool:
+        """Looks for the version that should answer, and lets it if it can be loaded; blocks while it is loaded.
+
+        Args:
+            again: try one that was refused before, though its files are the same.
+
+        Returns:
+            Whether another one answers now. Whatever goes wrong is in `error`.
+        """
+        with self._changing:
+            try:
+                found = find(self._options.bundle, self._options.name)
+                self.numbers = tuple(found)
+                number = self._wanted(found)
+                state = _state(found[number])
+                if state == self.current.state and number == self.current.number:
+                    self.error = None
+                    return False
+                if self._refused.get(number) == state and not again:
+                    return False
+                self._refused[number] = state
+                self.current = self._load(number, found[number], state)
+                self.error = None
+                return True
+            except Exception as error:  # whatever it is, the old version answers
+                self.error = first_line(error)
+                return False
+
+    def pin(self, number: int | None) -> None:
+        """Writes beside the versions which one all servers of them should take; None: the newest.
+
+        Raises:
+            InputError: there are no numbered versions, or not this one.
+            OSError: the folder cannot be written.
+        """
+        found = find(self._options.bundle, self._options.name)
+        folder = _folder(found)
+        if folder is None:
+            raise InputError(f"{self._options.bundle} has one version only: there is nothing to choose")
+        if number is None:
+            storage.delete_file(storage.join(folder, PINNED))
+        elif number in found:
+            storage.write(storage.join(folder, PINNED), str(number).encode())
+        else:
+            raise InputError(f"version {number}: there are {', '.join(map(str, found))}")
+
+    def _first(self) -> Loaded:
+        found = find(self._options.bundle, self._options.name)
+        self.numbers = tuple(found)
+        wanted = self._wanted(found)
+        for number in (wanted, *sorted(set(found) - {wanted}, reverse=True)):
+            try:
+                return self._load(number, found[number], _state(found[number]))
+            except FlowersError as error:
+                self._refused[number] = _state(found[number])
+                self.error = self.error or first_line(error)
+        raise InputError(self.error)
+
+    def _wanted(self, found: dict[int, str]) -> int:
+        folder, number = _folder(found), self._options.version
+        if number is None and folder is not None and storage.exists(uri := storage.join(folder, PINNED)):
+            text = storage.read(uri).decode(errors="replace").strip()
+            if not text.isdecimal():
+                raise InputError(f"{uri} says {text[:20]!r}, required is the number of a version")
+            number = int(text)
+        if number is not None and number not in found:
+            raise InputError(f"version {number} is wanted, there are {', '.join(map(str, found))}")
+        return max(found) if number is None else number
+
+    def _load(self, number: int, uri: str, state: str) -> Loaded:
+        try:
+            predictor = Predictor(
+                load_bundle(uri), self._options.max_pixels, batch_sizes(self._options.tuning.max_batch_size)
+            )
+            predictor.warm()
+        except FlowersError as error:
+            raise type(error)(f"version {number} is refused: {error}") from error
+        except Exception as error:
+            raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
+        return Loaded(number, state, predictor)
+
+
+def _saved(manifest: str) -> int:
+    try:
+        return int(json.loads(storage.read(manifest)).get("saved", 1))
+    except (ValueError, AttributeError, TypeError):
+        return 1  # what is wrong with it is said when it is loaded
+
+
+def _folder(found: dict[int, str]) -> str | None:
+    """Where numbered versions lie."""
+    number, uri = next(iter(found.items()))
+    place, _, end = uri.partition("?")[0].rpartition("/")
+    return place if end == str(number) else None
+
+
+def _state(uri: str) -> str:
+    """Names, sizes and times of a bundle's files: what changes when it is replaced."""
+    return "; ".join(storage.stamps(uri))

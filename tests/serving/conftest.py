@@ -1,0 +1,105 @@
+"""A service without a model, and a client for all protocols over it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from serving.answers import Answer, Description, Refusal, ServingError, UnknownVersion
+from serving.protocols import mlnet, native, open_inference, tensorflow_serving
+
+# The last two are names that no UTF-8 can hold: a folder of undecodable bytes, and a surrogate of no byte.
+CLASSES = ("daisy", "löwenzahn ☃", "roses", "odd \udcff", "odder \ud800")
+SIZE = 4
+
+
+class FakeService:
+    """Answers by the hash of the bytes; refuses photos that start with b"bad", with the word after it as the code."""
+
+    def __init__(self) -> None:
+        self.max_items = 4
+        self.ready = True
+        self.version = 3
+        self.classes = CLASSES
+        self.failing: ServingError | None = None
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.asked: list[tuple[list[bytes], int | None]] = []
+
+    async def classify(self, photos: Sequence[bytes], version: int | None = None) -> list[Answer | Refusal]:
+        answers = [refusal(photo) or self.answer(photo) for photo in self._taken(photos, version)]
+        self.meanwhile()
+        return answers
+
+    async def classify_pixels(self, pixels: npt.NDArray[np.uint8], version: int | None = None) -> list[Answer]:
+        assert pixels.dtype == np.uint8
+        assert pixels.shape[1:] == (SIZE, SIZE, 3)
+        return [self.answer(photo) for photo in self._taken([photo.tobytes() for photo in pixels], version)]
+
+    def _taken(self, photos: Sequence[bytes], version: int | None) -> list[bytes]:
+        assert 1 <= len(photos) <= self.max_items
+        self.asked.append((list(photos), version))
+        if self.failing:
+            raise self.failing
+        if version not in (None, self.version):
+            raise UnknownVersion(f"version {version} is not loaded")
+        return list(photos)
+
+    def answer(self, photo: bytes) -> Answer:
+        weights = np.frombuffer(hashlib.sha256(photo).digest()[: len(self.classes)], np.uint8).astype(np.float32) + 1
+        probabilities = weights / weights.sum()
+        best = int(probabilities.argmax())
+        return Answer(
+            label=self.classes[best],
+            score=float(probabilities[best]),
+            probabilities=probabilities,
+            heat=np.array([[0.123456, -1], [0, 2]], np.float32),
+            version=self.version,
+            queue_ms=0.12345,
+            decode_ms=1.5,
+            infer_ms=10.0,
+        )
+
+    def describe(self) -> Description:
+        return Description(
+            name="flowers",
+            version=self.version,
+            versions=(1, 2, self.version),
+            classes=self.classes,
+            image_size=SIZE,
+            manifest={},
+            last_reload_error="version 4 is damaged",
+        )
+
+
+def refusal(photo: bytes) -> Refusal | None:
+    if not photo:
+        return Refusal("empty", "the file has no bytes")
+    if photo.startswith(b"bad"):
+        return Refusal(photo[3:].decode().strip() or "truncated", "the data ends early")
+    return None
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def app(service: FakeService) -> FastAPI:
+    app = FastAPI()
+    for protocol in (native, tensorflow_serving, open_inference, mlnet):
+        app.include_router(protocol.router(service))
+    return app
+
+
+@pytest.fixture
+def client(app: FastAPI) -> Iterator[TestClient]:
+    """Raises what the app does not handle."""
+    with TestClient(app) as client:
+        yield client

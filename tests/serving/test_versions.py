@@ -1,0 +1,183 @@
+"""Which version answers, and how another takes its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flowers.bundle import MANIFEST, MODEL, save_bundle
+from flowers.errors import FlowersError, InputError
+from serving.options import Options
+from serving.versions import PINNED, Versions, find
+from tests.toys import by_colour
+
+SIZE, CLASSES = 8, ["red", "green", "blue"]
+Publish = Callable[[int], Path]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "bundle"
+    made = by_colour(SIZE, CLASSES)
+    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}, "saved": 1_000}, str(folder))
+    return folder
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def publish(bundle: Path, models: Path) -> Publish:
+    def made(number: int) -> Path:
+        folder = models / "flowers" / str(number)
+        shutil.copytree(bundle, folder)
+        return folder
+
+    return made
+
+
+def options(models: Path, **given: object) -> Options:
+    return Options(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
+
+
+def damage(folder: Path) -> None:
+    data = bytearray((folder / MODEL).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / MODEL).write_bytes(data)
+
+
+def test_what_can_be_served(bundle: Path, models: Path, publish: Publish, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bundle, run / "best")
+    assert find(str(bundle), "flowers") == {1000: str(bundle)}
+    assert find(str(run), "flowers") == {1000: str(run / "best")}
+    for number in (10, 9):
+        publish(number)
+    (models / "flowers" / "11").mkdir()  # still being written
+    (models / "flowers" / "notes").mkdir()
+    expected = {number: str(models / "flowers" / str(number)) for number in (9, 10)}
+    assert find(str(models), "flowers") == find(str(models / "flowers"), "flowers") == expected
+    assert list(find(str(models), "flowers")) == [9, 10]
+    for nothing in (tmp_path / "none", tmp_path, models / "flowers" / "notes"):
+        with pytest.raises(InputError, match="nothing to serve"):
+            find(str(nothing), "flowers")
+
+
+def test_a_new_version_takes_the_place_of_the_old(models: Path, publish: Publish) -> None:
+    publish(1)
+    versions = Versions(options(models))
+    old = versions.current
+    assert (old.number, versions.numbers, versions.error) == (1, (1,), None)
+    assert not versions.refresh()
+    publish(3)
+    assert versions.refresh()
+    assert (versions.current.number, versions.numbers) == (3, (1, 3))
+    photo = np.full((1, SIZE, SIZE, 3), (0, 200, 0), np.uint8)
+    assert versions.current.predictor.run(photo)[0].argmax() == old.predictor.run(photo)[0].argmax() == 1
+
+
+def test_a_damaged_version_is_refused_once_and_the_old_one_answers(
+    models: Path, publish: Publish, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    versions = Versions(options(models))
+    damage(publish(2))
+    assert not versions.refresh()
+    assert versions.current.number == 1
+    assert versions.error is not None
+    assert "version 2 is refused" in versions.error
+    assert "damaged" in versions.error
+    loads: list[int] = []
+    load = versions._load
+    monkeypatch.setattr(versions, "_load", lambda number, *rest: (loads.append(number), load(number, *rest))[1])
+    assert not versions.refresh()
+    assert not loads, "the same files are not read again and again"
+    assert not versions.refresh(again=True)
+    assert loads == [2]
+    assert "version 2 is refused" in (versions.error or "")
+    shutil.rmtree(models / "flowers" / "2")
+    publish(2)
+    assert versions.refresh()
+    assert (versions.current.number, versions.error) == (2, None)
+
+
+def test_another_decoder_is_refused(models: Path, publish: Publish) -> None:
+    publish(1)
+    versions = Versions(options(models))
+    manifest = publish(2) / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "decoder_version": "0"}))
+    assert not versions.refresh()
+    assert "decoder" in (versions.error or "")
+    assert versions.current.number == 1
+
+
+def test_at_the_start_the_newest_that_can_be_loaded_answers(models: Path, publish: Publish) -> None:
+    for number in (1, 2):
+        publish(number)
+    damage(publish(3))
+    versions = Versions(options(models))
+    assert versions.current.number == 2
+    assert "version 3 is refused" in (versions.error or "")
+    damage(models / "flowers" / "1")
+    damage(models / "flowers" / "2")
+    with pytest.raises(FlowersError, match="version 3 is refused"):
+        Versions(options(models))
+
+
+def test_roll_back_by_version(models: Path, publish: Publish) -> None:
+    for number in (1, 2, 3):
+        publish(number)
+    versions, other = Versions(options(models)), Versions(options(models))
+    versions.pin(2)
+    assert (models / "flowers" / PINNED).read_text() == "2"
+    assert versions.refresh()
+    assert other.refresh(), "other servers of these versions follow"
+    assert versions.current.number == other.current.number == 2
+    publish(4)
+    assert not versions.refresh()
+    versions.pin(None)
+    assert versions.refresh()
+    assert versions.current.number == 4
+    with pytest.raises(InputError, match=r"version 9: there are 1, 2, 3, 4"):
+        versions.pin(9)
+
+
+def test_the_version_of_the_options_stays(models: Path, publish: Publish) -> None:
+    for number in (1, 2):
+        publish(number)
+    versions = Versions(options(models, version=1))
+    assert versions.current.number == 1
+    assert not versions.refresh()
+    assert versions.error is None
+    with pytest.raises(InputError, match="version 7 is wanted, there are 1, 2"):
+        Versions(options(models, version=7))
+
+
+def test_a_folder_that_vanishes_changes_nothing(models: Path, publish: Publish) -> None:
+    publish(1)
+    versions = Versions(options(models))
+    models.rename(models.parent / "elsewhere")
+    assert not versions.refresh()
+    assert versions.current.number == 1
+    assert "nothing to serve" in (versions.error or "")
+    (models.parent / "elsewhere").rename(models)
+    assert not versions.refresh()
+    assert versions.error is None
+
+
+def test_a_run_that_is_trained_again_is_a_new_version(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "run" / "best")
+    versions = Versions(options(tmp_path / "run"))
+    manifest = tmp_path / "run" / "best" / MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "saved": 2_000}))
+    assert versions.refresh()
+    assert versions.current.number == 2_000
+    with pytest.raises(InputError, match="nothing to choose"):
+        versions.pin(1_000)
