@@ -10,7 +10,7 @@ PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)
 WANTED := Python 3.11 to 3.13 with its venv module (on Debian and Ubuntu also the package python3-venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help train test check clean
+.PHONY: help train serve test check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1@/p' Makefile | column -t -s@ 2>/dev/null || sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
@@ -18,6 +18,9 @@ help:  ## this list
 
 train: .venv/.installed  ## train, test and report on the default sample (ARGS="--data DIR": your own photos)
 	@$(PY) -m jobs.train $(ARGS)
+
+serve: .venv/.installed  ## answer photos over HTTP with the newest run of runs/ (ARGS="--bundle RUN --port 8000")
+	@$(PY) -m serving.run $(ARGS)
 
 test: check  ## all checks, then the tests (ARGS goes to pytest)
 	$(PY) -m pytest $(ARGS)

@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serving import metrics
+from serving.metrics import FOLDER, default_folder
 from serving.options import Options
 
 # Enough for full batches while the next ones arrive; the rest waits in the proxy, which refuses it without reading it.
@@ -36,7 +36,7 @@ def build_app(args: Options) -> Application:
         "ray_actor_options": {
             "num_cpus": cpus,
             "num_gpus": args.gpus,
-            "runtime_env": {"env_vars": {metrics.FOLDER: metrics.folder(args.name)}},
+            "runtime_env": {"env_vars": {FOLDER: os.environ.get(FOLDER) or default_folder(args.name)}},
         },
     }
     if args.max_replicas:

@@ -98,6 +98,7 @@ class Limits:
                     raise
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
+                self._service.metrics.error(error.code)
                 await error_response(path, error)(scope, receive, seen(send))
 
     def _check(self, scope: Scope) -> None:

@@ -17,8 +17,8 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def folder(name: str) -> str:
-    """Where the replicas of a model keep their counts on this machine; set as `FOLDER` before they start."""
+def default_folder(name: str) -> str:
+    """Where the replicas of a model keep their counts on each machine, unless the variable `FOLDER` says otherwise."""
     return os.path.join(tempfile.gettempdir(), f"flowers-metrics-{os.getuid()}-{name}")
 
 
@@ -35,7 +35,7 @@ class Metrics:
         for file in os.listdir(place):
             process = file.removesuffix(".db").rsplit("_", 1)[-1]
             if process.isdecimal() and not os.path.exists(f"/proc/{process}"):
-                multiprocess.mark_process_dead(int(process), place)
+                multiprocess.mark_process_dead(int(process), place)  # type: ignore[no-untyped-call]
         self._service = service
         own = CollectorRegistry()
         self._requests = Counter("flowers_requests", "Requests answered.", ("route", "status"), registry=own)
@@ -93,5 +93,5 @@ class Metrics:
         self._version.set(self._service.versions.current.number)
         self._failed.set(self._service.versions.error is not None)
         registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

@@ -14,9 +14,11 @@ class Tuning(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    max_batch_size: int = Field(32, ge=1, le=1024, description="Photos that go through the network together, at most.")
+    max_batch_size: int = Field(
+        default=32, ge=1, le=1024, description="Photos that go through the network together, at most."
+    )
     batch_wait_ms: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         le=1000,
         description="Time that an idle network waits for more photos; while it is busy they gather by themselves.",
@@ -31,24 +33,34 @@ class Options(BaseModel):
     bundle: str = Field(
         description="What to serve: a run folder, a bundle, or a folder MODELS with MODELS/<name>/<number>/ bundles."
     )
-    name: str = Field("flowers", pattern=r"^[A-Za-z0-9_.-]+$", description="The model's name in URLs.")
-    version: int | None = Field(None, ge=0, description="Serve this version and no newer one.")
-    watch_s: float = Field(2.0, ge=0, description="Look for a new version so often, in seconds; 0 never looks.")
+    name: str = Field(default="flowers", pattern=r"^[A-Za-z0-9_.-]+$", description="The model's name in URLs.")
+    version: int | None = Field(default=None, ge=0, description="Serve this version and no newer one.")
+    watch_s: float = Field(default=2.0, ge=0, description="Look for a new version so often, in seconds; 0 never looks.")
     tuning: Tuning = Tuning()
 
-    max_request_bytes: int = Field(32 << 20, ge=1, description="Largest request.")
-    max_items: int = Field(64, ge=1, description="Photos a request, at most.")
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="Photos with more pixels are refused before decoding.")
-    max_waiting: int = Field(256, ge=1, description="Photos that may wait in a replica; a request beyond gets 503.")
-    timeout_s: float = Field(30.0, gt=0, description="A request that takes longer gets 503, in seconds.")
-    body_timeout_s: float = Field(10.0, gt=0, description="A request must have arrived in this time, in seconds.")
-    tokens_file: str | None = Field(None, description="A file of bearer tokens, one a line; without, all may ask.")
-    admin_token_file: str | None = Field(None, description="A file with the token of POST /admin/reload.")
+    max_request_bytes: int = Field(default=32 << 20, ge=1, description="Largest request.")
+    max_items: int = Field(default=64, ge=1, description="Photos a request, at most.")
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, description="Photos with more pixels are refused before decoding."
+    )
+    max_waiting: int = Field(
+        default=256, ge=1, description="Photos that may wait in a replica; a request beyond gets 503."
+    )
+    timeout_s: float = Field(default=30.0, gt=0, description="A request that takes longer gets 503, in seconds.")
+    body_timeout_s: float = Field(
+        default=10.0, gt=0, description="A request must have arrived in this time, in seconds."
+    )
+    tokens_file: str | None = Field(
+        default=None, description="A file of bearer tokens, one a line; without, all may ask."
+    )
+    admin_token_file: str | None = Field(default=None, description="A file with the token of POST /admin/reload.")
 
-    replicas: int = Field(1, ge=1, description="Copies of the model to start with, and to keep at least.")
-    max_replicas: int | None = Field(None, ge=1, description="Add replicas up to this number under load.")
-    cpus: float = Field(0, ge=0, description="CPUs of a replica; 0 takes all of one machine, divided by the replicas.")
-    gpus: float = Field(0, ge=0, description="GPUs of a replica.")
+    replicas: int = Field(default=1, ge=1, description="Copies of the model to start with, and to keep at least.")
+    max_replicas: int | None = Field(default=None, ge=1, description="Add replicas up to this number under load.")
+    cpus: float = Field(
+        default=0, ge=0, description="CPUs of a replica; 0 takes all of one machine, divided by the replicas."
+    )
+    gpus: float = Field(default=0, ge=0, description="GPUs of a replica.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Options:

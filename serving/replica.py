@@ -123,6 +123,7 @@ class Classifier:
         try:
             pixels = await loop.run_in_executor(self._decoders, model.predictor.decode, photo)
         except BadImage as error:
+            self.metrics.error(error.code)
             return Refusal(error.code, error.detail)
         return await self._answer(Item(model, pixels), 1000 * (time.perf_counter() - began))
 

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,8 +113,10 @@ def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[N
 
     from flowers.session import ray_session
     from serving.app import build_app
+    from serving.metrics import FOLDER
 
-    with ray_session(verbose):
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(verbose):
+        os.environ[FOLDER] = folder
         try:
             try:
                 http = {"host": host, "port": port, "request_timeout_s": options.timeout_s + 5}

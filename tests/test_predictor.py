@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.bundle import Bundle
 from flowers.errors import BadImage
 from flowers.predictor import Prediction, Predictor
-from tests.toys import by_colour, classify
+from tests.toys import by_colour, layered
 
 SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
 
@@ -66,39 +65,26 @@ def test_order_over_many_batches(reddest: Predictor) -> None:
 
 
 @pytest.fixture(scope="module")
-def layered() -> Predictor:
-    """A small convolutional network with random weights."""
-    import keras
-
-    rng = np.random.default_rng(0)
-    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
-    layer = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
-    for width in (16, 32, 64):
-        layer = keras.layers.Conv2D(width, 3, strides=2, activation="relu")(layer)
-    model = classify(pixels, layer, np.zeros((64, len(CLASSES)), np.float32))
-    for variable in model.trainable_variables:
-        variable.assign(rng.normal(scale=0.15, size=variable.shape))
-    return Predictor(Bundle("", model, {"classes": CLASSES, "image_size": SIZE}))
+def random() -> Predictor:
+    return Predictor(layered(SIZE, CLASSES))
 
 
-def test_the_answer_does_not_depend_on_the_batch(layered: Predictor) -> None:
+def test_the_answer_does_not_depend_on_the_batch(random: Predictor) -> None:
     photos = np.random.default_rng(0).integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
-    alone = [
-        np.concatenate(parts) for parts in zip(*(layered.run(photos[[place]]) for place in range(33)), strict=True)
-    ]
+    alone = [np.concatenate(parts) for parts in zip(*(random.run(photos[[place]]) for place in range(33)), strict=True)]
     assert np.ptp(alone[0], axis=0).max() > 1e-3
-    np.testing.assert_allclose(alone[0], layered.bundle.model(photos), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(alone[0], random.bundle.model(photos), rtol=0, atol=1e-6)
     for count in (1, 7, 8, 9, 32, 33):
-        for found, expected in zip(layered.run(photos[:count]), alone, strict=True):
+        for found, expected in zip(random.run(photos[:count]), alone, strict=True):
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected[:count], rtol=0, atol=1e-5)
 
 
-def test_heat_adds_up_to_what_the_class_has_over_the_others(layered: Predictor) -> None:
+def test_heat_adds_up_to_what_the_class_has_over_the_others(random: Predictor) -> None:
     photos = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
-    head = layered.bundle.model.get_layer("head")
+    head = random.bundle.model.get_layer("head")
     head.get_layer("logits").bias.assign(np.zeros(len(CLASSES)))
-    probabilities, heat = layered.run(photos)
+    probabilities, heat = random.run(photos)
     logits = np.log(probabilities)
     expected = (logits - logits.mean(axis=1, keepdims=True))[np.arange(3), probabilities.argmax(axis=1)]
     np.testing.assert_allclose(heat.mean(axis=(1, 2)), expected, rtol=1e-3, atol=1e-5)

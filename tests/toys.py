@@ -30,3 +30,18 @@ def by_colour(size: int, classes: list[str], scale: float = 25) -> Bundle:
     features = keras.layers.Rescaling(1 / scale)(pixels)
     model = classify(pixels, features, np.eye(3, dtype=np.float32))
     return Bundle("", model, {"classes": classes, "image_size": size})
+
+
+def layered(size: int, classes: list[str], seed: int = 0) -> Bundle:
+    """A small convolutional network with random weights."""
+    import keras
+
+    rng = np.random.default_rng(seed)
+    pixels = keras.Input((size, size, 3), dtype="uint8")
+    layer = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels)
+    for width in (16, 32, 64):
+        layer = keras.layers.Conv2D(width, 3, strides=2, activation="relu")(layer)
+    model = classify(pixels, layer, np.zeros((64, len(classes)), np.float32))
+    for variable in model.trainable_variables:
+        variable.assign(rng.normal(scale=0.15, size=variable.shape))
+    return Bundle("", model, {"classes": classes, "image_size": size})

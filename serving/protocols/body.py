@@ -69,7 +69,7 @@ async def read_files(request: Request, limit: int) -> list[File]:
         await form.close()
     except MultiPartException as error:
         raise BadRequest(f"the form is malformed: {error.message}") from error
-    except ValueError as error:  # a charset that Python knows and cannot decode names with, e.g. "idna"
+    except ValueError as error:  # a charset that Python knows and cannot decode names with, e.g. "undefined"
         raise BadRequest("the form has a field name that its charset cannot decode") from error
     if not parser.complete:
         raise BadRequest("the form ends before its closing boundary")

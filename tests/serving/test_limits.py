@@ -27,6 +27,9 @@ class NoMetrics:
     def request(self, scope: Scope) -> Iterator[Callable[[Send], Send]]:
         yield lambda send: send
 
+    def error(self, code: str) -> None:
+        """Nobody looks."""
+
 
 async def count_bytes(scope: Scope, receive: Receive, send: Send) -> None:
     """Reads everything; waits if asked to, as an app that computes."""

@@ -1,0 +1,93 @@
+"""A server in a process of its own, as people start it."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from flowers.bundle import Bundle, load_bundle, save_bundle
+from tests.e2e.test_submit import free_port
+from tests.faults.processes import Running, end, members, running
+from tests.toys import layered
+
+SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
+
+
+def publish(models: Path, number: int, seed: int | None = None) -> Path:
+    """A version whose answers differ from those of the others."""
+    made = layered(SIZE, CLASSES, number if seed is None else seed)
+    folder = models / "flowers" / str(number)
+    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}}, str(folder))
+    return folder
+
+
+def damage(bundle: Path) -> Path:
+    data = bytearray((bundle / "model.keras").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "model.keras").write_bytes(data)
+    return bundle
+
+
+def loaded(bundle: Path) -> Bundle:
+    return load_bundle(str(bundle))
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready.
+
+    Attributes:
+        address: without a slash at the end.
+        job: its process.
+    """
+
+    address: str
+    job: Running
+
+    def get(self, path: str, **more: Any) -> requests.Response:
+        return requests.get(self.address + path, timeout=60, **more)
+
+    def post(self, path: str, data: Any = None, **more: Any) -> requests.Response:
+        return requests.post(self.address + path, data, timeout=60, **more)
+
+    def predict(self, photo: bytes, query: str = "") -> requests.Response:
+        return self.post(f"/predict{query}", photo, headers={"Content-Type": "image/jpeg"})
+
+    def version(self) -> str:
+        return self.status()["version"]
+
+    def status(self) -> dict[str, Any]:
+        status: dict[str, Any] = json.loads(self.get("/v1/models/flowers").text)["model_version_status"][0]
+        return status
+
+    def replicas(self) -> list[int]:
+        return [pid for pid, line in members(self.job.pid).items() if "ServeReplica" in line]
+
+    def stop(self) -> int:
+        self.job.process.send_signal(signal.SIGTERM)
+        return self.job.wait()
+
+
+@contextmanager
+def serve(bundle: Path, logs: Path, *arguments: object) -> Iterator[Server]:
+    """Starts a server and waits until it says that it is ready; afterwards nothing of it is left."""
+    port = free_port()
+    words = [sys.executable, "-m", "serving.run", "--bundle", str(bundle), "--port", str(port), *map(str, arguments)]
+    with running(words, logs) as job:
+        found = job.until(lambda: re.search(r"^ready +(http\S+?)/ ", job.out.read_text(), re.MULTILINE), pause=0.05)
+        server = Server(found[1], job)
+        yield server
+        if job.process.poll() is None:
+            server.stop()
+
+
+__all__ = ["CLASSES", "SIZE", "Server", "damage", "end", "loaded", "publish", "serve"]

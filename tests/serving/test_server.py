@@ -1,0 +1,203 @@
+"""A real server and a real client."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowers.predictor import Prediction, Predictor
+from tests.data.test_images import SAMPLES
+from tests.serving.server import CLASSES, SIZE, Server, damage, end, loaded, publish, serve
+
+ADMIN = {"Authorization": "Bearer boss"}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    publish(folder, 1)
+    (folder / "admin").write_text("boss\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    logs = tmp_path_factory.mktemp("server")
+    with serve(models, logs, "--admin-token-file", models / "admin", "--watch-s", 0.2) as server:
+        yield server
+        assert server.stop() == 0
+        assert (logs / "err").read_text() == ""
+
+
+@pytest.fixture(scope="module")
+def predictor(models: Path) -> Predictor:
+    return Predictor(loaded(models / "flowers" / "1"))
+
+
+def noise(seed: int) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def scores(answer: Any) -> list[float]:
+    found = {entry["label"]: entry["score"] for entry in answer["top"]}
+    return [found[name] for name in CLASSES]
+
+
+def expected(predictor: Predictor, photo: bytes) -> Prediction:
+    (found,) = predictor.predict([photo])
+    assert isinstance(found, Prediction)
+    return found
+
+
+def test_every_format_gets_what_the_bundle_says(server: Server, predictor: Predictor) -> None:
+    with ThreadPoolExecutor(8) as pool:  # together, so that they travel in batches
+        answers = list(pool.map(lambda name: server.predict(SAMPLES[name], "?heatmap=1"), SAMPLES))
+    for name, answer in zip(SAMPLES, answers, strict=True):
+        assert answer.status_code == 200, (name, answer.text)
+        wanted, body = expected(predictor, SAMPLES[name]), answer.json()
+        np.testing.assert_allclose(scores(body), wanted.probabilities, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(body["heatmap"], wanted.heat, atol=2e-4, err_msg=name)
+        assert (body["label"], body["model_version"]) == (wanted.label, "1")
+        assert set(body["timing"]) == {"queue_ms", "decode_ms", "infer_ms"}
+
+
+def test_a_poisoned_batch_gives_31_answers_and_a_reason(server: Server, predictor: Predictor) -> None:
+    photos = [noise(seed) for seed in range(32)]
+    photos[13] = photos[13][:60]
+    files = [("files", (f"{place}.png", photo, "image/png")) for place, photo in enumerate(photos)]
+    items = server.post("/predict", files=files).json()["items"]
+    assert [item["filename"] for item in items] == [f"{place}.png" for place in range(32)]
+    assert items[13]["error"]["code"] == "truncated"
+    for place in set(range(32)) - {13}:
+        np.testing.assert_allclose(scores(items[place]), expected(predictor, photos[place]).probabilities, atol=2e-6)
+
+
+def test_the_line_it_prints_works(server: Server) -> None:
+    line = next(line for line in server.job.out.read_text().splitlines() if line.startswith("try "))
+    photo = server.job.out.parent / "photo.jpg"
+    photo.write_bytes(SAMPLES["jpeg"])
+    words = [word.replace("PHOTO.jpg", str(photo)) for word in shlex.split(line.removeprefix("try "))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(done.stdout)["label"] in CLASSES
+
+
+def test_page_documents_and_metrics(server: Server) -> None:
+    page = server.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    for path in ("/page/page.css", "/page/page.js", "/docs"):
+        assert server.get(path).status_code == 200
+    assert "/predict" in server.get("/openapi.json").json()["paths"]
+    assert server.predict(b"broken").status_code == 415
+    text = server.get("/metrics").text
+    assert 'flowers_requests_total{route="/predict",status="200"}' in text
+    assert 'flowers_errors_total{code="not_a_photo"}' in text
+    assert "flowers_batch_size_count" in text
+    assert "flowers_waiting 0.0" in text
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_versions_are_swapped_under_load_and_rolled_back(server: Server, models: Path) -> None:
+    photo, stop, seen = noise(1), threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            seen.append(server.predict(photo))
+
+    by_version = {1: expected(Predictor(loaded(models / "flowers" / "1")), photo)}
+    with ThreadPoolExecutor(3) as pool:
+        tasks = [pool.submit(ask) for _ in range(3)]
+        for number in (2, 3, 4):
+            if number == 3:
+                damage(publish(models.parent / "aside", 3)).rename(models / "flowers" / "3")
+                wait_for(lambda: "version 3 is refused" in server.get("/v2/models/flowers").text)
+                assert server.version() == "2"
+                assert "flowers_reload_failed 1.0" in server.get("/metrics").text
+                continue
+            folder = publish(models.parent / "aside", number)
+            by_version[number] = expected(Predictor(loaded(folder)), photo)
+            folder.rename(models / "flowers" / str(number))
+            wait_for(lambda number=number: server.version() == str(number))
+        rolled = server.post("/admin/reload", json.dumps({"version": 1}), headers=ADMIN)
+        assert (rolled.status_code, rolled.json()["version"]) == (200, "1")
+        time.sleep(0.3)
+        stop.set()
+        for task in tasks:
+            task.result()
+    assert {answer.status_code for answer in seen} == {200}
+    versions = [int(answer.json()["model_version"]) for answer in seen]
+    assert set(versions) == {1, 2, 4}
+    for version, answer in zip(versions, seen, strict=True):
+        np.testing.assert_allclose(scores(answer.json()), by_version[version].probabilities, atol=2e-6)
+    assert server.post("/v1/models/flowers/versions/4:predict", '{"instances": []}').status_code in (400, 404)
+    assert server.post("/admin/reload", json.dumps({"version": 9}), headers=ADMIN).status_code == 400
+    assert server.post("/admin/reload").status_code == 401
+
+
+def test_a_killed_replica_is_replaced(server: Server) -> None:
+    (replica,) = server.replicas()
+    end(replica)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if server.predict(noise(2)).status_code == 200:
+                break
+        except OSError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert server.replicas() != [replica]
+
+
+def test_what_was_accepted_is_answered_before_it_ends(models: Path, tmp_path: Path) -> None:
+    with serve(models / "flowers" / "1", tmp_path) as server, ThreadPoolExecutor(1) as pool:
+        files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
+        asked = pool.submit(server.post, "/predict", files=files)
+        wait_for(lambda: "flowers_waiting 0.0" not in server.get("/metrics").text or asked.done())
+        assert server.stop() == 0
+        assert len(asked.result().json()["items"]) == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--bundle", "nowhere"], "nothing to serve"),
+        (["--bundle", "nowhere", "--max-batch-size", "0"], "--max-batch-size"),
+        (["--bundle", "nowhere", "--tokens-file", "nowhere"], "tokens"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    import sys
+
+    from tests.e2e.conftest import ROOT, environment
+
+    words = [sys.executable, "-m", "serving.run", *arguments]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_size_is_that_of_the_bundle(predictor: Predictor) -> None:
+    assert predictor.bundle.image_size == SIZE
