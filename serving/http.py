@@ -8,13 +8,14 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from flowers import __version__
 from flowers.errors import InputError
 from serving.answers import BadRequest
 from serving.limits import Limits, error_response
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
+from serving.protocols.replies import reply
 
 _PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _POLICY = {
@@ -43,7 +44,7 @@ def build(service: Any) -> FastAPI:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/admin/reload", tags=["operation"], responses={400: {}, 401: {}})
-    async def reload(request: Request) -> JSONResponse:
+    async def reload(request: Request) -> Response:
         """Looks for a new version now, trying again one that was refused.
 
         With a body `{"version": 3}` all servers of these versions take that one and keep it, with `{"version": null}`
@@ -56,7 +57,7 @@ def build(service: Any) -> FastAPI:
         changed = await asyncio.to_thread(service.versions.refresh, True)
         now = service.describe()
         answer = {"version": str(now.version), "changed": changed, "last_reload_error": now.last_reload_error}
-        return JSONResponse(answer, 200 if now.last_reload_error is None else 400)
+        return reply(answer, 200 if now.last_reload_error is None else 400)
 
     app.add_middleware(Limits, options=service.options, service=service)
     return app

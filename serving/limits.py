@@ -9,13 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import storage
 from flowers.errors import InputError
-from serving.answers import RETRY_AFTER_S, Overloaded, ServingError, TooLarge
+from serving.answers import Overloaded, ServingError, TooLarge
 from serving.options import Options
+from serving.protocols.replies import failure
 
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
 _OPEN = ("/", "/page/", "/v2/health/")
@@ -50,16 +52,13 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
     return tuple(lines)
 
 
-def error_response(path: str, error: ServingError) -> JSONResponse:
+def error_response(path: str, error: ServingError) -> Response:
     """An error in the shape of the protocol that lives below a path."""
     whole = path.startswith(("/v1/", "/v2/")) or path == "/v2"
-    detail: Any = error.detail if whole else {"code": error.code, "detail": error.detail}
-    headers = {}
-    if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(RETRY_AFTER_S)
+    response = failure(error, {"error": error.detail if whole else {"code": error.code, "detail": error.detail}})
     if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": detail}, error.status, headers)
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
 
 
 class Limits:
@@ -93,6 +92,8 @@ class Limits:
                 async with asyncio.timeout(self._options.timeout_s):
                     self._check(scope)
                     await self._app(scope, _Body(receive, self._options), seen(sending))
+            except ClientDisconnect:
+                pass  # nobody is there to be told anything
             except (ServingError, TimeoutError) as error:
                 if started:
                     raise

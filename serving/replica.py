@@ -158,9 +158,13 @@ class Classifier:
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Results in order; what is still running is cancelled if one fails."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one) for one in work]
-    return [task.result() for task in tasks]
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        raise
 
 
 def _use_cpus(cpus: float) -> None:

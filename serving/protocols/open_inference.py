@@ -39,8 +39,8 @@ def error_response(error: ServingError) -> Response:
 def router(service: Service) -> APIRouter:
     """The routes of this protocol; the service has a model already."""
     routes = APIRouter(tags=["Open Inference Protocol"])
-    model_name = openapi.model(service.describe().name)
-    named, versioned = {"parameters": [model_name]}, {"parameters": [model_name, openapi.VERSION]}
+    now = service.describe()
+    named, versioned = openapi.in_path(now, "name"), openapi.in_path(now, "name", "version")
     unknown = openapi.errors(openapi.TextError, *openapi.LOOKUP)
     not_ready: dict[int | str, Any] = {503: {"model": shapes.Ready, "description": "No model is loaded yet."}}
     described: dict[int | str, Any] = {200: {"model": shapes.Model}, **unknown}
@@ -88,14 +88,14 @@ def router(service: Service) -> APIRouter:
         model, _ = find_model(service, **request.path_params)
         return reply(_metadata(model))
 
-    def infer_at(parts: list[openapi.Json]) -> dict[str, Any]:
-        return {"parameters": [*parts, shapes.LENGTH_HEADER], "requestBody": shapes.request_body()}
+    def posted(at: openapi.Json) -> openapi.Json:
+        return {"parameters": [*at["parameters"], shapes.LENGTH_HEADER], "requestBody": shapes.request_body()}
 
-    @routes.post("/v2/models/{name}/infer", responses=inferred, openapi_extra=infer_at([model_name]))
+    @routes.post("/v2/models/{name}/infer", responses=inferred, openapi_extra=posted(named))
     @routes.post(
         "/v2/models/{name}/versions/{version}/infer",
         responses=inferred,
-        openapi_extra=infer_at([model_name, openapi.VERSION]),
+        openapi_extra=posted(versioned),
     )
     @errors_as(error_response)
     async def infer(request: Request) -> Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from serving.protocols.openapi import BYTES, Json
+from serving.protocols.openapi import BYTES, PHOTO, Json
 
 LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("probabilities", "label", "score")
@@ -98,7 +98,11 @@ def request_body() -> Json:
             "outputs": {"type": "array", "items": wanted, "uniqueItems": True},
         },
     }
-    content = {"application/json": {"schema": schema}, "application/octet-stream": {"schema": BYTES}}
+    example = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}]}
+    content = {
+        "application/json": {"schema": schema, "example": example},
+        "application/octet-stream": {"schema": BYTES},
+    }
     return {"required": True, "content": content}
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from serving.answers import Description
+
 Json = dict[str, Any]
 
 # Statuses of errors: of routes that take no body, and of those that do.
@@ -21,14 +23,7 @@ _STATUSES = {
     503: "The server has too much to do, or no model yet; Retry-After says when to try again.",
 }
 
-VERSION: Json = {
-    "name": "version",
-    "in": "path",
-    "required": True,
-    "description": "Number of the version; the one that is loaded answers, others are not found.",
-    "schema": {"type": "string", "pattern": "^[0-9]{1,9}$"},
-    "example": "1",
-}
+PHOTO = "R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAAIBAABBAQAOw=="  # base64 of a GIF of one black pixel
 BYTES: Json = {"type": "string", "format": "binary"}
 
 
@@ -56,10 +51,17 @@ def errors(shape: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
     return {status: {"model": shape, "description": _STATUSES[status]} for status in statuses}
 
 
-def model(name: str) -> Json:
-    """The parameter of a URL that is the name of the model."""
-    schema = {"type": "string", "enum": [name]}
-    return {"name": "name", "in": "path", "required": True, "description": "Name of the model.", "schema": schema}
+def in_path(model: Description, *names: str) -> Json:
+    """The parameters of a URL: "name", of the model, and perhaps "version"."""
+    known: dict[str, Json] = {
+        "name": {"description": "Name of the model.", "schema": {"type": "string", "enum": [model.name]}},
+        "version": {
+            "description": "Number of the version. The one that is loaded answers; others are not found.",
+            "schema": {"type": "string", "pattern": "^[0-9]{1,9}$"},
+            "example": str(model.version),
+        },
+    }
+    return {"parameters": [{"name": name, "in": "path", "required": True, **known[name]} for name in names]}
 
 
 def form(field: Json, name: str) -> Json:

@@ -14,8 +14,15 @@ from serving.answers import RETRY_AFTER_S, ServingError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# Escapes everything beyond ASCII: names of classes may hold what UTF-8 cannot encode.
-encode = json.JSONEncoder(separators=(",", ":")).encode
+_encoder = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def encode(value: Any) -> bytes:
+    """A value as JSON; in names of classes, what UTF-8 cannot hold is a question mark.
+
+    JSON could escape it, but many parsers refuse the whole text then, that of Triton's client among them.
+    """
+    return _encoder.encode(value).encode("utf-8", "replace")
 
 
 def reply(value: Any, status: int = 200) -> Response:

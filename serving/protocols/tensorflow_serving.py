@@ -97,15 +97,11 @@ def _documented_body() -> openapi.Json:
     signature = {"type": "string", "enum": ["", SIGNATURE]}
     either = {"instances": {**photos, "items": {"oneOf": [photo, named]}}, "inputs": {"oneOf": [photos, column]}}
     forms = [
-        {
-            "type": "object",
-            "required": [key],
-            "properties": {key: value, "signature_name": signature},
-            "additionalProperties": False,
-        }
+        {"type": "object", "required": [key], "properties": {key: value, "signature_name": signature}}
         for key, value in either.items()
     ]
-    return {"required": True, "content": {"application/json": {"schema": {"oneOf": forms}}}}
+    example = {"instances": [{"b64": openapi.PHOTO}]}
+    return {"required": True, "content": {"application/json": {"schema": {"oneOf": forms}, "example": example}}}
 
 
 def error_response(error: ServingError) -> Response:
@@ -116,13 +112,29 @@ def error_response(error: ServingError) -> Response:
 def router(service: Service) -> APIRouter:
     """The routes of this protocol; the service has a model already."""
     routes = APIRouter(tags=["TensorFlow Serving"])
-    name = openapi.model(service.describe().name)
-    named, versioned = {"parameters": [name]}, {"parameters": [name, openapi.VERSION]}
+    now = service.describe()
+    named, versioned = openapi.in_path(now, "name"), openapi.in_path(now, "name", "version")
     body = {"requestBody": _documented_body()}
     unknown = openapi.errors(openapi.TextError, *openapi.LOOKUP)
     refused = openapi.errors(openapi.TextError, *openapi.POSTED, 404)
     described: dict[int | str, Any] = {200: {"model": ModelMetadata}, **unknown}
     predicted: dict[int | str, Any] = {200: {"model": Rows | Outputs}, **refused}
+
+    # First, as a name may hold a colon: whoever asks what may be done here is told of POST.
+    @routes.post("/v1/models/{name}:predict", responses=predicted, openapi_extra={**named, **body})
+    @routes.post(
+        "/v1/models/{name}/versions/{version}:predict", responses=predicted, openapi_extra={**versioned, **body}
+    )
+    @errors_as(error_response)
+    async def predict(request: Request) -> Response:
+        """Classifies photos; one that cannot be decoded fails the request."""
+        _, version = find_model(service, **request.path_params)
+        form, photos = _photos(json_object(await read(request)), service.max_items)
+        model, answers = await ask(service, photos, version)
+        rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
+        if form == "instances":
+            return reply({"predictions": rows})
+        return reply({"outputs": {name: [row[name] for row in rows] for name in rows[0]}})
 
     @routes.get("/v1/models/{name}", responses={200: {"model": ModelStatus}, **unknown}, openapi_extra=named)
     @routes.get(
@@ -143,21 +155,6 @@ def router(service: Service) -> APIRouter:
         """The inputs and outputs of the model."""
         model, _ = find_model(service, **request.path_params)
         return reply(_metadata(model))
-
-    @routes.post("/v1/models/{name}:predict", responses=predicted, openapi_extra={**named, **body})
-    @routes.post(
-        "/v1/models/{name}/versions/{version}:predict", responses=predicted, openapi_extra={**versioned, **body}
-    )
-    @errors_as(error_response)
-    async def predict(request: Request) -> Response:
-        """Classifies photos; one that cannot be decoded fails the request."""
-        _, version = find_model(service, **request.path_params)
-        form, photos = _photos(json_object(await read(request)), service.max_items)
-        model, answers = await ask(service, photos, version)
-        rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
-        if form == "instances":
-            return reply({"predictions": rows})
-        return reply({"outputs": {name: [row[name] for row in rows] for name in rows[0]}})
 
     return routes
 

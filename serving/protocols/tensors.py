@@ -232,7 +232,7 @@ def write(head: dict[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int |
         else:
             data = output.data if isinstance(output.data, list) else output.data.ravel().tolist()
             described.append({**entry, "data": data})
-    text = encode({**head, "outputs": described}).encode()
+    text = encode({**head, "outputs": described})
     return b"".join([text, *parts]), len(text) if parts else None
 
 

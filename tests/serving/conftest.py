@@ -16,6 +16,9 @@ from serving.protocols import mlnet, native, open_inference, tensorflow_serving
 
 # The last two are names that no UTF-8 can hold: a folder of undecodable bytes, and a surrogate of no byte.
 CLASSES = ("daisy", "löwenzahn ☃", "roses", "odd \udcff", "odder \ud800")
+# How JSON shows them, and how bytes do.
+SHOWN = ("daisy", "löwenzahn ☃", "roses", "odd ?", "odder ?")
+PACKED = (b"daisy", "löwenzahn ☃".encode(), b"roses", b"odd \xff", b"odder ?")
 SIZE = 4
 
 

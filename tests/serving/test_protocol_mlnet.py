@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from serving.answers import Overloaded
-from tests.serving.conftest import FakeService
+from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 URL = "/api/ImageClassification/classifyImage"
 
@@ -26,7 +26,7 @@ def test_a_photo(client: TestClient, service: FakeService, url: str) -> None:
         200,
         {
             "imageId": "rosé.jpg",
-            "predictedLabel": answer.label,
+            "predictedLabel": SHOWN[CLASSES.index(answer.label)],
             "probability": round(answer.score, 6),
             "predictionExecutionTime": 12,
         },

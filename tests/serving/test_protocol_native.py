@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -14,21 +15,25 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.answers import Overloaded, TooLarge, UnknownVersion
-from tests.serving.conftest import FakeService
+from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 JPEG = {"content-type": "image/jpeg"}
 FORM = {"content-type": "multipart/form-data; boundary=b"}
 PART = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a.jpg"\r\n\r\nphoto\r\n'
 
 
+def shown(label: str) -> str:
+    return SHOWN[CLASSES.index(label)] if label in CLASSES else label
+
+
 def predicted(service: FakeService, photo: bytes, top: int = 5) -> dict[str, Any]:
     answer = service.answer(photo)
     order = sorted(range(len(service.classes)), key=lambda place: (-answer.probabilities[place], place))
     return {
-        "label": answer.label,
+        "label": shown(answer.label),
         "score": round(answer.score, 6),
         "top": [
-            {"label": service.classes[place], "score": round(float(answer.probabilities[place]), 6)}
+            {"label": shown(service.classes[place]), "score": round(float(answer.probabilities[place]), 6)}
             for place in order[:top]
         ],
         "model_version": "3",
@@ -53,6 +58,11 @@ def test_a_photo_as_the_body(client: TestClient, service: FakeService, kind: str
 def test_top(client: TestClient, service: FakeService, query: str, top: int) -> None:
     response = client.post(f"/predict{query}", content=b"photo", headers=JPEG)
     assert response.json() == predicted(service, b"photo", top)
+
+
+def test_names_of_classes_that_no_utf8_can_hold(client: TestClient) -> None:
+    response = client.post("/predict", content=b"photo", headers=JPEG)
+    assert {label["label"] for label in json.loads(response.content.decode())["top"]} == set(SHOWN)
 
 
 def test_equal_scores_are_in_the_order_of_the_classes(client: TestClient, service: FakeService) -> None:
