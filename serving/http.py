@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
 from starlette.responses import Response
 
 from flowers import __version__
@@ -33,7 +34,8 @@ def build(service: Any) -> FastAPI:
     Args:
         service: `serving.replica.Classifier`.
     """
-    app = FastAPI(title="flowers", version=__version__, description="Image classification.")
+    # Its /docs needs no outside address.
+    app = FastAPIOffline(redoc_url=None, title="flowers", version=__version__, description="Image classification.")
     for protocol in (native, tensorflow_serving, open_inference, mlnet):
         app.include_router(protocol.router(service))
     _add_page(app)
