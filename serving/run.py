@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import signal
 import socket
@@ -81,9 +82,6 @@ def build_options(bundle: str | None, given: dict[str, Any]) -> Options:
 @_options
 def main(bundle: str | None, host: str, port: int, verbose: bool, **values: Any) -> None:
     """Parses, starts, waits."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     with edge(verbose, "") as out:
         options = build_options(bundle, {name: value for name, value in values.items() if value is not None})
         from serving.limits import read_tokens
@@ -102,8 +100,16 @@ def main(bundle: str | None, host: str, port: int, verbose: bool, **values: Any)
             address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
             say(f"ready     {address}/    (the API: {address}/docs)")
             say(f"try       {_curl(options.bundle, address, bool(tokens))}")
-            stop.wait()
+            _wait_for_the_end()
             say("Stopping: what was accepted is answered.")
+
+
+def _wait_for_the_end() -> None:
+    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
 
 
 @contextmanager
@@ -117,6 +123,8 @@ def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[N
 
     with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(verbose):
         os.environ[FOLDER] = folder
+        if not verbose:
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             try:
                 http = {"host": host, "port": port, "request_timeout_s": options.timeout_s + 5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def broken(*_: Any, **__: Any) -> None:
     raise OSError("No space left on device")
 
 
-@pytest.mark.parametrize("where", ["model", "manifest", "publish", "move"])
+@pytest.mark.parametrize("where", ["model", "manifest", "publish", "rename"])
 def test_an_interrupted_save_leaves_the_old_bundle_whole(
     saved: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
@@ -105,7 +105,7 @@ def test_an_interrupted_save_leaves_the_old_bundle_whole(
     elif where == "publish":
         monkeypatch.setattr(storage, "publish", broken)
     else:
-        monkeypatch.setattr(shutil, "move", broken)
+        monkeypatch.setattr(os, "rename", broken)
     with pytest.raises(OSError, match="No space"):
         save_bundle(model, DESCRIPTION, str(saved))
     monkeypatch.undo()

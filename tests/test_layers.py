@@ -28,6 +28,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "storage": ["errors"],
     "progress": [],
     "session": ["errors"],
+    "terminal": ["errors"],
     "data": BASE,
     "model": [*BASE, "data"],
     "plan": [*BASE, "model"],

@@ -2,7 +2,7 @@
 // they enter the page as text only.
 
 const PER_REQUEST = 8; // few photos a request, so that the first answers come soon
-const BYTES_PER_REQUEST = 16 << 20;
+const BYTES_PER_REQUEST = 4 << 20; // the server allows each request but a few seconds to arrive
 const TRIES = 3;
 const PHOTO_SIDE = 512;
 const HEAT_SIDE = 128;
@@ -17,6 +17,7 @@ const REASONS = {
   corrupt: "The file is damaged.",
   too_many_pixels: "The photo has too many pixels.",
   too_large: "The file is too large for this server.",
+  too_slow: "The photo took too long to arrive.",
   overloaded: "The server has too much to do at the moment.",
   unreachable: "The server did not answer.",
   unreadable: "The browser cannot read the file.",
@@ -78,7 +79,7 @@ async function showModel(answering) {
   by("classes").firstElementChild.textContent = "Names of the classes";
   by("classes").lastElementChild.textContent = classes.join(", ");
   by("reload").hidden = !more.last_reload_error;
-  by("reload").textContent = `A newer version could not be loaded, so version ${version} goes on. ${more.last_reload_error}`;
+  by("reload").textContent = `Version ${version} stays in use, as a newer one could not be loaded: ${more.last_reload_error}`;
 }
 
 function lock() {
@@ -171,7 +172,7 @@ async function ask(batch) {
       lock();
       return report();
     }
-    if (response.status === 413 && batch.length > 1) return halves(batch);
+    if ([408, 413].includes(response.status) && batch.length > 1) return halves(batch);
     const error = await errorOf(response);
     if (response.status !== 503 || attempt === TRIES) {
       return living(batch).forEach((item) => refuse(item, error, response.status !== 413));
@@ -266,7 +267,7 @@ function percent(score) {
 }
 
 function facts({ model_version: number, timing = {} }) {
-  const parts = [["queue_ms", "waiting"], ["decode_ms", "decoding"], ["infer_ms", "in the network"]];
+  const parts = [["queue_ms", "waiting"], ["decode_ms", "decoding"], ["infer_ms", "in the model"]];
   const times = parts.filter(([key]) => typeof timing[key] === "number");
   return [
     number === undefined ? "" : `version ${number}`,
@@ -354,7 +355,7 @@ function paint(canvas, grid) {
       const above = grid[top][left] * (1 - across) + grid[top][right] * across;
       const below = grid[bottom][left] * (1 - across) + grid[bottom][right] * across;
       const heat = Math.max(above * (1 - down) + below * down, 0) / peak;
-      image.data.set([...HEAT_COLOUR, 215 * heat], 4 * (y * HEAT_SIDE + x));
+      image.data.set([...HEAT_COLOUR, 190 * heat], 4 * (y * HEAT_SIDE + x));
     }
   }
   context.putImageData(image, 0, 0);

@@ -61,7 +61,9 @@ PIXEL = """
 const canvas = document.querySelectorAll(arguments[0])[arguments[1]];
 const at = (share, size) => Math.floor(share * size);
 const [x, y] = [at(arguments[2], canvas.width), at(arguments[3], canvas.height)];
-return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data];
+const probe = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+probe.drawImage(canvas, x, y, 1, 1, 0, 0, 1, 1);
+return [...probe.getImageData(0, 0, 1, 1).data];
 """
 SEND = """
 const transfer = new DataTransfer();
@@ -353,7 +355,7 @@ def test_answers_and_a_broken_file(page: Page, photo: Path, broken: Path, tmp_pa
     assert good["lines"][:2] == ["daisy 93.1 %", "dandelion 5.0 %"]
     assert len(good["lines"]) == 5
     assert good["lines"][4] == "tulips < 0.1 %"
-    assert good["facts"] == "version 3 · 1.5 ms waiting, 6.1 ms decoding, 31 ms in the network"
+    assert good["facts"] == "version 3 · 1.5 ms waiting, 6.1 ms decoding, 31 ms in the model"
     assert (good["role"], good["alt"]) == ("img", "photo meadow.jpg, middle square")
     assert bad["label"] is None
     assert "cut off" in bad["wrong"]
