@@ -68,20 +68,21 @@ def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
         elif found:  # a new phase starts from the best head of the one before
             folder = storage.join(plan.uri, "checkpoints")
             stage.step.restore(checkpoints.load(checkpoints.uri_of(folder, history.best)).arrays, "head")
+        # All that the next phase takes over: the rest, some hundred MB, is not held while this one trains.
+        found = checkpoints.Checkpoint(history.epoch, stage.standard_arrays(), {})
         while history.phase() == phase:
             line, counts = _epoch(plan, stage, history, sides, classes, worker)
             history.add(line)
-            found = checkpoints.Checkpoint(history.epoch, stage.arrays(counts), {})
-            _report(history, found, worker)
+            _report(history, stage, counts, worker)
 
 
-def _report(history: History, found: checkpoints.Checkpoint, worker: Worker) -> None:
+def _report(history: History, stage: Stage, counts: Counts, worker: Worker) -> None:
     """Commits the epoch, and tells Ray."""
     import ray.train
 
     known = None
     if worker.rank == 0:
-        known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(found.arrays))))
+        known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(stage.arrays(counts)))))
     ray.train.report(
         {name: value for name, value in history.lines[-1].items() if name != "seconds"},
         checkpoint=known,

@@ -58,13 +58,12 @@ class Stage:
 
     def arrays(self, counts: Counts) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps: all that changed, and the counts of the validation."""
+        return {**self.step.state(), **self.standard_arrays(), "validation": counts.to_vector()}
+
+    def standard_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What the phases have in common."""
         mean, variance = self.standard
-        return {
-            **self.step.state(),
-            "standardize:mean": mean,
-            "standardize:variance": variance,
-            "validation": counts.to_vector(),
-        }
+        return {"standardize:mean": mean, "standardize:variance": variance}
 
 
 def make_stage(

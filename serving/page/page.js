@@ -79,7 +79,7 @@ async function showModel(answering) {
   by("classes").firstElementChild.textContent = "Names of the classes";
   by("classes").lastElementChild.textContent = classes.join(", ");
   by("reload").hidden = !more.last_reload_error;
-  by("reload").textContent = `Version ${version} stays in use, as a newer one could not be loaded: ${more.last_reload_error}`;
+  by("reload").textContent = `Version ${version} stays in use, as a newer one could not be loaded (${more.last_reload_error}).`;
 }
 
 function lock() {
@@ -195,7 +195,7 @@ async function lost(batch) {
   const alive = await call("v2/models/flowers").then(() => true, () => false);
   if (alive && batch.length > 1) return halves(batch);
   const all = alive ? batch : [...batch, ...queue.splice(0)];
-  const detail = alive ? "the connection broke while the photo was sent" : "";
+  const detail = alive ? "the connection broke; is the file too large?" : "";
   for (const item of living(all)) refuse(item, { code: "unreachable", detail }, true);
 }
 

@@ -155,7 +155,7 @@ def test_a_new_run_has_no_history(tmp_path: Path) -> None:
 def test_the_two_newest_the_best_and_the_best_before_are_kept(
     tmp_path: Path, values: list[float], left: list[list[int]]
 ) -> None:
-    made, found, _ = History(str(tmp_path), options()), []
+    made, found = History(str(tmp_path), options()), []
     for value in values:
         made.add({"val_log_loss": value})
         made.commit({})
