@@ -84,10 +84,10 @@ def failing(monkeypatch: pytest.MonkeyPatch, where: str, error: OSError) -> None
     elif where == "folder":
         monkeypatch.setattr(os, "makedirs", other)
     else:
-        monkeypatch.setattr(*{"publish": (storage, "publish"), "move": (storage.shutil, "move")}[where], other)
+        monkeypatch.setattr(*{"publish": (storage, "publish"), "rename": (os, "rename")}[where], other)
 
 
-WHERE = ["folder", "arrays", "manifest", "publish", "move"]
+WHERE = ["folder", "arrays", "manifest", "publish", "rename"]
 
 
 @pytest.mark.parametrize("where", WHERE)
