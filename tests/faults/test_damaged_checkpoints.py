@@ -84,6 +84,7 @@ def test_training_alone(place: Place, reference: Done, damage: Damage, left: int
     )
     said: list[str] = []
     before = Progress(run).checkpoint()
+    trainer.prepare(plan, said.append)
     trainer.fit(plan, tuple(reference.report["data"]["classes"]), said.append)
     assert [line.startswith("warning: skipped a checkpoint ") for line in said] == [True] * skipped
     assert before == (EPOCHS if skipped else left)
