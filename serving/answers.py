@@ -9,26 +9,20 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flowers.predictor import Prediction
+
 
 @dataclass(frozen=True)
-class Answer:
+class Answer(Prediction):
     """What a version of the model says of one photo.
 
     Attributes:
-        label: the class of the highest probability.
-        score: that probability.
-        probabilities: float32 [K], in the order of the description's classes.
-        heat: float32 [h, w], how much each part of the photo's middle square speaks for `label`; 0 is neutral.
         version: of the model that answered.
         queue_ms: time from the decoded photo to the start of its batch.
         decode_ms: time that decoding took, 0 for pixels.
         infer_ms: time that its batch took in the network.
     """
 
-    label: str
-    score: float
-    probabilities: npt.NDArray[np.float32]
-    heat: npt.NDArray[np.float32]
     version: int
     queue_ms: float
     decode_ms: float

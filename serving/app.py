@@ -8,6 +8,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from serving.answers import RETRY_AFTER_S
 from serving.metrics import FOLDER, default_folder
 from serving.options import Options
 
@@ -31,7 +32,7 @@ def build_app(args: Options) -> Application:
         "user_config": args.tuning.model_dump(),
         "max_ongoing_requests": ongoing,
         "max_queued_requests": args.max_waiting,
-        "backpressure_config": {"status_code": 503, "retry_after_s": 1},
+        "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": args.timeout_s,
         "ray_actor_options": {
             "num_cpus": cpus,

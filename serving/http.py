@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from importlib import resources
 from typing import Any
 
@@ -14,9 +13,10 @@ from starlette.responses import Response
 from flowers import __version__
 from flowers.errors import InputError
 from serving.answers import BadRequest
-from serving.limits import Limits, error_response
+from serving.limits import Limits
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
-from serving.protocols.replies import reply
+from serving.protocols.body import json_object
+from serving.protocols.replies import coded_error, errors_as, reply
 
 _PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _POLICY = {
@@ -46,16 +46,14 @@ def build(service: Any) -> FastAPI:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     @app.post("/admin/reload", tags=["operation"], responses={400: {}, 401: {}})
+    @errors_as(coded_error)
     async def reload(request: Request) -> Response:
         """Looks for a new version now, trying again one that was refused.
 
         With a body `{"version": 3}` all servers of these versions take that one and keep it, with `{"version": null}`
         the newest again.
         """
-        try:
-            await _pin(service, await request.body())
-        except BadRequest as error:
-            return error_response("/admin/reload", error)
+        await _pin(service, await request.body())
         changed = await asyncio.to_thread(service.versions.refresh, True)
         now = service.describe()
         answer = {"version": str(now.version), "changed": changed, "last_reload_error": now.last_reload_error}
@@ -68,11 +66,8 @@ def build(service: Any) -> FastAPI:
 async def _pin(service: Any, body: bytes) -> None:
     if not body.strip():
         return
-    try:
-        wanted = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {error}") from error
-    if not isinstance(wanted, dict) or set(wanted) != {"version"}:
+    wanted = json_object(body)
+    if set(wanted) != {"version"}:
         raise BadRequest('required is {"version": NUMBER} or {"version": null}')
     number = wanted["version"]
     if isinstance(number, bool) or not isinstance(number, int | None):

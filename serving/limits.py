@@ -17,10 +17,10 @@ from flowers import storage
 from flowers.errors import InputError
 from serving.answers import Overloaded, ServingError, TooLarge
 from serving.options import Options
-from serving.protocols.replies import failure
+from serving.protocols.replies import coded_error, text_error
 
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
-_OPEN = ("/", "/page/", "/v2/health/")
+_OPEN = ("/page/", "/v2/health/")
 
 
 class Unauthorized(ServingError):
@@ -54,8 +54,8 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
 
 def error_response(path: str, error: ServingError) -> Response:
     """An error in the shape of the protocol that lives below a path."""
-    whole = path.startswith(("/v1/", "/v2/")) or path == "/v2"
-    response = failure(error, {"error": error.detail if whole else {"code": error.code, "detail": error.detail}})
+    shape = text_error if path.startswith(("/v1/", "/v2/")) or path == "/v2" else coded_error
+    response = shape(error)
     if isinstance(error, Unauthorized):
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
@@ -108,7 +108,7 @@ class Limits:
             if not self._admin:
                 raise Unauthorized("the server was started without --admin-token-file, so nobody may do this")
             _check_token(headers, self._admin)
-        elif self._tokens and path != "/" and not path.startswith(_OPEN[1:]):
+        elif self._tokens and path != "/" and not path.startswith(_OPEN):
             _check_token(headers, (*self._tokens, *self._admin))
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > self._options.max_request_bytes:

@@ -135,10 +135,7 @@ class Classifier:
             raise
         found = item.model.predictor.prediction(row.probabilities, row.heat)
         return Answer(
-            label=found.label,
-            score=found.score,
-            probabilities=found.probabilities,
-            heat=found.heat,
+            **vars(found),
             version=item.model.number,
             queue_ms=row.queue_ms,
             decode_ms=decode_ms,

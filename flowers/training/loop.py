@@ -17,7 +17,7 @@ from flowers.training.history import History
 from flowers.training.inputs import Inputs, Side, read_sides
 from flowers.training.order import class_weights, epoch_order
 from flowers.training.schedule import learning_rate
-from flowers.training.stage import Stage, Worker, make_stage
+from flowers.training.stage import Stage, Worker, make_stage, standard_of
 from flowers.training.step import Batches, Step
 
 
@@ -61,15 +61,16 @@ def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
         storage.sweep(storage.join(plan.uri, "checkpoints"))
         history.rewrite()
     sides = read_sides(plan.uri, classes)
+    standard = standard_of(found) if found else None
     while (phase := history.phase()) is not None:
-        stage = make_stage(plan, phase, sides, found, len(classes), worker)
+        stage = make_stage(plan, phase, sides, standard, len(classes), worker)
         if found and history.epoch > history.began:
             stage.step.restore(found.arrays)
-        elif found:  # a new phase starts from the best head of the one before
+        elif history.epoch:  # a new phase starts from the best head of the one before
             folder = storage.join(plan.uri, "checkpoints")
             stage.step.restore(checkpoints.load(checkpoints.uri_of(folder, history.best)).arrays, "head")
-        # All that the next phase takes over: the rest, some hundred MB, is not held while this one trains.
-        found = checkpoints.Checkpoint(history.epoch, stage.standard_arrays(), {})
+        # The arrays of the checkpoint, some hundred MB, are not held while the phase trains.
+        found, standard = None, stage.standard
         while history.phase() == phase:
             line, counts = _epoch(plan, stage, history, sides, classes, worker)
             history.add(line)

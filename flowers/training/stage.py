@@ -58,24 +58,25 @@ class Stage:
 
     def arrays(self, counts: Counts) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps: all that changed, and the counts of the validation."""
-        return {**self.step.state(), **self.standard_arrays(), "validation": counts.to_vector()}
-
-    def standard_arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What the phases have in common."""
         mean, variance = self.standard
-        return {"standardize:mean": mean, "standardize:variance": variance}
+        return {
+            **self.step.state(),
+            "standardize:mean": mean,
+            "standardize:variance": variance,
+            "validation": counts.to_vector(),
+        }
 
 
 def make_stage(
-    plan: Plan, phase: Phase, sides: tuple[Side, Side], found: Checkpoint | None, classes: int, worker: Worker
+    plan: Plan, phase: Phase, sides: tuple[Side, Side], standard: Standard | None, classes: int, worker: Worker
 ) -> Stage:
     """Makes a phase ready in one worker.
 
     Args:
         plan: of the run.
-        phase: which; "tail" needs a checkpoint of the phase before.
+        phase: which.
         sides: training and validation photos.
-        found: the checkpoint to go on from.
+        standard: mean and variance of an earlier phase or checkpoint; None, for the head only, measures them.
         classes: number of outputs, K.
         worker: this process.
     """
@@ -83,16 +84,16 @@ def make_stage(
         opened: dict[str, FeatureCache] = {}
         train = Cached(plan, cuts.POOL, plan.views, sides[0], (-1,), opened)
         validation = Cached(plan, cuts.POOL, (PLAIN,), sides[1], (-1,), opened)
-        standard = _standard(found) if found else classifier.standardization(*train.views)
-        return Stage(phase, _step(plan, lambda: _head(plan, standard, classes), worker), train, validation, standard)
-    if found is None:
+        measured = standard or classifier.standardization(*train.views)
+        return Stage(phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured)
+    if standard is None:
         raise ValueError("the tail is trained after the head: there must be a checkpoint")
-    standard = _standard(found)
     step = _step(plan, lambda: _tail(plan, standard, classes, worker), worker)
     return Stage(phase, step, *_at_cut(plan, sides, step.trained), standard)
 
 
-def _standard(found: Checkpoint) -> Standard:
+def standard_of(found: Checkpoint) -> Standard:
+    """Mean and variance of the pooled features that a checkpoint was trained with."""
     return found.arrays["standardize:mean"], found.arrays["standardize:variance"]
 
 

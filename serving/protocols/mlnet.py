@@ -7,11 +7,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import BadRequest, Refusal, Service, ServingError
+from serving.answers import BadRequest, Refusal, Service
 from serving.protocols import openapi
 from serving.protocols.asking import PhotoRefused, ask
 from serving.protocols.body import read_files
-from serving.protocols.replies import errors_as, failure, reply
+from serving.protocols.replies import coded_error, errors_as, reply
 
 FIELD = "imageFile"
 
@@ -30,11 +30,6 @@ _DOCUMENTED: openapi.Json = {
 }
 
 
-def error_response(error: ServingError) -> Response:
-    """The response for an error: `{"error": {"code", "detail"}}`."""
-    return failure(error, {"error": {"code": error.code, "detail": error.detail}})
-
-
 def router(service: Service) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter(tags=["ML.NET sample"])
@@ -49,7 +44,7 @@ def router(service: Service) -> APIRouter:
         },
         openapi_extra=_DOCUMENTED,
     )
-    @errors_as(error_response)
+    @errors_as(coded_error)
     async def classify_image(request: Request) -> Response:
         """Classifies the photo in the form's field `imageFile`."""
         files = [file for file in await read_files(request, service.max_items) if file.field == FIELD]

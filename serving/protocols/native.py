@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import Answer, BadRequest, Description, Refusal, Service, ServingError
+from serving.answers import Answer, BadRequest, Description, Refusal, Service
 from serving.protocols import openapi
 from serving.protocols.asking import PhotoRefused, ask, ranked
 from serving.protocols.body import UnsupportedMedia, media_type, read, read_files, shown
-from serving.protocols.replies import errors_as, failure, reply
+from serving.protocols.replies import coded_error, errors_as, reply
 
 MOST = 1000  # labels that `top` may ask for
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
@@ -95,11 +95,6 @@ _DOCUMENTED: openapi.Json = {
 }
 
 
-def error_response(error: ServingError) -> Response:
-    """The response for an error: `{"error": {"code", "detail"}}`."""
-    return failure(error, {"error": {"code": error.code, "detail": error.detail}})
-
-
 def router(service: Service) -> APIRouter:
     """The routes of this protocol."""
     routes = APIRouter(tags=["native"])
@@ -112,7 +107,7 @@ def router(service: Service) -> APIRouter:
         },
         openapi_extra=_DOCUMENTED,
     )
-    @errors_as(error_response)
+    @errors_as(coded_error)
     async def predict(request: Request) -> Response:
         """Classifies the photo that the body is, or each file of a form."""
         options = _options(request) if request.scope["query_string"] else _Options()

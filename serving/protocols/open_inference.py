@@ -11,13 +11,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import flowers
-from serving.answers import Answer, BadRequest, Description, Service, ServingError
+from serving.answers import Answer, BadRequest, Description, Service
 from serving.protocols import open_inference_shapes as shapes
 from serving.protocols import openapi
 from serving.protocols.asking import all_answered, ask, ask_pixels, find_model, ranked
 from serving.protocols.body import json_object, read, shown
 from serving.protocols.open_inference_shapes import LENGTH, OUTPUTS
-from serving.protocols.replies import errors_as, failure, reply
+from serving.protocols.replies import errors_as, reply, text_error
 from serving.protocols.tensors import Output, Spec, Wanted, flag, parameters, read_input, read_wanted, split, write
 
 
@@ -29,11 +29,6 @@ def _inputs(model: Description) -> tuple[Spec, Spec]:
 def _outputs(model: Description) -> tuple[Spec, ...]:
     kinds = ("FP32", (-1, len(model.classes))), ("BYTES", (-1,)), ("FP32", (-1,))
     return tuple(Spec(name, *kind) for name, kind in zip(OUTPUTS, kinds, strict=True))
-
-
-def error_response(error: ServingError) -> Response:
-    """The response for an error: `{"error": text}`."""
-    return failure(error, {"error": error.detail})
 
 
 def router(service: Service) -> APIRouter:
@@ -73,7 +68,7 @@ def router(service: Service) -> APIRouter:
         responses={200: {"model": shapes.Ready}, **unknown},
         openapi_extra=versioned,
     )
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def model_ready(request: Request) -> Response:
         """Whether this model is loaded and warm."""
         model, _ = find_model(service, **request.path_params)
@@ -82,7 +77,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v2/models/{name}", responses=described, openapi_extra=named)
     @routes.get("/v2/models/{name}/versions/{version}", responses=described, openapi_extra=versioned)
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def metadata(request: Request) -> Response:
         """The inputs, outputs and classes of the model."""
         model, _ = find_model(service, **request.path_params)
@@ -97,7 +92,7 @@ def router(service: Service) -> APIRouter:
         responses=inferred,
         openapi_extra=posted(versioned),
     )
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def infer(request: Request) -> Response:
         """Classifies photos or pixels; a photo that cannot be decoded fails the request."""
         model, version = find_model(service, **request.path_params)

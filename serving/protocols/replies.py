@@ -30,9 +30,18 @@ def reply(value: Any, status: int = 200) -> Response:
     return Response(encode(value), status, media_type="application/json")
 
 
-def failure(error: ServingError, value: Any) -> Response:
-    """The response for an error; `value` is its JSON."""
-    response = reply(value, error.status)
+def coded_error(error: ServingError) -> Response:
+    """The response for an error: `{"error": {"code", "detail"}}`."""
+    return _failure(error, {"code": error.code, "detail": error.detail})
+
+
+def text_error(error: ServingError) -> Response:
+    """The response for an error: `{"error": text}`."""
+    return _failure(error, error.detail)
+
+
+def _failure(error: ServingError, what: Any) -> Response:
+    response = reply({"error": what}, error.status)
     if error.status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response

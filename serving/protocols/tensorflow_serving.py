@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import Answer, BadRequest, Description, Service, ServingError
+from serving.answers import Answer, BadRequest, Description, Service
 from serving.protocols import openapi
 from serving.protocols.asking import all_answered, ask, check_count, find_model
 from serving.protocols.body import base64_bytes, json_object, read, shown
-from serving.protocols.replies import errors_as, failure, reply
+from serving.protocols.replies import errors_as, reply, text_error
 
 SIGNATURE, INPUT = "serving_default", "image_bytes"
 
@@ -104,11 +104,6 @@ def _documented_body() -> openapi.Json:
     return {"required": True, "content": {"application/json": {"schema": {"oneOf": forms}, "example": example}}}
 
 
-def error_response(error: ServingError) -> Response:
-    """The response for an error: `{"error": text}`."""
-    return failure(error, {"error": error.detail})
-
-
 def router(service: Service) -> APIRouter:
     """The routes of this protocol; the service has a model already."""
     routes = APIRouter(tags=["TensorFlow Serving"])
@@ -125,7 +120,7 @@ def router(service: Service) -> APIRouter:
     @routes.post(
         "/v1/models/{name}/versions/{version}:predict", responses=predicted, openapi_extra={**versioned, **body}
     )
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def predict(request: Request) -> Response:
         """Classifies photos; one that cannot be decoded fails the request."""
         _, version = find_model(service, **request.path_params)
@@ -142,7 +137,7 @@ def router(service: Service) -> APIRouter:
         responses={200: {"model": ModelStatus}, **unknown},
         openapi_extra=versioned,
     )
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def status(request: Request) -> Response:
         """The version that is loaded."""
         model, _ = find_model(service, **request.path_params)
@@ -150,7 +145,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/v1/models/{name}/metadata", responses=described, openapi_extra=named)
     @routes.get("/v1/models/{name}/versions/{version}/metadata", responses=described, openapi_extra=versioned)
-    @errors_as(error_response)
+    @errors_as(text_error)
     async def metadata(request: Request) -> Response:
         """The inputs and outputs of the model."""
         model, _ = find_model(service, **request.path_params)

@@ -20,7 +20,7 @@ from flowers.training.inputs import Cached, read_sides
 from flowers.training.loop import _epoch
 from flowers.training.order import Order, epoch_order
 from flowers.training.schedule import learning_rate, phases
-from flowers.training.stage import Stage, Worker, make_stage
+from flowers.training.stage import Stage, Worker, make_stage, standard_of
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
 
@@ -82,7 +82,7 @@ def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[li
     worker = Worker(0, 1, tf.distribute.get_strategy())
     if photos:
         plan = dataclasses.replace(plan, streamed=True, validation_streamed=True)
-    stage = make_stage(plan, phases(plan.config)[1], sides, found, 3, worker)
+    stage = make_stage(plan, phases(plan.config)[1], sides, standard_of(found) if found else None, 3, worker)
     if photos:
         assert stage.step.trained.body.input_shape == (None, SIZE, SIZE, 3)
         stage = dataclasses.replace(stage, train=photos[0], validation=photos[1])

@@ -19,7 +19,7 @@ from flowers.training.checkpoints import Checkpoint
 from flowers.training.inputs import Cached, Side, Streamed, read_sides
 from flowers.training.order import epoch_order
 from flowers.training.schedule import phases
-from flowers.training.stage import Stage, Worker, make_stage
+from flowers.training.stage import Stage, Worker, make_stage, standard_of
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, TINY, Place, drawn, tiny_network
 
@@ -49,7 +49,9 @@ def made(plan: Plan, name: str, found: Checkpoint | None = None, rank: int = 0, 
 
     (phase,) = (phase for phase in phases(plan.config) if phase.name == name)
     worker = Worker(rank, workers, tf.distribute.get_strategy())
-    return make_stage(plan, phase, read_sides(plan.uri, list(CLASSES)), found, 3, worker)
+    return make_stage(
+        plan, phase, read_sides(plan.uri, list(CLASSES)), standard_of(found) if found else None, 3, worker
+    )
 
 
 def head_done() -> Checkpoint:
