@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from flowers.training.loop import train_loop
 # say where to go on, so it is not kept from one attempt to the next.
 _RAY_STATE = "checkpoint_manager_snapshot.json"
 _RAY_MARKER = ".validate_storage_marker"
+# TensorFlow's words for an operation in which a worker waited for another one, in vain.
+_WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
 
 
 def prepare(plan: Plan, say: Callable[[str], None]) -> None:
@@ -114,10 +117,12 @@ def best(run: str) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
 def _cause(error: Any) -> FlowersError:
     """What really happened, from under Ray's wrapping, in one line."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None), error]
-    text = str(next(filter(None, failures))).strip()
+    texts = [str(failure).strip() for failure in failures if failure]
+    # A worker that waits for a lost one fails too, often before Ray knows of the loss: it is heard only when alone.
+    text = next((text for text in texts if not _WAITED.search(text)), texts[0])
     if "low on memory" in text:
         what = "memory ran out and a worker was ended; lower --batch-size or --workers, or train less of the network"
-    elif "worker process has died" in text:
+    elif "worker process has died" in text or _WAITED.search(text):
         what = "a worker ended unexpectedly: it crashed, or was killed, perhaps because memory ran out"
     else:
         what = text.splitlines()[-1] if text else type(error).__name__
