@@ -17,13 +17,11 @@ class Answer(Prediction):
     """What a version of the model says of one photo.
 
     Attributes:
-        version: of the model that answered.
         queue_ms: time from the decoded photo to the start of its batch.
         decode_ms: time that decoding took, 0 for pixels.
         infer_ms: time that its batch took in the network.
     """
 
-    version: int
     queue_ms: float
     decode_ms: float
     infer_ms: float
@@ -44,7 +42,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Description:
-    """The model that answers now.
+    """A model that answers.
 
     Attributes:
         name: what it is called in URLs, "flowers".
@@ -113,8 +111,10 @@ class Service(Protocol):
 
     max_items: int
 
-    async def classify(self, photos: Sequence[bytes], version: int | None = None) -> list[Answer | Refusal]:
-        """One answer for each photo, in order.
+    async def classify(
+        self, photos: Sequence[bytes], version: int | None = None
+    ) -> tuple[Description, list[Answer | Refusal]]:
+        """The model that answered, and one answer for each photo, in order.
 
         Args:
             photos: bytes of image files, 1 to `max_items`.
@@ -124,7 +124,9 @@ class Service(Protocol):
             ServingError: the whole request is refused.
         """
 
-    async def classify_pixels(self, pixels: npt.NDArray[np.uint8], version: int | None = None) -> list[Answer]:
+    async def classify_pixels(
+        self, pixels: npt.NDArray[np.uint8], version: int | None = None
+    ) -> tuple[Description, list[Answer]]:
         """The same for photos that are decoded already: uint8 [n, image_size, image_size, 3], RGB."""
 
     def describe(self) -> Description:

@@ -12,8 +12,8 @@ from serving.answers import RETRY_AFTER_S
 from serving.metrics import FOLDER, default_folder
 from serving.options import Options
 
-# Enough for full batches while the next ones arrive; the rest waits in the proxy, which refuses it without reading it.
-_BATCHES_IN_FLIGHT = 2
+# Beyond what a replica takes, so that the replica itself, which knows how long they would wait, refuses the rest.
+_SPARE_REQUESTS = 256
 DEPLOYMENT = "Classifier"
 
 
@@ -26,11 +26,10 @@ def build_app(args: Options) -> Application:
     from serving.replica import Classifier
 
     cpus = args.cpus or max(1, (os.cpu_count() or 1) // args.replicas)
-    ongoing = max(args.tuning.max_batch_size * _BATCHES_IN_FLIGHT, args.max_items)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "user_config": args.tuning.model_dump(),
-        "max_ongoing_requests": ongoing,
+        "max_ongoing_requests": args.max_waiting + _SPARE_REQUESTS,
         "max_queued_requests": args.max_waiting,
         "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
         "graceful_shutdown_timeout_s": args.timeout_s,

@@ -38,7 +38,7 @@ def build(service: Any) -> FastAPI:
     app = FastAPIOffline(redoc_url=None, title="flowers", version=__version__, description="Image classification.")
     for protocol in (native, tensorflow_serving, open_inference, mlnet):
         app.include_router(protocol.router(service))
-    _add_page(app)
+    _add_page(app, service.options.name)
 
     @app.get("/metrics", tags=["operation"], response_class=Response)
     async def metrics() -> Response:
@@ -78,10 +78,10 @@ async def _pin(service: Any, body: bytes) -> None:
         raise BadRequest(str(error)) from error
 
 
-def _add_page(app: FastAPI) -> None:
+def _add_page(app: FastAPI, model: str) -> None:
     folder = resources.files("serving") / "page"
     for name, kind in _PAGE.items():
-        content = (folder / name).read_bytes()
+        content = (folder / name).read_bytes().replace(b'data-model="flowers"', f'data-model="{model}"'.encode())
 
         def answer(content: bytes = content, kind: str = kind) -> Response:
             return Response(content, media_type=kind, headers=_POLICY)

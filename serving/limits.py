@@ -15,9 +15,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import storage
 from flowers.errors import InputError
+from serving.admission import Admission
 from serving.answers import Overloaded, ServingError, TooLarge
 from serving.options import Options
-from serving.protocols.replies import coded_error, text_error
+from serving.protocols.replies import coded_error, note, text_error
 
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
 _OPEN = ("/page/", "/v2/health/")
@@ -91,7 +92,8 @@ class Limits:
             try:
                 async with asyncio.timeout(self._options.timeout_s):
                     self._check(scope)
-                    await self._app(scope, _Body(receive, self._options), seen(sending))
+                    with _Body(receive, self._options, self._service.admission) as body:
+                        await self._app(scope, body, seen(sending))
             except ClientDisconnect:
                 pass  # nobody is there to be told anything
             except (ServingError, TimeoutError) as error:
@@ -99,7 +101,7 @@ class Limits:
                     raise
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
-                self._service.metrics.error(error.code)
+                note(scope, error)
                 await error_response(path, error)(scope, receive, seen(send))
 
     def _check(self, scope: Scope) -> None:
@@ -111,10 +113,11 @@ class Limits:
         elif self._tokens and path != "/" and not path.startswith(_OPEN):
             _check_token(headers, (*self._tokens, *self._admin))
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > self._options.max_request_bytes:
-            raise TooLarge(f"received {length[:20]} bytes, at most {self._options.max_request_bytes} are taken")
-        if scope["method"] == "POST" and self._service.waiting >= self._options.max_waiting:
-            raise Overloaded(f"{self._service.waiting} photos are waiting; try again")  # before the body is read
+        size = int(length[:20]) if length.isdecimal() else 0
+        if size > self._options.max_request_bytes:
+            raise TooLarge(f"received {size} bytes, at most {self._options.max_request_bytes} are taken")
+        if scope["method"] == "POST" and not path.startswith("/admin/"):
+            self._service.admission.check(size=size)  # before the body is read
 
 
 def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
@@ -127,13 +130,19 @@ def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
 
 
 class _Body:
-    """Counts the bytes of a request while they come, and the time they take."""
+    """Counts the bytes of a request while they come, and the time they take; they are held until it is answered."""
 
-    def __init__(self, receive: Receive, options: Options) -> None:
-        self._receive, self._options = receive, options
+    def __init__(self, receive: Receive, options: Options, admission: Admission) -> None:
+        self._receive, self._options, self._admission = receive, options, admission
         self._left = options.max_request_bytes
         self._until: float = math.nan
         self._whole = False
+
+    def __enter__(self) -> _Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.held -= self._options.max_request_bytes - self._left
 
     async def __call__(self) -> Message:
         if self._whole:  # what comes now is only that the client has gone
@@ -147,8 +156,11 @@ class _Body:
         except TimeoutError as error:
             raise TooSlow(f"the request did not arrive within {self._options.body_timeout_s:g} s") from error
         if message["type"] == "http.request":
-            self._left -= len(message.get("body", b""))
+            size = len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
+            self._left -= size
+            self._admission.held += size
             if self._left < 0:
                 raise TooLarge(f"at most {self._options.max_request_bytes} bytes are taken in a request")
+            self._admission.check(photos=0)
         return message

@@ -12,6 +12,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.types import Message, Scope, Send
 
+from serving.protocols.replies import noted
+
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
@@ -42,7 +44,7 @@ class Metrics:
         self._seconds = Histogram(
             "flowers_request_seconds", "Time of a request.", ("route",), buckets=_SECONDS, registry=own
         )
-        self._errors = Counter("flowers_errors", "Requests and photos refused, by reason.", ("code",), registry=own)
+        self._errors = Counter("flowers_errors", "Requests and photos refused.", ("of", "code"), registry=own)
         self._sizes = Histogram("flowers_batch_size", "Photos in a batch.", buckets=_SIZES, registry=own)
         self._batch_s = Histogram("flowers_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=own)
         self._waiting = Gauge(
@@ -61,9 +63,9 @@ class Metrics:
         self._sizes.observe(size)
         self._batch_s.observe(seconds)
 
-    def error(self, code: str) -> None:
-        """Counts a request or a photo that was refused."""
-        self._errors.labels(code).inc()
+    def refusal(self, code: str) -> None:
+        """Counts a photo that was refused."""
+        self._errors.labels("photo", code).inc()
 
     @contextmanager
     def request(self, scope: Scope) -> Iterator[Callable[[Send], Send]]:
@@ -85,11 +87,13 @@ class Metrics:
             # The pattern, not the path, which strangers choose: else each would make a new time series.
             route = getattr(scope.get("route"), "path", "other")
             self._requests.labels(route, str(status)).inc()
+            if code := noted(scope):
+                self._errors.labels("request", code).inc()
             self._seconds.labels(route).observe(time.perf_counter() - began)
 
     def text(self) -> bytes:
         """All counts of this machine, in Prometheus' text format."""
-        self._waiting.set(self._service.waiting)
+        self._waiting.set(self._service.admission.waiting)
         self._version.set(self._service.versions.current.number)
         self._failed.set(self._service.versions.error is not None)
         registry = CollectorRegistry()

@@ -43,12 +43,18 @@ class Options(BaseModel):
     max_pixels: int = Field(
         default=MAX_PIXELS, ge=1, description="Photos with more pixels are refused before decoding."
     )
+    max_wait_s: float = Field(
+        default=3.0, gt=0, description="Photos that would wait longer for the network get 503, in seconds."
+    )
     max_waiting: int = Field(
-        default=256, ge=1, description="Photos that may wait in a replica; a request beyond gets 503."
+        default=512, ge=1, description="Photos that may wait in a replica; a request beyond gets 503."
+    )
+    max_held_bytes: int = Field(
+        default=512 << 20, ge=1, description="Bytes of requests in a replica at a time; a request beyond gets 503."
     )
     timeout_s: float = Field(default=30.0, gt=0, description="A request that takes longer gets 503, in seconds.")
     body_timeout_s: float = Field(
-        default=10.0, gt=0, description="A request must have arrived in this time, in seconds."
+        default=20.0, gt=0, description="A request must have arrived in this time, in seconds."
     )
     tokens_file: str | None = Field(
         default=None, description="A file of bearer tokens, one a line; without, all may ask."
@@ -66,6 +72,11 @@ class Options(BaseModel):
     def _consistent(self) -> Options:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise ValueError(f"max_replicas is {self.max_replicas}, required is at least replicas, {self.replicas}")
+        if self.max_request_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"max_request_bytes is {self.max_request_bytes}, required is at most max_held_bytes, "
+                f"{self.max_held_bytes}"
+            )
         if self.max_items > self.max_waiting:
             raise ValueError(f"max_items is {self.max_items}, required is at most max_waiting, {self.max_waiting}")
         return self

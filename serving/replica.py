@@ -17,7 +17,8 @@ import pydantic
 from ray import serve
 
 from flowers.errors import BadImage
-from serving.answers import Answer, BadRequest, Description, Overloaded, Refusal, TooLarge, UnknownVersion
+from serving.admission import Admission
+from serving.answers import Answer, BadRequest, Description, Refusal, UnknownVersion
 from serving.batches import Batches, Item, Row
 from serving.options import Options, Tuning, first_problem
 from serving.versions import Loaded, Versions
@@ -35,20 +36,20 @@ class Classifier:
         options: `serving.options.Options` as a dict. The first version is loaded and warm when this returns.
 
     Attributes:
-        waiting: photos that are taken and not answered yet.
+        admission: what is on its way.
         versions: the version that answers.
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = Options(**options)
         self.max_items = self.options.max_items
-        self.waiting = 0
         _use_cpus(self.options.cpus)
         self.versions = Versions(self.options)
         from serving.metrics import Metrics
 
         self.metrics = Metrics(self)
-        self._batches = Batches(self.options.tuning.max_batch_size, self.metrics.batch)
+        self.admission = Admission(self.options, self.versions.current.pace)
+        self._batches = Batches(self.options.tuning.max_batch_size, self._done)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
         if self.options.watch_s:
             threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
@@ -70,26 +71,32 @@ class Classifier:
         self._gather.set_max_batch_size(tuning.max_batch_size)
         self._gather.set_batch_wait_timeout_s(tuning.batch_wait_ms / 1000)
 
-    async def classify(self, photos: Sequence[bytes], version: int | None = None) -> list[Answer | Refusal]:
+    async def classify(
+        self, photos: Sequence[bytes], version: int | None = None
+    ) -> tuple[Description, list[Answer | Refusal]]:
         """See `serving.answers.Service`."""
         with self._admitted(len(photos), version) as model:
-            return await _all(self._photo(model, photo) for photo in photos)
+            return self._describe(model), await _all(self._photo(model, photo) for photo in photos)
 
-    async def classify_pixels(self, pixels: npt.NDArray[np.uint8], version: int | None = None) -> list[Answer]:
+    async def classify_pixels(
+        self, pixels: npt.NDArray[np.uint8], version: int | None = None
+    ) -> tuple[Description, list[Answer]]:
         """See `serving.answers.Service`."""
         with self._admitted(len(pixels), version) as model:
             size = model.predictor.bundle.image_size
             if pixels.shape[1:] != (size, size, 3):
                 raise BadRequest(f"received pixels of shape {list(pixels.shape)}, required is [n, {size}, {size}, 3]")
-            return await _all(self._answer(Item(model, row), 0.0) for row in pixels)
+            return self._describe(model), await _all(self._answer(Item(model, row), 0.0) for row in pixels)
 
     def describe(self) -> Description:
         """See `serving.answers.Service`."""
-        current = self.versions.current
-        bundle = current.predictor.bundle
+        return self._describe(self.versions.current)
+
+    def _describe(self, model: Loaded) -> Description:
+        bundle = model.predictor.bundle
         return Description(
             name=self.options.name,
-            version=current.number,
+            version=model.number,
             versions=self.versions.numbers,
             classes=bundle.classes,
             image_size=bundle.image_size,
@@ -108,22 +115,15 @@ class Classifier:
         model = self.versions.current
         if version is not None and version != model.number:
             raise UnknownVersion(f"version {version} is not loaded, {model.number} is")
-        if count > self.max_items:
-            raise TooLarge(f"received {count} photos, at most {self.max_items} are taken in a request")
-        if self.waiting + count > self.options.max_waiting:
-            raise Overloaded(f"{self.waiting} photos are waiting, at most {self.options.max_waiting} may; try again")
-        self.waiting += count
-        try:
+        with self.admission.take(count):
             yield model
-        finally:
-            self.waiting -= count
 
     async def _photo(self, model: Loaded, photo: bytes) -> Answer | Refusal:
         loop, began = asyncio.get_running_loop(), time.perf_counter()
         try:
             pixels = await loop.run_in_executor(self._decoders, model.predictor.decode, photo)
         except BadImage as error:
-            self.metrics.error(error.code)
+            self.metrics.refusal(error.code)
             return Refusal(error.code, error.detail)
         return await self._answer(Item(model, pixels), 1000 * (time.perf_counter() - began))
 
@@ -136,7 +136,6 @@ class Classifier:
         found = item.model.predictor.prediction(row.probabilities, row.heat)
         return Answer(
             **vars(found),
-            version=item.model.number,
             queue_ms=row.queue_ms,
             decode_ms=decode_ms,
             infer_ms=row.infer_ms,
@@ -146,6 +145,10 @@ class Classifier:
     @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=1 << 16)
     async def _gather(self, items: list[Item]) -> list[Row | None]:
         return await self._batches.run(items)
+
+    def _done(self, photos: int, seconds: float) -> None:
+        self.metrics.batch(photos, seconds)
+        self.admission.learn(photos, seconds)
 
     def _watch(self) -> None:
         while True:

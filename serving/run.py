@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+import shlex
 import signal
 import socket
 import tempfile
@@ -164,7 +165,7 @@ def _curl(bundle: str, address: str, token: bool) -> str:
         paths = [os.path.join(source, shown["path"]) for shown in found.get("predictions", [])]
         photo = next(filter(os.path.exists, paths), photo)
     header = ' -H "Authorization: Bearer $TOKEN"' if token else ""
-    return f"curl -s -H 'Content-Type: image/jpeg'{header} --data-binary @{photo} '{address}/predict'"
+    return f"curl -s -H 'Content-Type: image/jpeg'{header} --data-binary {shlex.quote('@' + photo)} {address}/predict"
 
 
 if __name__ == "__main__":

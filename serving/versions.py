@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from flowers import storage
@@ -27,18 +28,25 @@ class Loaded:
         number: of the version.
         state: of its files, as `_state` gives it.
         predictor: runs it.
+        pace: seconds a photo took in a large batch while nobody asked.
     """
 
     number: int
     state: str
     predictor: Predictor
+    pace: float = 0.0
 
 
-def find(place: str, name: str) -> dict[int, str]:
+def find(place: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
     """The bundles at a place: their URIs by version, ascending.
 
     A run folder or a bundle is one version, numbered by the time it was saved. A folder of models has a sub-folder a
     number, as for TensorFlow Serving; one without a manifest is still being written and does not count.
+
+    Args:
+        place: path or URI.
+        name: of the model.
+        known: bundles of this place that were found before: they are not opened again.
 
     Raises:
         InputError: there is none.
@@ -49,7 +57,9 @@ def find(place: str, name: str) -> dict[int, str]:
     for folder in (storage.join(place, name), place):
         numbers = [int(entry) for entry in storage.names(folder) if entry.isascii() and entry.isdecimal()]
         found = {number: storage.join(folder, str(number)) for number in sorted(numbers)}
-        found = {number: uri for number, uri in found.items() if storage.exists(storage.join(uri, MANIFEST))}
+        found = {
+            number: uri for number, uri in found.items() if uri in known or storage.exists(storage.join(uri, MANIFEST))
+        }
         if found:
             return found
     raise InputError(
@@ -72,8 +82,8 @@ class Versions:
         self._options = options
         self._changing = threading.Lock()
         self._refused: dict[int, str] = {}
+        self._found: dict[int, str] = {}
         self.error: str | None = None
-        self.numbers: tuple[int, ...] = ()
         self.current = self._first()
 
     def refresh(self, again: bool = False) -> bool:
@@ -87,8 +97,7 @@ class Versions:
         """
         with self._changing:
             try:
-                found = find(self._options.bundle, self._options.name)
-                self.numbers = tuple(found)
+                found = self._find()
                 number = self._wanted(found)
                 state = _state(found[number])
                 if state == self.current.state and number == self.current.number:
@@ -111,7 +120,7 @@ class Versions:
             InputError: there are no numbered versions, or not this one.
             OSError: the folder cannot be written.
         """
-        found = find(self._options.bundle, self._options.name)
+        found = self._find()
         folder = _folder(found)
         if folder is None:
             raise InputError(f"{self._options.bundle} has one version only: there is nothing to choose")
@@ -122,9 +131,17 @@ class Versions:
         else:
             raise InputError(f"version {number}: there are {', '.join(map(str, found))}")
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The versions there were at the last look, ascending."""
+        return tuple(self._found)
+
+    def _find(self) -> dict[int, str]:
+        self._found = find(self._options.bundle, self._options.name, frozenset(self._found.values()))
+        return self._found
+
     def _first(self) -> Loaded:
-        found = find(self._options.bundle, self._options.name)
-        self.numbers = tuple(found)
+        found = self._find()
         wanted = self._wanted(found)
         for number in (wanted, *sorted(set(found) - {wanted}, reverse=True)):
             try:
@@ -150,12 +167,12 @@ class Versions:
             predictor = Predictor(
                 load_bundle(uri), self._options.max_pixels, batch_sizes(self._options.tuning.max_batch_size)
             )
-            predictor.warm()
+            pace = predictor.warm()
         except FlowersError as error:
             raise type(error)(f"version {number} is refused: {error}") from error
         except Exception as error:
             raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
-        return Loaded(number, state, predictor)
+        return Loaded(number, state, predictor, pace)
 
 
 def _saved(manifest: str) -> int:

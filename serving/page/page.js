@@ -8,6 +8,7 @@ const PHOTO_SIDE = 512;
 const HEAT_SIDE = 128;
 const HEAT_COLOUR = [255, 84, 10];
 const TOKEN = "flowers-token";
+const MODEL = `v2/models/${document.documentElement.dataset.model}`;
 
 const REASONS = {
   empty: "The file is empty.",
@@ -61,7 +62,7 @@ async function errorOf(response) {
 async function showModel(answering) {
   let model;
   try {
-    const response = await call("v2/models/flowers");
+    const response = await call(MODEL);
     if (response.status === 401) lock();
     if (!response.ok) return;
     model = await response.json();
@@ -192,7 +193,7 @@ async function halves(batch) {
 
 // A server may close the line on a request that is too large; if it answers otherwise, smaller ones may pass.
 async function lost(batch) {
-  const alive = await call("v2/models/flowers").then(() => true, () => false);
+  const alive = await call(MODEL).then(() => true, () => false);
   if (alive && batch.length > 1) return halves(batch);
   const all = alive ? batch : [...batch, ...queue.splice(0)];
   const detail = alive ? "the connection broke; is the file too large?" : "";

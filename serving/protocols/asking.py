@@ -1,4 +1,4 @@
-"""Asking the service: the model that a URL names, answers with the description they belong to, refused photos."""
+"""Around the service: the model that a URL names, how many items are taken, refused photos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from serving.answers import (
     Answer,
     BadRequest,
     Description,
-    Overloaded,
     Refusal,
     Service,
     ServingError,
@@ -55,46 +54,10 @@ def find_model(service: Service, name: str, version: str | None = None) -> tuple
     return model, model.version
 
 
-async def ask(
-    service: Service, photos: Sequence[bytes], version: int | None = None
-) -> tuple[Description, list[Answer | Refusal]]:
-    """One answer for each photo, in order, and the model that gave all of them.
-
-    Raises:
-        TooLarge: these are more photos than a request may have.
-        ServingError: the whole request is refused.
-    """
-    check_count(len(photos), service.max_items)
-    before = service.describe()
-    answers = await service.classify(photos, version)
-    return _who_answered(service, before, answers), answers
-
-
-async def ask_pixels(
-    service: Service, pixels: npt.NDArray[np.uint8], version: int | None = None
-) -> tuple[Description, list[Answer]]:
-    """The same for decoded photos: uint8 [n, image_size, image_size, 3], RGB."""
-    check_count(len(pixels), service.max_items)
-    before = service.describe()
-    answers = await service.classify_pixels(pixels, version)
-    return _who_answered(service, before, answers), answers
-
-
 def check_count(items: int, limit: int) -> None:
     """Raises TooLarge if there are more items than a request may have."""
     if items > limit:
         raise TooLarge(f"{shown(items)} items; a request may have at most {limit}")
-
-
-def _who_answered(service: Service, before: Description, answers: Sequence[Answer | Refusal]) -> Description:
-    """The description that fits the answers: the model may have been replaced while they were waited for."""
-    versions = {answer.version for answer in answers if isinstance(answer, Answer)}
-    if versions <= {before.version}:
-        return before
-    after = service.describe()
-    if versions <= {after.version}:
-        return after
-    raise Overloaded("the model was replaced while it answered: try again")
 
 
 def all_answered(answers: Sequence[Answer | Refusal], what: str) -> list[Answer]:

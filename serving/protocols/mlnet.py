@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serving.answers import BadRequest, Refusal, Service
 from serving.protocols import openapi
-from serving.protocols.asking import PhotoRefused, ask
+from serving.protocols.asking import PhotoRefused
 from serving.protocols.body import read_files
 from serving.protocols.replies import coded_error, errors_as, reply
 
@@ -52,7 +52,7 @@ def router(service: Service) -> APIRouter:
             raise BadRequest(f"the form has {len(files)} files in the field {FIELD}, required is one")
         if not files[0].data:
             raise PhotoRefused(Refusal("empty", f"the file in the field {FIELD} has no bytes"))
-        _, (answer,) = await ask(service, [files[0].data])
+        _, (answer,) = await service.classify([files[0].data])
         if isinstance(answer, Refusal):
             raise PhotoRefused(answer)
         return reply(

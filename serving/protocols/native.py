@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from serving.answers import Answer, BadRequest, Description, Refusal, Service
 from serving.protocols import openapi
-from serving.protocols.asking import PhotoRefused, ask, ranked
+from serving.protocols.asking import PhotoRefused, ranked
 from serving.protocols.body import UnsupportedMedia, media_type, read, read_files, shown
 from serving.protocols.replies import coded_error, errors_as, reply
 
@@ -116,7 +116,7 @@ def router(service: Service) -> APIRouter:
             files = await read_files(request, service.max_items)
             if not files:
                 raise BadRequest("the form holds no file: send one or more photos, in fields of any name")
-            model, answers = await ask(service, [file.data for file in files])
+            model, answers = await service.classify([file.data for file in files])
             items = [_item(answer, model, options) for answer in answers]
             return reply({"items": [{"filename": file.name, **item} for file, item in zip(files, items, strict=True)]})
         if not (kind.startswith("image/") or kind == "application/octet-stream"):
@@ -126,7 +126,7 @@ def router(service: Service) -> APIRouter:
         photo = await read(request)
         if not photo:
             raise PhotoRefused(Refusal("empty", "the body is empty, required are the bytes of a photo"))
-        model, (answer,) = await ask(service, [photo])
+        model, (answer,) = await service.classify([photo])
         if isinstance(answer, Refusal):
             raise PhotoRefused(answer)
         return reply(_item(answer, model, options))
@@ -155,7 +155,7 @@ def _item(answer: Answer | Refusal, model: Description, options: _Options) -> di
             {"label": model.classes[place], "score": round(scores[place], 6)}
             for place in ranked(answer.probabilities, options.top)
         ],
-        "model_version": str(answer.version),
+        "model_version": str(model.version),
         "timing": {
             "queue_ms": round(answer.queue_ms, 3),
             "decode_ms": round(answer.decode_ms, 3),

@@ -14,7 +14,7 @@ import flowers
 from serving.answers import Answer, BadRequest, Description, Service
 from serving.protocols import open_inference_shapes as shapes
 from serving.protocols import openapi
-from serving.protocols.asking import all_answered, ask, ask_pixels, find_model, ranked
+from serving.protocols.asking import all_answered, find_model, ranked
 from serving.protocols.body import json_object, read, shown
 from serving.protocols.open_inference_shapes import LENGTH, OUTPUTS
 from serving.protocols.replies import errors_as, reply, text_error
@@ -107,10 +107,10 @@ def router(service: Service) -> APIRouter:
         )
         name, data = read_input(call.get("inputs"), binary, _inputs(model), service.max_items)
         if isinstance(data, list):
-            model, given = await ask(service, data, version)
+            model, given = await service.classify(data, version)
             answers = all_answered(given, name)
         else:
-            model, answers = await ask_pixels(service, data, version)
+            model, answers = await service.classify_pixels(data, version)
         head = {"model_name": model.name, "model_version": str(model.version)}
         body, length = write(
             head if identifier is None else {**head, "id": identifier},

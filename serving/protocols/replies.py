@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from serving.answers import RETRY_AFTER_S, ServingError
 
@@ -47,6 +48,17 @@ def _failure(error: ServingError, what: Any) -> Response:
     return response
 
 
+def note(scope: Scope, error: ServingError) -> None:
+    """Leaves with the request why it was refused, for the metrics; `noted` reads it."""
+    scope.setdefault("state", {})["error"] = error.code
+
+
+def noted(scope: Scope) -> str | None:
+    """The code of the error that a request was refused for, if it was."""
+    code: str | None = scope.get("state", {}).get("error")
+    return code
+
+
 def errors_as(error_response: Callable[[ServingError], Response]) -> Callable[[Endpoint], Endpoint]:
     """Makes an endpoint answer a ServingError with what `error_response` makes of it."""
 
@@ -56,6 +68,7 @@ def errors_as(error_response: Callable[[ServingError], Response]) -> Callable[[E
             try:
                 return await endpoint(request)
             except ServingError as error:
+                note(request.scope, error)
                 return error_response(error)
 
         return guarded

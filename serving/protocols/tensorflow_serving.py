@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from serving.answers import Answer, BadRequest, Description, Service
 from serving.protocols import openapi
-from serving.protocols.asking import all_answered, ask, check_count, find_model
+from serving.protocols.asking import all_answered, check_count, find_model
 from serving.protocols.body import base64_bytes, json_object, read, shown
 from serving.protocols.replies import errors_as, reply, text_error
 
@@ -125,7 +125,7 @@ def router(service: Service) -> APIRouter:
         """Classifies photos; one that cannot be decoded fails the request."""
         _, version = find_model(service, **request.path_params)
         form, photos = _photos(json_object(await read(request)), service.max_items)
-        model, answers = await ask(service, photos, version)
+        model, answers = await service.classify(photos, version)
         rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
         if form == "instances":
             return reply({"predictions": rows})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -31,18 +31,21 @@ class FakeService:
         self.version = 3
         self.classes = CLASSES
         self.failing: ServingError | None = None
-        self.meanwhile: Callable[[], None] = lambda: None
         self.asked: list[tuple[list[bytes], int | None]] = []
 
-    async def classify(self, photos: Sequence[bytes], version: int | None = None) -> list[Answer | Refusal]:
-        answers = [refusal(photo) or self.answer(photo) for photo in self._taken(photos, version)]
-        self.meanwhile()
-        return answers
+    async def classify(
+        self, photos: Sequence[bytes], version: int | None = None
+    ) -> tuple[Description, list[Answer | Refusal]]:
+        taken = self._taken(photos, version)
+        return self.describe(), [refusal(photo) or self.answer(photo) for photo in taken]
 
-    async def classify_pixels(self, pixels: npt.NDArray[np.uint8], version: int | None = None) -> list[Answer]:
+    async def classify_pixels(
+        self, pixels: npt.NDArray[np.uint8], version: int | None = None
+    ) -> tuple[Description, list[Answer]]:
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (SIZE, SIZE, 3)
-        return [self.answer(photo) for photo in self._taken([photo.tobytes() for photo in pixels], version)]
+        taken = self._taken([photo.tobytes() for photo in pixels], version)
+        return self.describe(), [self.answer(photo) for photo in taken]
 
     def _taken(self, photos: Sequence[bytes], version: int | None) -> list[bytes]:
         assert 1 <= len(photos) <= self.max_items
@@ -62,7 +65,6 @@ class FakeService:
             score=float(probabilities[best]),
             probabilities=probabilities,
             heat=np.array([[0.123456, -1], [0, 2]], np.float32),
-            version=self.version,
             queue_ms=0.12345,
             decode_ms=1.5,
             infer_ms=10.0,

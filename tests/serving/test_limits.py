@@ -11,11 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
+from serving.admission import Admission
+from serving.answers import Overloaded
 from serving.limits import Limits, error_response, read_tokens
 from serving.options import Options
 
@@ -26,9 +29,6 @@ class NoMetrics:
     @contextmanager
     def request(self, scope: Scope) -> Iterator[Callable[[Send], Send]]:
         yield lambda send: send
-
-    def error(self, code: str) -> None:
-        """Nobody looks."""
 
 
 async def count_bytes(scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +66,11 @@ def ask(
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "query_string": query.encode()}
-    service = SimpleNamespace(metrics=NoMetrics(), waiting=waiting)
-    asyncio.run(Limits(count_bytes, Options(bundle="x", **options), service)(scope, receive, send))
+    chosen = Options(bundle="x", **options)
+    service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, pace=0.01))
+    service.admission.waiting = waiting
+    asyncio.run(Limits(count_bytes, chosen, service)(scope, receive, send))
+    assert service.admission.held == 0
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], json.loads(b"".join(part["body"] for part in sent[1:])), found, read
 
@@ -120,6 +123,37 @@ def test_a_full_replica_refuses_without_reading() -> None:
     assert (status, headers["retry-after"], read) == (503, "1", 0)
     assert body["error"]["code"] == "overloaded"
     assert ask({"max_waiting": 64}, parts=[b"x"], waiting=63)[0] == 200
+
+
+def test_what_would_wait_too_long_is_refused_without_reading() -> None:
+    """A photo takes 0.01 s here."""
+    status, body, headers, read = ask({"max_wait_s": 1}, parts=[b"x"], waiting=101)
+    assert (status, headers["retry-after"], read) == (503, "1", 0)
+    assert body["error"]["detail"] == "a photo would wait 1.0 s, at most 1 s; try again"
+    assert ask({"max_wait_s": 1}, parts=[b"x"], waiting=100)[0] == 200
+
+
+def test_bytes_that_do_not_fit_are_refused() -> None:
+    limits = {"max_request_bytes": 10, "max_held_bytes": 10}
+    admission = Admission(Options(bundle="x", **limits), 0)
+    admission.held = 4
+    admission.check(size=6)
+    with pytest.raises(Overloaded, match="requests of 4 bytes are held, 10 may"):
+        admission.check(size=7)
+    with pytest.raises(ValidationError, match="max_held_bytes"):
+        Options(bundle="x", max_request_bytes=11, max_held_bytes=10)
+
+
+def test_the_pace_follows_the_batches() -> None:
+    admission = Admission(Options(bundle="x", max_wait_s=1), pace=1.0)
+    for _ in range(20):
+        admission.learn(32, 0.32)
+    assert admission.pace == pytest.approx(0.01, rel=0.5)
+    admission.learn(1, 10)
+    assert admission.pace < 0.2, "one slow photo alone refuses nobody"
+    with admission.take(64):
+        assert admission.waiting == 64
+    assert admission.waiting == 0
 
 
 @pytest.fixture
@@ -184,15 +218,14 @@ def test_an_app_that_has_begun_to_answer_is_not_answered_for() -> None:
         return {"type": "http.request", "body": b""}
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-    service = SimpleNamespace(metrics=NoMetrics(), waiting=0)
+    chosen = Options(bundle="x", timeout_s=0.05)
+    service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, 0))
     with pytest.raises(TimeoutError):
-        asyncio.run(Limits(begins, Options(bundle="x", timeout_s=0.05), service)(scope, receive, send))
+        asyncio.run(Limits(begins, chosen, service)(scope, receive, send))
     assert sent == ["http.response.start"]
 
 
 def test_each_protocol_has_its_shape() -> None:
-    from serving.answers import Overloaded
-
     for path in PATHS:
         body = json.loads(error_response(path, Overloaded("full")).body)
         assert body == {"error": "full" if path.startswith("/v") else {"code": "overloaded", "detail": "full"}}

@@ -106,7 +106,7 @@ def test_page_documents_and_metrics(server: Server) -> None:
     assert server.predict(b"broken").status_code == 415
     text = server.get("/metrics").text
     assert 'flowers_requests_total{route="/predict",status="200"}' in text
-    assert 'flowers_errors_total{code="not_a_photo"}' in text
+    assert 'flowers_errors_total{code="not_a_photo",of="photo"}' in text
     assert "flowers_batch_size_count" in text
     assert "flowers_waiting 0.0" in text
 
