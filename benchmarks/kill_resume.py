@@ -22,9 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.faults.processes import end, members
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -38,21 +40,6 @@ ENDED = "had ended"
 # most of a minute to find that there is nobody left to report to: they are ended without a word.
 LEFT_OVER_S = 10
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "dashboard/agent.py", "runtime_env/agent/main.py")
-
-
-def members(session: int) -> dict[int, str]:
-    """Command lines of the living processes of a session, by process id; orphans stay in their session."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        try:
-            if not entry.name.isdigit():
-                continue
-            state, _parent, _group, of, *_ = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(of) == session and state != "Z":
-                found[int(entry.name)] = (entry / "cmdline").read_text(errors="replace").replace("\0", " ").strip()
-        except OSError:  # it has just ended
-            continue
-    return found
 
 
 def train_workers(session: int) -> list[int]:
@@ -81,12 +68,6 @@ def job(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
             if not any(agent in line for agent in AGENTS):
                 print(f"    still there {LEFT_OVER_S} s later, killed: {pid} {line[:80]}", flush=True)
             end(pid)
-
-
-def end(pid: int) -> None:
-    """Kills one process, unless it has just ended."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def finished(command: list[str], log: Path, seconds: float | None = None) -> int:

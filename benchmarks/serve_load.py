@@ -3,8 +3,8 @@
     python -m benchmarks.serve_load ../shared/data/flower_photos --backbone mobilenetv2
     python -m benchmarks.serve_load ../shared/data/flower_photos --only overload
 
-swaps: at 80 % of the capacity 20 versions appear one after the other, 2 of them damaged; each gives scores of its own, so
-that it can be seen which one answered. overload: 5 times the capacity for 60 s, then one photo at a time. kill: at
+swaps: at 80 % of the capacity 20 versions appear one after the other, 2 of them damaged; each gives scores of its own,
+so that it can be seen which one answered. overload: 5 times the capacity for 60 s, then one photo at a time. kill: at
 80 % the replica gets a SIGKILL. Requests are sent at fixed times, whether or not earlier ones are answered. The client
 takes its CPU from the same cores. Linux only.
 """
@@ -58,6 +58,8 @@ class Seen:
 
 
 class Client:
+    """Asks about the photos in turn."""
+
     def __init__(self, address: str, photos: list[bytes]) -> None:
         self._address, self._photos, self._turn = f"{address}/predict", photos, 0
         self._session = aiohttp.ClientSession(
@@ -65,9 +67,11 @@ class Client:
         )
 
     async def close(self) -> None:
+        """Ends the connections."""
         await self._session.close()
 
     async def ask(self, at: float = 0.0) -> Seen:
+        """One photo, sent in second `at` of a load."""
         self._turn += 1
         photo = self._photos[self._turn % len(self._photos)]
         began = time.perf_counter()

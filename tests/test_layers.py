@@ -18,8 +18,8 @@ TOP_IMPORTS = {
     "flowers": {"flowers"},
     "jobs": {"jobs", "flowers"},
     "serving": {"serving", "flowers"},
-    "benchmarks": {"benchmarks", "jobs", "serving", "flowers"},
-    "tests": set(TOPS),
+    "tests": {"tests", "jobs", "serving", "flowers"},
+    "benchmarks": set(TOPS),  # with the tests' tools to start and kill processes
 }
 BASE = ["errors", "config", "storage"]
 FLOWERS_IMPORTS: dict[str, list[str]] = {
