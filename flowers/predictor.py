@@ -13,6 +13,7 @@ from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
 from flowers.model.explain import explained
+from flowers.model.folding import folded
 
 SIZES = (1, 8, 32)
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -52,7 +53,7 @@ class Predictor:
         self.sizes = sizes
         # One graph for batches of every size: building one takes seconds, which a server that swaps has not.
         pixels = tf.TensorSpec((None, bundle.image_size, bundle.image_size, 3), tf.uint8)
-        self._forward = tf.function(explained(bundle.model), input_signature=[pixels])
+        self._forward = tf.function(explained(folded(bundle.model)), input_signature=[pixels])
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""

@@ -30,6 +30,8 @@ TensorFlow Serving (/v1), the Open Inference Protocol (/v2) and ML.NET's sample.
 The newest run of ./runs:   python -m serving.run
 A run, a bundle, models:    python -m serving.run --bundle runs/NAME
 """
+# Ray Serve would run our code in a loop of its own, lest it block: ours does not, and each change of loop costs time.
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -116,6 +118,7 @@ def _wait_for_the_end() -> None:
 @contextmanager
 def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
+    os.environ.update(_ONE_LOOP)  # read when Ray Serve is imported
     from ray import serve
 
     from flowers.session import ray_session
@@ -129,7 +132,7 @@ def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[N
         try:
             try:
                 http = {"host": host, "port": port, "request_timeout_s": options.timeout_s + 5}
-                serve.start(http_options=http)
+                serve.start(http_options=http, logging_config={"enable_access_log": verbose})
                 serve.run(build_app(options), name=options.name, route_prefix="/")
             except RuntimeError as error:
                 raise FlowersError(f"the server did not start: {_reason(str(error))}") from error

@@ -84,7 +84,7 @@ def test_heat_adds_up_to_what_the_class_has_over_the_others(random: Predictor) -
     photos = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     head = random.bundle.model.get_layer("head")
     head.get_layer("logits").bias.assign(np.zeros(len(CLASSES)))
-    probabilities, heat = random.run(photos)
+    probabilities, heat = Predictor(random.bundle).run(photos)
     logits = np.log(probabilities)
     expected = (logits - logits.mean(axis=1, keepdims=True))[np.arange(3), probabilities.argmax(axis=1)]
     np.testing.assert_allclose(heat.mean(axis=(1, 2)), expected, rtol=1e-3, atol=1e-5)
