@@ -35,7 +35,13 @@ def build(service: Any) -> FastAPI:
         service: `serving.replica.Classifier`.
     """
     # Its /docs needs no outside address.
-    app = FastAPIOffline(redoc_url=None, title="flowers", version=__version__, description="Image classification.")
+    app = FastAPIOffline(
+        redoc_url=None,
+        redirect_slashes=False,  # it would send people to whatever host their request names
+        title="flowers",
+        version=__version__,
+        description="Image classification.",
+    )
     for protocol in (native, tensorflow_serving, open_inference, mlnet):
         app.include_router(protocol.router(service))
     _add_page(app, service.options.name)

@@ -10,7 +10,6 @@ from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import storage
@@ -18,7 +17,7 @@ from flowers.errors import InputError
 from serving.admission import Admission
 from serving.answers import Overloaded, ServingError, TooLarge
 from serving.options import Options
-from serving.protocols.replies import coded_error, note, text_error
+from serving.protocols.replies import error_response, note
 
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
 _OPEN = ("/page/", "/v2/health/")
@@ -28,6 +27,12 @@ class Unauthorized(ServingError):
     """No token, or not one that is known."""
 
     status, code = 401, "unauthorized"
+
+
+class NoWebSocket(ServingError):
+    """A handshake that nobody answers."""
+
+    status, code = 404, "no_websocket"
 
 
 class TooSlow(ServingError):
@@ -53,15 +58,6 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
     return tuple(lines)
 
 
-def error_response(path: str, error: ServingError) -> Response:
-    """An error in the shape of the protocol that lives below a path."""
-    shape = text_error if path.startswith(("/v1/", "/v2/")) or path == "/v2" else coded_error
-    response = shape(error)
-    if isinstance(error, Unauthorized):
-        response.headers["WWW-Authenticate"] = "Bearer"
-    return response
-
-
 class Limits:
     """ASGI middleware: refuses what is too large, too slow, too much or has no token.
 
@@ -78,6 +74,9 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
+        if scope["type"] == "websocket":
+            await error_response(scope["path"], NoWebSocket("there is no WebSocket here"))(scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -102,7 +101,10 @@ class Limits:
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
                 note(scope, error)
-                await error_response(path, error)(scope, receive, seen(send))
+                response = error_response(path, error)
+                if isinstance(error, Unauthorized):
+                    response.headers["WWW-Authenticate"] = "Bearer"
+                await response(scope, receive, seen(send))
 
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), scope["path"]

@@ -118,7 +118,9 @@ def _wait_for_the_end() -> None:
 @contextmanager
 def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
-    os.environ.update(_ONE_LOOP)  # read when Ray Serve is imported
+    from serving.front import CALLBACK
+
+    os.environ.update({**_ONE_LOOP, **CALLBACK})  # read when Ray Serve is imported
     from ray import serve
 
     from flowers.session import ray_session

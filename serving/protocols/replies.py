@@ -41,6 +41,12 @@ def text_error(error: ServingError) -> Response:
     return _failure(error, error.detail)
 
 
+def error_response(path: str, error: ServingError) -> Response:
+    """An error in the shape of the protocol that lives below a path."""
+    shape = text_error if path.startswith(("/v1/", "/v2/")) or path == "/v2" else coded_error
+    return shape(error)
+
+
 def _failure(error: ServingError, what: Any) -> Response:
     response = reply({"error": what}, error.status)
     if error.status == 503:
@@ -59,8 +65,8 @@ def noted(scope: Scope) -> str | None:
     return code
 
 
-def errors_as(error_response: Callable[[ServingError], Response]) -> Callable[[Endpoint], Endpoint]:
-    """Makes an endpoint answer a ServingError with what `error_response` makes of it."""
+def errors_as(shape: Callable[[ServingError], Response]) -> Callable[[Endpoint], Endpoint]:
+    """Makes an endpoint answer a ServingError with what `shape` makes of it."""
 
     def decorate(endpoint: Endpoint) -> Endpoint:
         @functools.wraps(endpoint)
@@ -69,7 +75,7 @@ def errors_as(error_response: Callable[[ServingError], Response]) -> Callable[[E
                 return await endpoint(request)
             except ServingError as error:
                 note(request.scope, error)
-                return error_response(error)
+                return shape(error)
 
         return guarded
 

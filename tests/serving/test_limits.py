@@ -19,8 +19,9 @@ from starlette.types import Receive, Scope, Send
 from flowers.errors import InputError
 from serving.admission import Admission
 from serving.answers import Overloaded
-from serving.limits import Limits, error_response, read_tokens
+from serving.limits import Limits, read_tokens
 from serving.options import Options
+from serving.protocols.replies import error_response
 
 PATHS = ["/predict", "/v1/models/flowers:predict", "/v2/models/flowers/infer", "/api/ImageClassification/classifyImage"]
 
