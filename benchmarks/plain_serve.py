@@ -38,7 +38,7 @@ def main() -> None:
             scores = self.model.predict(np.asarray(photo)[None], verbose=0)[0]
             return {"label": int(scores.argmax()), "score": float(scores.max())}
 
-    ray.init(include_dashboard=False, log_to_driver=False)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": arguments.port})
     serve.run(ImageModel.bind(arguments.model), route_prefix="/predict")  # type: ignore[attr-defined]
     while True:

@@ -33,7 +33,7 @@ import requests
 from benchmarks.train_speed import ROOT, run
 
 SERVERS = {
-    "ours": ["-m", "serving.run", "--max-waiting", "256", "--bundle"],
+    "ours": ["-m", "serving.run", "--bundle"],
     "plain Ray Serve": ["-m", "benchmarks.plain_serve"],
     "plain FastAPI": ["-m", "benchmarks.plain_fastapi"],
 }

@@ -170,9 +170,23 @@ def test_a_killed_replica_is_replaced(server: Server) -> None:
     assert server.replicas() != [replica]
 
 
-def test_what_was_accepted_is_answered_before_it_ends(models: Path, tmp_path: Path) -> None:
-    with serve(models / "flowers" / "1", tmp_path) as server, ThreadPoolExecutor(1) as pool:
-        files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
+def test_overload_and_the_end(models: Path, tmp_path: Path) -> None:
+    """Far too many photos get 503 at once; what was accepted is answered, also when the server is told to end."""
+    files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
+    with (
+        serve(models / "flowers" / "1", tmp_path, "--max-waiting", 64) as server,
+        ThreadPoolExecutor(12) as pool,
+    ):
+        answers = list(pool.map(lambda _: server.post("/predict", files=files), range(60)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for answer in answers:
+            if answer.status_code == 200:
+                assert [set(item) >= {"label", "score"} for item in answer.json()["items"]] == [True] * 64
+            else:
+                assert answer.headers["retry-after"] == "1"
+                assert answer.json()["error"]["code"] == "overloaded"
+        assert server.predict(noise(1)).status_code == 200
+        assert 'flowers_errors_total{code="overloaded",of="request"}' in server.get("/metrics").text
         asked = pool.submit(server.post, "/predict", files=files)
         wait_for(lambda: "flowers_waiting 0.0" not in server.get("/metrics").text or asked.done())
         assert server.stop() == 0
