@@ -6,6 +6,8 @@ import argparse
 import io
 import os
 
+from fastapi import FastAPI, Request
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
@@ -18,7 +20,6 @@ def main() -> None:
     import keras
     import numpy as np
     import uvicorn
-    from fastapi import FastAPI, Request
     from PIL import Image
 
     app = FastAPI()

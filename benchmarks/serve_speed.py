@@ -79,6 +79,8 @@ def served(name: str, bundle: str, photo: bytes) -> Iterator[str]:
                     log.seek(0)
                     sys.exit(f"{name} ended: {log.read().decode()[-2000:]}")
                 time.sleep(0.1)
+            else:
+                sys.exit(f"{name} does not answer")
             yield address
         finally:
             os.killpg(process.pid, signal.SIGTERM if name != "plain Ray Serve" else signal.SIGKILL)

@@ -101,8 +101,8 @@ class Predictor:
             chunk = pixels[start : start + most]
             # After a full batch its remainder is filled up as well: it has no size of its own to warm up.
             size = most if start else next(size for size in self.sizes if size >= len(chunk))
-            padded = np.zeros((size, *chunk.shape[1:]), np.uint8)
-            padded[: len(chunk)] = chunk
+            missing = size - len(chunk)
+            padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
             outputs.append([output.numpy()[: len(chunk)] for output in self._forward(tf.constant(padded))])
         probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return probabilities, heat

@@ -6,6 +6,7 @@ cannot be loaded is refused: the old one goes on answering.
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 from collections.abc import Collection
@@ -108,6 +109,7 @@ class Versions:
                 self._refused[number] = state
                 self.current = self._load(number, found[number], state)
                 self.error = None
+                _settle()
                 return True
             except Exception as error:  # whatever it is, the old version answers
                 self.error = first_line(error)
@@ -145,7 +147,9 @@ class Versions:
         wanted = self._wanted(found)
         for number in (wanted, *sorted(set(found) - {wanted}, reverse=True)):
             try:
-                return self._load(number, found[number], _state(found[number]))
+                loaded = self._load(number, found[number], _state(found[number]))
+                _settle()
+                return loaded
             except FlowersError as error:
                 self._refused[number] = _state(found[number])
                 self.error = self.error or first_line(error)
@@ -173,6 +177,13 @@ class Versions:
         except Exception as error:
             raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
         return Loaded(number, state, predictor, pace)
+
+
+def _settle() -> None:
+    """Frees what an old version held, and spares the collector the objects of the new one: they stay."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _saved(manifest: str) -> int:
