@@ -1,7 +1,5 @@
 """The application that Ray Serve runs: `serve run serving.app:build_app bundle=RUN`, or `serve deploy serve.yaml`."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
@@ -17,6 +15,8 @@ _SPARE_REQUESTS = 256
 DEPLOYMENT = "Classifier"
 
 
+# Ray looks at the annotation to make `Options` of what a config file says, so here it has to be a class, not its name:
+# no `from __future__ import annotations` in this file.
 def build_app(args: Options) -> Application:
     """One deployment, which speaks HTTP and runs the model.
 

@@ -1,0 +1,45 @@
+"""The application as Ray Serve builds it from serve.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from serving.app import DEPLOYMENT, build_app
+
+CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
+
+
+def built(args: dict[str, Any]) -> Any:
+    """What Ray makes of `args` of an application."""
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as build
+
+    return build(build_app, args)._bound_deployment
+
+
+def test_the_config_file_is_one_that_ray_takes() -> None:
+    (application,) = ServeDeploySchema(**CONFIG).applications
+    assert application.import_path == "serving.app:build_app"
+    made = built(application.args)
+    assert made.name == DEPLOYMENT == CONFIG["applications"][0]["deployments"][0]["name"]
+    assert made.init_args[0]["bundle"] == application.args["bundle"]
+
+
+def test_options_become_those_of_the_deployment() -> None:
+    made = built({"bundle": "x", "replicas": 2, "cpus": 3, "max_waiting": 100, "tuning": {"max_batch_size": 8}})
+    config = made._deployment_config
+    assert (config.num_replicas, config.user_config) == (2, {"max_batch_size": 8, "batch_wait_ms": 0.0})
+    assert config.max_ongoing_requests > 100, "the replica itself refuses"
+    assert made.ray_actor_options["num_cpus"] == 3
+    scaled = built({"bundle": "x", "max_replicas": 4})._deployment_config.autoscaling_config
+    assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
+
+
+def test_a_wrong_option_is_named() -> None:
+    with pytest.raises(ValidationError, match="max_itms"):
+        built({"bundle": "x", "max_itms": 3})
