@@ -91,11 +91,15 @@ class Metrics:
                 self._errors.labels("request", code).inc()
             self._seconds.labels(route).observe(time.perf_counter() - began)
 
-    def text(self) -> bytes:
-        """All counts of this machine, in Prometheus' text format."""
+    def look(self) -> None:
+        """Notes how this replica is now: any other one on the machine may be asked for it."""
         self._waiting.set(self._service.admission.waiting)
         self._version.set(self._service.versions.current.number)
         self._failed.set(self._service.versions.error is not None)
+
+    def text(self) -> bytes:
+        """All counts of this machine, in Prometheus' text format."""
+        self.look()
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

@@ -43,12 +43,14 @@ class Classifier:
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = Options(**options)
         self.max_items = self.options.max_items
+        self._wrong_tuning: str | None = None
         _use_cpus(self.options.cpus)
         self.versions = Versions(self.options)
         from serving.metrics import Metrics
 
         self.metrics = Metrics(self)
         self.admission = Admission(self.options, self.versions.current.pace)
+        self.metrics.look()
         self._batches = Batches(self.options.tuning.max_batch_size, self._done)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
         if self.options.watch_s:
@@ -65,8 +67,9 @@ class Classifier:
             tuning = Tuning(**user_config)
         except (pydantic.ValidationError, TypeError) as error:
             what = first_problem(error) if isinstance(error, pydantic.ValidationError) else str(error)
-            self.versions.error = f"user_config is refused: {what}"
+            self._wrong_tuning = f"user_config is refused: {what}"
             return
+        self._wrong_tuning = None
         self._batches.most = tuning.max_batch_size
         self._gather.set_max_batch_size(tuning.max_batch_size)
         self._gather.set_batch_wait_timeout_s(tuning.batch_wait_ms / 1000)
@@ -101,7 +104,7 @@ class Classifier:
             classes=bundle.classes,
             image_size=bundle.image_size,
             manifest=bundle.manifest,
-            last_reload_error=self.versions.error,
+            last_reload_error=self.versions.error or self._wrong_tuning,
         )
 
     @property
@@ -154,6 +157,7 @@ class Classifier:
         while True:
             time.sleep(self.options.watch_s)
             self.versions.refresh()
+            self.metrics.look()
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serving.app import DEPLOYMENT, build_app
+from tests.serving.server import publish
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
 
@@ -43,3 +44,20 @@ def test_options_become_those_of_the_deployment() -> None:
 def test_a_wrong_option_is_named() -> None:
     with pytest.raises(ValidationError, match="max_itms"):
         built({"bundle": "x", "max_itms": 3})
+
+
+def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that raised here would be ended by Ray Serve."""
+    from serving import replica
+    from serving.metrics import FOLDER
+
+    monkeypatch.setenv(FOLDER, str(tmp_path / "metrics"))
+    monkeypatch.setattr(replica, "_use_cpus", lambda cpus: None)  # once a process
+    publish(tmp_path, 1)
+    classifier = replica.Classifier({"bundle": str(tmp_path), "watch_s": 0, "tuning": {"max_batch_size": 4}})
+    for wrong in ({"max_batch_size": 0}, {"max_batch": 3}, {"max_batch_size": "many"}):
+        classifier.reconfigure(wrong)
+        assert "user_config is refused" in str(classifier.describe().last_reload_error)
+        assert classifier._batches.most == 4
+    classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
+    assert (classifier.describe().last_reload_error, classifier._batches.most) == (None, 3)
