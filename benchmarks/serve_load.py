@@ -93,7 +93,8 @@ class Client:
         async def one() -> None:
             nonlocal answered
             while time.perf_counter() < until:
-                answered += (await self.ask()).status == 200
+                seen = await self.ask()
+                answered += seen.status == 200
 
         began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(connections)))
