@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -66,6 +67,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}
     # Ray's own default from a later version on; without it, 2.60 warns that it will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM) if here else None
     try:
         ray.init(**options)
     except Exception as error:
@@ -74,6 +77,8 @@ def ray_session(verbose: bool) -> Iterator[None]:
             f"{place} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
             "again, elsewhere check RAY_ADDRESS; --verbose shows what Ray says"
         ) from error
+    if before is not None:  # Ray's own handler ends the process without a word
+        signal.signal(signal.SIGTERM, before)
     if not verbose:
         for name in ("ray.data", "ray.train"):  # they have handlers of their own
             for handler in logging.getLogger(name).handlers:

@@ -1,1 +1,5 @@
 """Entry points: what `ray job submit -- python -m jobs.<name>` runs."""
+
+import time
+
+STARTED = time.time()

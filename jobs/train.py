@@ -1,22 +1,21 @@
 """Train a classifier: `python -m jobs.train --data DIR`, or `ray job submit -- python -m jobs.train --data DIR`."""
 
-import time
+from __future__ import annotations
 
-_BEGAN = time.time()
+import os
+import shlex
+import sys
+from importlib import resources
+from typing import Any
 
-import os  # noqa: E402
-import shlex  # noqa: E402
-import sys  # noqa: E402
-from importlib import resources  # noqa: E402
-from typing import Any  # noqa: E402
+import click
+import yaml
 
-import click  # noqa: E402
-import yaml  # noqa: E402
-
-from flowers.config import TrainConfig  # noqa: E402
-from flowers.errors import InputError  # noqa: E402
-from flowers.terminal import edge, run_command  # noqa: E402
-from jobs.options import options  # noqa: E402
+from flowers import cli
+from flowers.config import TrainConfig
+from flowers.errors import InputError
+from jobs import STARTED
+from jobs.options import options
 
 _HELP = """Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
 
@@ -25,6 +24,7 @@ On 200 drawn pictures, to see it work:  python -m jobs.train
 On your photos:                         python -m jobs.train --data DIR
 ML.NET's sample, on flower_photos:      python -m jobs.train --recipe flower_photos
 """
+_RESUME = "Nothing is lost: the same command goes on from the last finished epoch."
 _RECIPES = resources.files("jobs") / "recipes"
 
 
@@ -55,17 +55,16 @@ def _from_here(path: str) -> str:
 def main(recipe: str | None, **values: Any) -> None:
     """Parses, runs, reports."""
     given = {name: value for name, value in values.items() if value is not None}
-    resume = "Nothing is lost: the same command goes on from the last finished epoch."
-    with edge(bool(given.get("verbose")), resume) as out:
+    with cli.console(bool(given.get("verbose"))) as out:
         config = build_config(recipe, given)
         from flowers import pipeline
         from flowers.evaluation.summary import summary
 
-        report = pipeline.train(config, out, _BEGAN, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
+        report = pipeline.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
         out.print(summary(report))
         run = _from_here(report["bundle"].removesuffix("/best"))
         out.print(f"report    {run}/report.html\nbundle    {run}/best", highlight=False)
 
 
 if __name__ == "__main__":
-    run_command(main, "python -m jobs.train")
+    cli.run_command(main, "python -m jobs.train", _RESUME)

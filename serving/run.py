@@ -18,9 +18,8 @@ from typing import Any
 import click
 import pydantic
 
-from flowers import storage
+from flowers import cli, storage
 from flowers.errors import FlowersError, InputError
-from flowers.terminal import edge, run_command
 from serving.options import Options, Tuning, first_problem
 
 _HELP = """Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
@@ -85,7 +84,7 @@ def build_options(bundle: str | None, given: dict[str, Any]) -> Options:
 @_options
 def main(bundle: str | None, host: str, port: int, verbose: bool, **values: Any) -> None:
     """Parses, starts, waits."""
-    with edge(verbose, "") as out:
+    with cli.console(verbose) as out:
         options = build_options(bundle, {name: value for name, value in values.items() if value is not None})
         from serving.limits import read_tokens
         from serving.versions import find
@@ -174,4 +173,4 @@ def _curl(bundle: str, address: str, token: bool) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, "python -m serving.run")
+    cli.run_command(main, "python -m serving.run")

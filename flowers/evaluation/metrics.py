@@ -175,12 +175,12 @@ def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> dict[st
     confused = [(int(i) // k, int(i) % k) for i in order if off.flat[i]]
     return {
         "n": n,
-        "accuracy": _proportion(hits.sum(), n),
+        "accuracy": _proportion(int(hits.sum()), n),
         "macro_accuracy": _mover(recall, *wilson(hits[occurs], support[occurs]), n),
         "macro_f1": _mover(_f1(jaccard[0]), _f1(jaccard[1]), _f1(jaccard[2]), n),
         "log_loss": log_loss,
         "log_loss_reduction": reduction,
-        "top_k": {str(i): _proportion(counts.rank_counts[:i].sum(), n) for i in range(2, min(top_k, k - 1) + 1)},
+        "top_k": {str(i): _proportion(int(counts.rank_counts[:i].sum()), n) for i in range(2, min(top_k, k - 1) + 1)},
         "per_class": {
             name: {
                 "n": int(support[i]),

@@ -1,0 +1,150 @@
+"""Programs on the command line: one line for an error, an exit code, quiet libraries, and never an end without a word.
+
+Exit codes: 0 done; 2 the user's input is wrong; 130 stopped by Ctrl-C or SIGTERM; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from typing import NoReturn
+
+import click
+from rich.console import Console
+
+from flowers.errors import FlowersError, InputError, first_line
+
+DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+
+# What libraries write to file descriptor 2; unlinked, so it is gone with the last process that holds it.
+_LOG = tempfile.TemporaryFile(prefix="flowers-", suffix=".log")  # noqa: SIM115
+_SHOWN_LINES = 30
+_CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
+
+
+class _Output(Console):
+    """The console of a program, which goes on when nobody reads it any more: a closed pipe must not cost a training."""
+
+    def on_broken_pipe(self) -> None:
+        """Sends all further output nowhere."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.close(nowhere)
+        say("warning: nobody reads the output any more; the program goes on without it")
+
+
+@contextlib.contextmanager
+def console(verbose: bool) -> Iterator[Console]:
+    """Where a program prints.
+
+    Args:
+        verbose: show what libraries log; otherwise it is hidden, and its end is shown if the program fails unforeseen.
+    """
+    if not verbose:
+        _hide_logs()
+    yield _Output(soft_wrap=True)
+
+
+def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn:
+    """Runs a command as a program and ends the process, however the command ends.
+
+    Args:
+        command: what to run on the words of the command line.
+        name: how it was called, for its help.
+        resume: what to say to somebody whose program was stopped.
+    """
+    lifeline = _watch(resume)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    code, text = DONE, ""
+    try:
+        # Not `command.main`, which ends without a word when a pipe breaks.
+        with command.make_context(name, sys.argv[1:]) as context:
+            command.invoke(context)
+    except BaseException as error:
+        code, text = _explained(error, name, resume)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()  # TensorFlow removes its temporary files
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except OSError as error:
+        code, text = code or FAILED, text or f"error: the output could not be written: {first_line(error)}"
+    if text:
+        say(text)
+    os.write(lifeline, b"\n")
+    os._exit(code)  # all is written; TensorFlow would take another second to take itself apart
+
+
+def say(text: str) -> None:
+    """Prints a line on stderr, if there is somebody to read it."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
+    """The exit code for what ended a command, and the line that says why."""
+    if isinstance(error, click.exceptions.Exit):  # after --help
+        return error.exit_code, "" if error.exit_code == DONE else f"error: {name} ended with {error.exit_code}"
+    if isinstance(error, click.ClickException):
+        return WRONG_INPUT, f"error: {error.format_message()} See {name} --help."
+    if isinstance(error, FlowersError):
+        return WRONG_INPUT if isinstance(error, InputError) else FAILED, f"error: {error}"
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return STOPPED, f"Stopped. {resume}".rstrip()
+    for line in (*_log_lines(), *traceback.format_exception(error)):
+        say(line.rstrip("\n"))
+    what = f"{type(error).__name__}: {first_line(error)}"
+    return FAILED, f"error: {what}. This was not foreseen: the lines above say where. {resume}".rstrip()
+
+
+def _hide_logs() -> None:
+    """Sends what C++ code writes to file descriptor 2 to a file; Python's own stderr stays where it was."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what a lost worker means, the job says itself
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
+    os.dup2(_LOG.fileno(), 2)
+    faulthandler.enable(file=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def _log_lines() -> list[str]:
+    """The end of the hidden log, without what libraries always say."""
+    size = os.fstat(_LOG.fileno()).st_size
+    text = os.pread(_LOG.fileno(), 1 << 16, max(0, size - (1 << 16))).decode(errors="replace")
+    return [line for line in text.splitlines() if not line.startswith(_CHATTER)][-_SHOWN_LINES:]
+
+
+def _watch(resume: str) -> int:
+    """Starts a second process that speaks if this one ends without a word: killed, or ended by native code.
+
+    Returns:
+        A file descriptor: a byte written to it says that the last word has been spoken.
+    """
+    end, lifeline = os.pipe()
+    if os.fork():
+        os.close(end)
+        return lifeline
+    os.close(lifeline)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    for descriptor in (0, 1):
+        os.close(descriptor)
+    if not os.read(end, 1):
+        for line in _log_lines():
+            say(line)
+        why = "the program was killed, perhaps because memory ran out, or a library ended it"
+        say(f"error: {why}. {resume}".rstrip())
+    os._exit(0)
