@@ -21,7 +21,7 @@ train: $(VENV)/.installed  ## train, test and report on the default sample (ARGS
 	@$(PY) -m jobs.train $(ARGS)
 
 serve: $(VENV)/.installed  ## answer photos over HTTP with the newest run of runs/ (ARGS="--bundle RUN --port 8000")
-	@$(PY) -m serving.run $(ARGS)
+	@$(PY) -m serving.__main__ $(ARGS)
 
 test: check  ## all checks, then all tests (ARGS goes to pytest)
 	$(PY) -m pytest $(ARGS)

@@ -34,10 +34,10 @@ def multiply(data: Path, folder: Path, times: int) -> int:
 
 def one(data: str) -> None:
     """Reads, decodes and splits one folder; prints seconds and the split."""
-    from flowers.data import dataset
+    from flowers.cluster.session import cluster_shape, ray_session
+    from flowers.data import reading
     from flowers.data.ledger import ROW, settle
-    from flowers.data.sources import list_photos
-    from flowers.session import cluster_shape, ray_session
+    from flowers.data.listing import list_photos
 
     with ray_session(verbose=False):
         import pyarrow as pa
@@ -46,14 +46,14 @@ def one(data: str) -> None:
         began = time.perf_counter()
         listing = list_photos(data, datasets="", per_class=None, seed=0)
         listed = time.perf_counter()
-        photos = dataset.stream_pixels(
+        photos = reading.stream_pixels(
             listing.table,
             size=224,
             max_pixels=10**8,
-            known=dataset.digests_array([]),
+            known=reading.digests_array([]),
             readers=cpus,
         )
-        rows = [dataset.detached(table, ROW.names) for table in dataset.tables(photos)]
+        rows = [reading.detached(table, ROW.names) for table in reading.tables(photos)]
         read = time.perf_counter()
         ledger = settle(pa.concat_tables(rows), (0.7, 0.27, 0.03), 0, 0.1)
         done = time.perf_counter()

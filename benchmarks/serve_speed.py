@@ -33,7 +33,7 @@ import requests
 from benchmarks.train_speed import ROOT, run
 
 SERVERS = {
-    "ours": ["-m", "serving.run", "--bundle"],
+    "ours": ["-m", "serving", "--bundle"],
     "plain Ray Serve": ["-m", "benchmarks.plain_serve"],
     "plain FastAPI": ["-m", "benchmarks.plain_fastapi"],
 }

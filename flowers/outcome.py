@@ -6,13 +6,13 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from flowers import __version__, bundle, run, storage
-from flowers.data import dataset
+from flowers import __version__, bundle, runs, storage
+from flowers.data import reading
 from flowers.data.ledger import Ledger
-from flowers.data.sources import Listing, listing_of
+from flowers.data.listing import Listing, listing_of
 from flowers.evaluation.evaluate import evaluate
 from flowers.evaluation.metrics import Counts, summarize
-from flowers.ingest import Ingested
+from flowers.features.extraction import Ingested
 from flowers.model import classifier, cuts
 from flowers.plan import Plan
 from flowers.predictor import Predictor
@@ -57,7 +57,7 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
         "precision": plan.precision,
         "start_weights": plan.start_weights,
         "weights_sha256": weights_sha256,
-        "split_sha256": run.split_sha256(ledger),
+        "split_sha256": runs.split_sha256(ledger),
         "epoch": best.epoch,
         "validation": measured,
         "config": plan.config.identity(),
@@ -75,11 +75,11 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
 
 def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
     """The test photos, to be read and decoded again."""
-    return dataset.stream_pixels(
+    return reading.stream_pixels(
         listing_of(ledger.side("test")),
         size=plan.image_size,
         max_pixels=plan.config.max_pixels,
-        known=dataset.digests_array([]),
+        known=reading.digests_array([]),
         readers=plan.readers,
     )
 
@@ -97,7 +97,7 @@ def measure(plan: Plan, ledger: Ledger, uri: str, source: str) -> dict[str, Any]
         Parts of the report: test, predictions.
     """
     predictor = Predictor(bundle.load_bundle(uri), plan.config.max_pixels)
-    tables = dataset.tables(stream_test(plan, ledger)) if ledger.counts().get("test") else iter(())
+    tables = reading.tables(stream_test(plan, ledger)) if ledger.counts().get("test") else iter(())
     counts, examples = evaluate(tables, predictor, EXAMPLES)
     for example in examples:
         example["path"] = example["path"].removeprefix(source.rstrip("/") + "/")
@@ -126,7 +126,7 @@ def describe(plan: Plan, listing: Listing, ingested: Ingested, timing: dict[str,
         "split": {
             **{side: counts.get(side, 0) for side in ("train", "validation", "test")},
             "per_class": per_class,
-            "sha256": run.split_sha256(ledger),
+            "sha256": runs.split_sha256(ledger),
         },
         "monitor": config.monitor,
         "timing_s": timing,

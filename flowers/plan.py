@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from flowers import storage
 from flowers.config import TrainConfig
+from flowers.features.cache import FLIP, PLAIN, Target, cache_key
 from flowers.model.cuts import POOL
-from flowers.model.features import FLIP, PLAIN, Target, cache_key
 
 
 @dataclass(frozen=True, kw_only=True)

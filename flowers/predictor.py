@@ -12,8 +12,8 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
-from flowers.model.explain import explained
-from flowers.model.folding import folded
+from flowers.inference.folding import folded
+from flowers.model.heatmap import explained
 
 SIZES = (1, 8, 32)
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]

@@ -57,10 +57,10 @@ def main(recipe: str | None, **values: Any) -> None:
     given = {name: value for name, value in values.items() if value is not None}
     with cli.console(bool(given.get("verbose"))) as out:
         config = build_config(recipe, given)
-        from flowers import pipeline
-        from flowers.evaluation.summary import summary
+        from flowers.pipelines import train
+        from flowers.report.text import summary
 
-        report = pipeline.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
+        report = train.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
         out.print(summary(report))
         run = _from_here(report["bundle"].removesuffix("/best"))
         out.print(f"report    {run}/report.html\nbundle    {run}/best", highlight=False)

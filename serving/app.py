@@ -6,9 +6,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from serving.answers import RETRY_AFTER_S
 from serving.metrics import FOLDER, default_folder
 from serving.options import Options
+from serving.service import RETRY_AFTER_S
 
 # Beyond what a replica takes, so that the replica itself, which knows how long they would wait, refuses the rest.
 _SPARE_REQUESTS = 256

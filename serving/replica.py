@@ -17,11 +17,11 @@ import pydantic
 from ray import serve
 
 from flowers.errors import BadImage
-from serving.admission import Admission
-from serving.answers import Answer, BadRequest, Description, Refusal, UnknownVersion
-from serving.batches import Batches, Item, Row
+from serving.inference.admission import Admission
+from serving.inference.batching import Batches, Item, Row
+from serving.inference.versions import Loaded, Versions
 from serving.options import Options, Tuning, first_problem
-from serving.versions import Loaded, Versions
+from serving.service import Answer, BadRequest, Description, Refusal, UnknownVersion
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ _DECODERS = 2
 
 
 class Classifier:
-    """Answers photos with the version that is loaded; implements `serving.answers.Service`.
+    """Answers photos with the version that is loaded; implements `serving.service.Service`.
 
     Args:
         options: `serving.options.Options` as a dict. The first version is loaded and warm when this returns.
@@ -57,7 +57,7 @@ class Classifier:
             threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
 
     def __serve_build_asgi_app__(self) -> Any:
-        from serving.http import build
+        from serving.http.app import build
 
         return build(self)
 
@@ -77,14 +77,14 @@ class Classifier:
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
     ) -> tuple[Description, list[Answer | Refusal]]:
-        """See `serving.answers.Service`."""
+        """See `serving.service.Service`."""
         with self._admitted(len(photos), version) as model:
             return self._describe(model), await _all(self._photo(model, photo) for photo in photos)
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
     ) -> tuple[Description, list[Answer]]:
-        """See `serving.answers.Service`."""
+        """See `serving.service.Service`."""
         with self._admitted(len(pixels), version) as model:
             size = model.predictor.bundle.image_size
             if pixels.shape[1:] != (size, size, 3):
@@ -92,7 +92,7 @@ class Classifier:
             return self._describe(model), await _all(self._answer(Item(model, row), 0.0) for row in pixels)
 
     def describe(self) -> Description:
-        """See `serving.answers.Service`."""
+        """See `serving.service.Service`."""
         return self._describe(self.versions.current)
 
     def _describe(self, model: Loaded) -> Description:

@@ -51,7 +51,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def ray() -> Iterator[None]:
     """Ray on this machine, for the tests of one file."""
-    from flowers.session import ray_session
+    from flowers.cluster.session import ray_session
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flowers.config import TrainConfig
-from flowers.model.features import Target
+from flowers.features.cache import Target
 from flowers.plan import Plan, choose_inputs
 
 STAGE5 = "conv4_block6_out"

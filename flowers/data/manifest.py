@@ -17,7 +17,7 @@ from flowers.errors import InputError, first_line
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 _SIDE_NAMES = {"val": "validation", "valid": "validation", **{side: side for side in SIDES}}
 
-# Path, label, split, code and detail, as in `flowers.data.sources.LISTING`.
+# Path, label, split, code and detail, as in `flowers.data.listing.LISTING`.
 Row = tuple[str | None, ...]
 
 

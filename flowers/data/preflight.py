@@ -7,8 +7,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowers.data.dataset import decode_block, digests_array, read_block
 from flowers.data.ledger import check_classes, mark_repeats
+from flowers.data.reading import decode_block, digests_array, read_block
 
 # A class of so many files or more is taken to have two good ones, until all have been read.
 SMALL = 10
@@ -19,7 +19,7 @@ def check_small_classes(table: pa.Table, max_pixels: int) -> None:
     """Reads and decodes the files of classes that have fewer than `SMALL`.
 
     Args:
-        table: schema `flowers.data.sources.LISTING`.
+        table: schema `flowers.data.listing.LISTING`.
         max_pixels: larger pictures count as unusable.
 
     Raises:

@@ -23,7 +23,7 @@ def evaluate(
     """Counts every decoded photo and describes the first few.
 
     Args:
-        tables: schema `flowers.data.dataset.PIXELS`.
+        tables: schema `flowers.data.reading.PIXELS`.
         predictor: the bundle.
         examples: photos to describe: path, label, predicted, score, top and a thumbnail (data URI).
 

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.data.sources import listing_of
-from flowers.data.views import stream_views
+from flowers.data.crops import stream_views
+from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
-from flowers.model.features import FeatureCache, Target
+from flowers.features.cache import FeatureCache, Target
 from flowers.plan import Plan
-from flowers.training.order import Order
+from flowers.training.batches import Order
 
 # Inputs of so many bytes at a time: enough steps in one TensorFlow call to hide Python, few enough for the memory.
 CHUNK_BYTES, MOST_STEPS, MOST_ROWS = 16 << 20, 64, 1024

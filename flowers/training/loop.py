@@ -12,12 +12,12 @@ from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
-from flowers.training import checkpoints, trouble
+from flowers.training import checkpoints, failures
+from flowers.training.batches import class_weights, epoch_order
 from flowers.training.history import History
 from flowers.training.inputs import Inputs, Side, read_sides
-from flowers.training.order import class_weights, epoch_order
+from flowers.training.phase import Stage, Worker, make_stage, standard_of
 from flowers.training.schedule import learning_rate
-from flowers.training.stage import Stage, Worker, make_stage, standard_of
 from flowers.training.step import Batches, Step
 
 
@@ -36,7 +36,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     plan: Plan = arguments["plan"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
-    if known := trouble.noted(plan.uri):
+    if known := failures.noted(plan.uri):
         return known
     try:
         if count > 1:
@@ -46,11 +46,11 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
     except (FlowersError, tf.errors.ResourceExhaustedError) as error:
-        failure = error if isinstance(error, FlowersError) else trouble.out_of_memory(plan, count)
+        failure = error if isinstance(error, FlowersError) else failures.out_of_memory(plan, count)
         if plan.in_process:
             return failure
         if not isinstance(failure, OutOfMemory) or not failure.retry:
-            trouble.note(plan.uri, failure)
+            failures.note(plan.uri, failure)
         raise  # the others wait for this worker: Ray has to end them
     return None
 

@@ -10,7 +10,7 @@ from typing import Any
 from flowers import storage
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
-from flowers.training import checkpoints, trouble
+from flowers.training import checkpoints, failures
 from flowers.training.history import History
 from flowers.training.loop import train_loop
 
@@ -29,7 +29,7 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> None:
         plan: of the run.
         say: told of checkpoints that cannot be used, a line each.
     """
-    trouble.forget(plan.uri)
+    failures.forget(plan.uri)
     history, _, skipped = History.resume(plan.uri, plan.config)
     for line in skipped:
         say(f"warning: {line}")
@@ -47,20 +47,20 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
-    before = trouble.pieces(plan.uri)
+    before = failures.pieces(plan.uri)
     while True:
         failure = _attempt(plan, classes)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
-    after, lost = trouble.pieces(plan.uri), trouble.losses(plan.uri)
+    after, lost = failures.pieces(plan.uri), failures.losses(plan.uri)
     if not plan.in_process and after > before:
         say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
     elif lost:
         say(f"warning: workers were lost; new ones went on from the newest checkpoint ({lost} x)")
     if failure is not None:
         raise failure
-    trouble.forget(plan.uri)
+    failures.forget(plan.uri)
 
 
 def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
@@ -69,7 +69,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
 
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            trouble.lose(plan.uri)
+            failures.lose(plan.uri)
 
     storage_path, name = plan.uri.rsplit("/", 1)
     storage.delete_file(storage.join(plan.uri, _RAY_STATE))
@@ -96,7 +96,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise trouble.noted(plan.uri) or _cause(error) from error
+        raise failures.noted(plan.uri) or _cause(error) from error
     finally:
         storage.delete_file(storage.join(plan.uri, _RAY_MARKER))
 

@@ -1,1 +1,1 @@
-"""The HTTP protocols that the server speaks: each makes FastAPI routes over a `serving.answers.Service`."""
+"""The HTTP protocols that the server speaks: each makes FastAPI routes over a `serving.service.Service`."""

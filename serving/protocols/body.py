@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from serving.answers import BadRequest, ServingError, TooLarge
+from serving.service import BadRequest, ServingError, TooLarge
 
 
 class UnsupportedMedia(ServingError):

@@ -7,11 +7,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import BadRequest, Refusal, Service
+from serving.http.responses import coded_error, errors_as, reply
 from serving.protocols import openapi
-from serving.protocols.asking import PhotoRefused
 from serving.protocols.body import read_files
-from serving.protocols.replies import coded_error, errors_as, reply
+from serving.protocols.checks import PhotoRefused
+from serving.service import BadRequest, Refusal, Service
 
 FIELD = "imageFile"
 

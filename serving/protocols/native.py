@@ -11,11 +11,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import Answer, BadRequest, Description, Refusal, Service
+from serving.http.responses import coded_error, errors_as, reply
 from serving.protocols import openapi
-from serving.protocols.asking import PhotoRefused, ranked
 from serving.protocols.body import UnsupportedMedia, media_type, read, read_files, shown
-from serving.protocols.replies import coded_error, errors_as, reply
+from serving.protocols.checks import PhotoRefused, ranked
+from serving.service import Answer, BadRequest, Description, Refusal, Service
 
 MOST = 1000  # labels that `top` may ask for
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}

@@ -11,14 +11,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import flowers
-from serving.answers import Answer, BadRequest, Description, Service
-from serving.protocols import open_inference_shapes as shapes
+from serving.http.responses import errors_as, reply, text_error
+from serving.protocols import open_inference_schemas as shapes
 from serving.protocols import openapi
-from serving.protocols.asking import all_answered, find_model, ranked
 from serving.protocols.body import json_object, read, shown
-from serving.protocols.open_inference_shapes import LENGTH, OUTPUTS
-from serving.protocols.replies import errors_as, reply, text_error
+from serving.protocols.checks import all_answered, find_model, ranked
+from serving.protocols.open_inference_schemas import LENGTH, OUTPUTS
 from serving.protocols.tensors import Output, Spec, Wanted, flag, parameters, read_input, read_wanted, split, write
+from serving.service import Answer, BadRequest, Description, Service
 
 
 def _inputs(model: Description) -> tuple[Spec, Spec]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serving.answers import Description
+from serving.service import Description
 
 Json = dict[str, Any]
 

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.answers import Answer, BadRequest, Description, Service
+from serving.http.responses import errors_as, reply, text_error
 from serving.protocols import openapi
-from serving.protocols.asking import all_answered, check_count, find_model
 from serving.protocols.body import base64_bytes, json_object, read, shown
-from serving.protocols.replies import errors_as, reply, text_error
+from serving.protocols.checks import all_answered, check_count, find_model
+from serving.service import Answer, BadRequest, Description, Service
 
 SIGNATURE, INPUT = "serving_default", "image_bytes"
 

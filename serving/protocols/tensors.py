@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from serving.answers import BadRequest
-from serving.protocols.asking import check_count
+from serving.http.responses import encode
 from serving.protocols.body import base64_bytes, shown
-from serving.protocols.replies import encode
+from serving.protocols.checks import check_count
+from serving.service import BadRequest
 
 
 @dataclass(frozen=True)

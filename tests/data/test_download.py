@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from flowers.data import download
-from flowers.data.download import ARCHIVES, Archive, Limits, fetch
+from flowers.data.builtin import download
+from flowers.data.builtin.download import ARCHIVES, Archive, Limits, fetch
 from flowers.errors import DownloadError, InputError
 
 QUICK = Limits(stall=0.4, tries=3, backoff=0.01, longest_wait=0.3)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.data import sample
-from flowers.data.sample import CLASSES, draw_sample
+from flowers.data.builtin import sample
+from flowers.data.builtin.sample import CLASSES, draw_sample
 from flowers.errors import InputError
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from flowers.data.dataset import PIXELS
+from flowers.data.reading import PIXELS
 from flowers.errors import DamagedFile
 from flowers.evaluation.evaluate import evaluate
 from flowers.evaluation.metrics import Counts

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers.config import TrainConfig
+from flowers.features.cache import FeatureCache, FrozenPart
 from flowers.model import backbones, cuts
-from flowers.model.features import FeatureCache, FrozenPart
 from flowers.plan import Plan
 from flowers.training import checkpoints, trainer
 

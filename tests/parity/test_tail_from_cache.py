@@ -14,13 +14,13 @@ import pytest
 from flowers.config import TrainConfig
 from flowers.model import backbones, classifier
 from flowers.plan import Plan
+from flowers.training.batches import Order, epoch_order
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.history import History
 from flowers.training.inputs import Cached, read_sides
 from flowers.training.loop import _epoch
-from flowers.training.order import Order, epoch_order
+from flowers.training.phase import Stage, Worker, make_stage, standard_of
 from flowers.training.schedule import learning_rate, phases
-from flowers.training.stage import Stage, Worker, make_stage, standard_of
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
 

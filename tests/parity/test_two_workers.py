@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowers.cluster.session import ray_session
 from flowers.config import TrainConfig
 from flowers.model import backbones
-from flowers.session import ray_session
 from tests.parity.runs import Place, apart, drawn, fit, lines_of, newest, start_of
 
 # Neither divides by the batch of 32, nor by two workers: the last batch leaves the second worker without a photo.

@@ -11,8 +11,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from serving.answers import Answer, Description, Refusal, ServingError, UnknownVersion
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
+from serving.service import Answer, Description, Refusal, ServingError, UnknownVersion
 
 # The last two are names that no UTF-8 can hold: a folder of undecodable bytes, and a surrogate of no byte.
 CLASSES = ("daisy", "löwenzahn ☃", "roses", "odd \udcff", "odder \ud800")

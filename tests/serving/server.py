@@ -81,7 +81,16 @@ class Server:
 def serve(bundle: Path, logs: Path, *arguments: object) -> Iterator[Server]:
     """Starts a server and waits until it says that it is ready; afterwards nothing of it is left."""
     port = free_port()
-    words = [sys.executable, "-m", "serving.run", "--bundle", str(bundle), "--port", str(port), *map(str, arguments)]
+    words = [
+        sys.executable,
+        "-m",
+        "serving",
+        "--bundle",
+        str(bundle),
+        "--port",
+        str(port),
+        *map(str, arguments),
+    ]
     with running(words, logs) as job:
         found = job.until(lambda: re.search(r"^ready +(http\S+?)/ ", job.out.read_text(), re.MULTILINE), pause=0.05)
         server = Server(found[1], job)

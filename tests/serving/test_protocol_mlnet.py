@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.answers import Overloaded
+from serving.service import Overloaded
 from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 URL = "/api/ImageClassification/classifyImage"

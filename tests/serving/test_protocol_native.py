@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from serving.answers import Overloaded, TooLarge, UnknownVersion
+from serving.service import Overloaded, TooLarge, UnknownVersion
 from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 JPEG = {"content-type": "image/jpeg"}

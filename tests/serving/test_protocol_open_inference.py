@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import flowers
 from flowers.data.images import decode
-from serving.answers import Overloaded
 from serving.protocols.openapi import PHOTO
 from serving.protocols.tensors import pack, unpack
+from serving.service import Overloaded
 from tests.serving.conftest import CLASSES, PACKED, SHOWN, SIZE, FakeService
 
 MODEL = "/v2/models/flowers"

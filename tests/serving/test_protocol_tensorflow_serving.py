@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.answers import Overloaded
+from serving.service import Overloaded
 from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 MODEL = "/v1/models/flowers"

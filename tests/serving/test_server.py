@@ -206,7 +206,7 @@ def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path
 
     from tests.e2e.conftest import ROOT, environment
 
-    words = [sys.executable, "-m", "serving.run", *arguments]
+    words = [sys.executable, "-m", "serving", *arguments]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=60, check=False)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1

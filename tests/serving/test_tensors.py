@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.answers import BadRequest, TooLarge
 from serving.protocols.tensors import Output, Spec, Wanted, pack, read_input, read_wanted, split, unpack, write
+from serving.service import BadRequest, TooLarge
 
 PHOTOS = Spec("image", "BYTES", (-1,))
 PIXELS = Spec("pixels", "UINT8", (-1, 2, 2, 3))

@@ -12,8 +12,8 @@ import pytest
 
 from flowers.bundle import MANIFEST, MODEL, save_bundle
 from flowers.errors import FlowersError, InputError
+from serving.inference.versions import PINNED, Versions, find
 from serving.options import Options
-from serving.versions import PINNED, Versions, find
 from tests.toys import by_colour
 
 SIZE, CLASSES = 8, ["red", "green", "blue"]

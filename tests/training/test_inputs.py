@@ -17,13 +17,13 @@ import pytest
 
 from flowers.config import TrainConfig
 from flowers.data import images
-from flowers.data.views import random_resized_crop
+from flowers.data.crops import random_resized_crop
 from flowers.errors import DamagedFile, FlowersError
-from flowers.model.features import BFLOAT16, FeatureCache, FrozenPart, Target
+from flowers.features.cache import BFLOAT16, FeatureCache, FrozenPart, Target
 from flowers.plan import Plan
 from flowers.training import inputs
+from flowers.training.batches import Order, epoch_order
 from flowers.training.inputs import CROP_SCALE, Cached, Side, Streamed, read_sides, steps_at_once
-from flowers.training.order import Order, epoch_order
 from tests.e2e.conftest import draw
 from tests.parity.runs import tiny_network
 

@@ -12,13 +12,13 @@ import pytest
 from flowers.config import TrainConfig
 from flowers.errors import TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
+from flowers.features.cache import FeatureCache, Target
 from flowers.model import backbones, classifier, cuts
-from flowers.model.features import FeatureCache, Target
 from flowers.plan import Plan
 from flowers.training import checkpoints, inputs, trainer
+from flowers.training.batches import class_weights
 from flowers.training.history import History
 from flowers.training.inputs import Cached, read_sides
-from flowers.training.order import class_weights
 from flowers.training.step import Batches, Step
 from tests.parity.runs import CLASSES, TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
 

@@ -1,0 +1,1 @@
+"""Ray: its session, its machines, and what runs where."""

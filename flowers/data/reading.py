@@ -1,0 +1,217 @@
+"""Ray Data's part: a listing becomes a stream of Arrow blocks, each file read, hashed and decoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import fs as pafs
+
+from flowers import storage
+from flowers.data import images
+from flowers.data.ledger import ROW
+from flowers.errors import BadImage, InputError, first_line
+
+if TYPE_CHECKING:
+    import ray.data
+
+MAX_BYTES = 256 * 1024 * 1024
+
+# A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
+BYTES = pa.schema([*ROW, ("bytes", pa.large_binary())])
+# A photo as decoded: uint8 [size, size, 3] as `size * size * 3` bytes, null where there is a `code` or nothing to do.
+PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary())])
+
+Known = npt.NDArray[np.bytes_]
+
+
+def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
+    """The files of `listing`, read and hashed by Ray tasks.
+
+    Args:
+        listing: schema `flowers.data.listing.LISTING`.
+        readers: tasks that read and decode at once.
+
+    Returns:
+        A lazy dataset of schema `BYTES` in the order of the listing.
+    """
+    return stream_blocks(listing, read_block, readers=readers)
+
+
+def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, readers: int) -> ray.data.Dataset:
+    """The photos of `listing`, read, hashed and decoded; Ray fuses both steps, so bytes never leave their task.
+
+    Args:
+        listing: schema `flowers.data.listing.LISTING`.
+        size: height and width to decode to, in pixels.
+        max_pixels: refuse larger pictures before decoding.
+        known: sorted digests of photos that need no decoding (`digests_array`).
+        readers: as in `stream_bytes`.
+
+    Returns:
+        A lazy dataset of schema `PIXELS` in the order of the listing.
+    """
+    import ray
+
+    reference = ray.put(known)
+
+    def decode(block: pa.Table) -> pa.Table:
+        return decode_block(block, size=size, max_pixels=max_pixels, known=ray.get(reference))
+
+    dataset = stream_bytes(listing, readers=readers)
+    pool = ray.data.TaskPoolStrategy(size=readers)
+    return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None, compute=pool)
+
+
+def stream_blocks(
+    listing: pa.Table, function: Callable[[pa.Table], pa.Table], *, readers: int, num_cpus: float = 1
+) -> ray.data.Dataset:
+    """Cuts a table into small blocks and maps each by a Ray task.
+
+    Args:
+        listing: one row a file, of any schema.
+        function: from a block of `listing` to a table of as many rows.
+        readers: tasks that run at once.
+        num_cpus: CPUs that Ray reserves for each task.
+
+    Returns:
+        A lazy dataset in the order of the listing.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    # Without this, blocks come in the order in which they finish, and no run equals another.
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
+    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
+    # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
+    listed = ray.data.from_blocks(blocks)
+    pool = ray.data.TaskPoolStrategy(size=readers)
+    return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
+
+
+def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
+    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each."""
+    yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+
+
+def detached(table: pa.Table, names: list[str]) -> pa.Table:
+    """Copies of some columns. A view of them would keep their whole block, pixels and all, in the object store."""
+    return table.select(names).take(pa.array(range(table.num_rows), pa.int64()))
+
+
+def digests_array(digests: list[bytes]) -> Known:
+    """Sorted SHA-256 digests as a NumPy array that workers search without copying it."""
+    return np.sort(np.array(digests, dtype="S32"))
+
+
+def read_block(block: pa.Table) -> pa.Table:
+    """Reads and hashes the files of one block.
+
+    Args:
+        block: schema `flowers.data.listing.LISTING`.
+
+    Returns:
+        A table of schema `BYTES`.
+    """
+    paths, codes, details = (block[name].to_pylist() for name in ("path", "code", "detail"))
+    connections: dict[str, pafs.FileSystem] = {}
+    todo = [index for index, code in enumerate(codes) if code is None]
+    contents: list[bytes | None] = [None] * block.num_rows
+    if todo and storage.is_remote(paths[todo[0]]):
+        with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
+            results = list(pool.map(lambda index: _read(paths[index], connections), todo))
+    else:
+        results = [_read(paths[index], connections) for index in todo]
+    for index, result in zip(todo, results, strict=True):
+        if isinstance(result, BadImage):
+            codes[index], details[index] = result.code, result.detail
+        else:
+            contents[index] = result
+    columns = {
+        "path": block["path"],
+        "label": block["label"],
+        "split": block["split"],
+        "sha256": [None if data is None else hashlib.sha256(data).digest() for data in contents],
+        "size": [None if data is None else len(data) for data in contents],
+        "format": [None if data is None else images.sniff(data) for data in contents],
+        "code": codes,
+        "detail": details,
+        "bytes": contents,
+    }
+    return pa.table(columns, schema=BYTES)
+
+
+def decode_block(block: pa.Table, *, size: int, max_pixels: int, known: Known) -> pa.Table:
+    """Decodes the photos of one block that are not in `known`.
+
+    Args:
+        block: schema `BYTES`.
+        size: height and width of the result, in pixels.
+        max_pixels: refuse larger pictures.
+        known: sorted digests.
+
+    Returns:
+        A table of schema `PIXELS`.
+    """
+    codes, details = block["code"].to_pylist(), block["detail"].to_pylist()
+    pixels: list[bytes | None] = [None] * block.num_rows
+    skip = _contained(block["sha256"], known)
+    for index, data in enumerate(block["bytes"]):
+        if codes[index] is not None or skip[index]:
+            continue
+        try:
+            pixels[index] = images.decode(data.as_py(), size, max_pixels=max_pixels).tobytes()
+        except BadImage as error:
+            codes[index], details[index] = _blame(error, block["path"][index].as_py())
+    columns = {name: block[name] for name in ("path", "label", "split", "sha256", "size", "format")}
+    return pa.table({**columns, "code": codes, "detail": details, "pixels": pixels}, schema=PIXELS)
+
+
+def _blame(error: BadImage, path: str) -> tuple[str, str]:
+    """A file that neither is a picture nor is named like one lies beside the photos without being a bad one."""
+    extension = os.path.splitext(path)[1].lower()
+    if error.code in ("not_a_photo", "empty") and extension not in images.EXTENSIONS:
+        return "side_file", f"neither a picture nor named like one ({extension or 'no extension'})"
+    return error.code, error.detail
+
+
+def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
+    """Which of `digests` are in the sorted array `known`."""
+    if not len(known):
+        return np.zeros(len(digests), dtype=np.bool_)
+    wanted = np.array(pc.fill_null(digests, b"\0" * 32).to_pylist(), dtype="S32")
+    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[places] == wanted
+
+
+def _read(path: str, connections: dict[str, pafs.FileSystem]) -> bytes | BadImage:
+    """The content of a file, or why it cannot be had; files of one bucket share a connection."""
+    try:
+        filesystem, inside = storage.resolve(path)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            status = os.stat(inside)
+            if not stat.S_ISREG(status.st_mode):  # a pipe would never end
+                return BadImage("unreadable", "not a regular file")
+            size = status.st_size
+        else:
+            filesystem = connections.setdefault("/".join(path.split("/", 3)[:3]), filesystem)
+            size = filesystem.get_file_info(inside).size
+        if size is not None and size > MAX_BYTES:
+            return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")
+        with filesystem.open_input_stream(inside) as stream:
+            return stream.read()
+    except OSError as error:
+        return BadImage("unreadable", error.strerror or first_line(error))
+    except (ValueError, InputError) as error:  # no path at all, or of an unknown scheme
+        return BadImage("unreadable", first_line(error))

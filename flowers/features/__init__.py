@@ -1,0 +1,1 @@
+"""What the frozen part of the network makes of each photo, computed once and cached."""

@@ -1,0 +1,1 @@
+"""One module a job: its whole way, in the order in which the data flows."""

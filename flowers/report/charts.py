@@ -1,0 +1,86 @@
+"""The plots of a report: inline SVG that takes the colours and the font of the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from flowers.report.formatting import short
+
+_SVG_LOCK = threading.Lock()
+# Stand-in colours: the page's own (light or dark) replace them in the finished SVG.
+_INK, _FIRST, _SECOND, _GRID = "#010203", "#010204", "#010205", "#010206"
+_COLOURS = {_INK: "currentColor", _FIRST: "var(--c1)", _SECOND: "var(--c2)", _GRID: "var(--line)"}
+
+
+def curves(history: list[Mapping[str, Any]], monitor: str, best: int | None) -> list[dict[str, Any]]:
+    """Plots of the losses and of the monitored metric over epochs, each an inline SVG with a caption."""
+    losses = [("training loss", "loss"), ("validation log-loss", "val_log_loss")]
+    found = []
+    for caption, series in (
+        ("Loss by epoch", losses),
+        (f"Validation {monitor.replace('_', ' ')} by epoch", [("", f"val_{monitor}")]),
+    ):
+        lines = [
+            (name, [(row["epoch"], row[key]) for row in history if isinstance(row.get(key), (int, float))])
+            for name, key in series
+        ]
+        if lines := [(name, points) for name, points in lines if points]:
+            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}".strip() for name, p in lines]
+            svg = _svg(lines, best, alt=f"{caption}: {', '.join(said)}.", salt=caption)
+            found.append({"svg": svg, "caption": caption})
+    return found
+
+
+def _svg(lines: list[tuple[str, list[tuple[int, float]]]], best: int | None, alt: str, salt: str) -> Markup:
+    """Draw lines over epochs, with the mark of the best epoch on the last line (the validation metric).
+
+    Uses Figure directly: pyplot keeps global state and is not safe in threads.
+    """
+    import matplotlib  # slow to import, and only this needs it
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(5.0, 2.8))
+    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.16, top=0.97)
+    axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.tick_params(colors=_INK, length=0, labelsize=10)
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.set_xlabel("epoch", color=_INK, fontsize=10)
+    for (name, points), colour, dash in zip(lines, (_FIRST, _SECOND), ("-", "--"), strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3)
+    at_best = dict(lines[-1][1])
+    if best is not None and best in at_best:
+        axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
+        axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, fontsize=10, labelcolor=_INK)
+    out = io.StringIO()
+    with _SVG_LOCK, matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+        figure.savefig(out, format="svg", transparent=True)
+    return _inline(out.getvalue(), alt)
+
+
+def _inline(svg: str, alt: str) -> Markup:
+    """A matplotlib SVG as part of a page: page colours and fonts, no ids of groups, no outside addresses."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: inherit", svg)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    box = re.search(r'viewBox="[^"]*"', svg)
+    head = Markup('<svg role="img" aria-label="{}" {}>').format(alt, Markup(box.group() if box else ""))
+    body = svg[svg.index(">") + 1 :]
+    for stand_in, colour in _COLOURS.items():
+        body = body.replace(stand_in, colour)
+    # Drawn by matplotlib from numbers and fixed words only: nothing of the user's is in it.
+    return head + Markup(body)

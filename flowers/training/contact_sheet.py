@@ -1,0 +1,64 @@
+"""A sheet of augmented training photos, to be looked at before one trusts an augmentation."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowers import storage
+from flowers.data import images
+from flowers.data.crops import random_resized_crop
+from flowers.data.ledger import Ledger
+from flowers.evaluation.sheet import contact_sheet
+from flowers.model.augmentation import Augmenter
+from flowers.plan import Plan
+from flowers.training.inputs import CROP_SCALE
+
+PHOTOS, VARIANTS = 6, 6
+NAME = "augmented.jpg"
+
+
+def write_sheet(plan: Plan, ledger: Ledger) -> None:
+    """Writes `augmented.jpg` into the run's folder: a row a photo, first as it is, then as training sees it."""
+    photos = ledger.side("train")
+    places = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
+    contents = [storage.read(photos["path"][place].as_py()) for place in places.tolist()]
+    columns = [_decoded(plan, contents, None)]
+    if plan.config.augment == "flip":
+        columns.append(columns[0][:, :, ::-1])
+    else:
+        columns += _augmented(plan, contents)
+    rows = [[column[row] for column in columns] for row in range(len(contents))]
+    storage.write(storage.join(plan.uri, NAME), contact_sheet(rows))
+
+
+def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]:
+    import tensorflow as tf
+
+    config = plan.config
+    contents = contents + contents[: len(contents) % 2]  # mixing takes pairs
+    augment = tf.function(
+        Augmenter(config.augment, size=plan.image_size, batch_size=len(contents), workers=1, rank=0, seed=config.seed)
+    )
+    random = np.random.Generator(np.random.Philox(key=[config.seed, 0]))
+    targets: Any = tf.one_hot(range(len(contents)), len(contents))
+    columns = []
+    for number in range(VARIANTS):
+        pixels = _decoded(plan, contents, random.random((len(contents), 4)))
+        columns.append(augment(tf.constant(pixels), targets, tf.constant(number))[0].numpy())
+    return columns
+
+
+def _decoded(plan: Plan, contents: list[bytes], draws: npt.NDArray[np.float64] | None) -> npt.NDArray[np.uint8]:
+    """Photos uint8 [n, size, size, 3], cropped by a row of `draws` each, or to their middle square."""
+    photos = []
+    for number, data in enumerate(contents):
+        crop = None
+        if draws is not None:
+            scale = CROP_SCALE[plan.config.augment]
+            crop = functools.partial(random_resized_crop, draws=draws[number].tolist(), scale=scale)
+        photos.append(images.decode(data, plan.image_size, max_pixels=plan.config.max_pixels, crop=crop))
+    return np.stack(photos)

@@ -1,0 +1,148 @@
+"""A phase made ready: what it trains, from which inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowers.evaluation.metrics import Counts
+from flowers.features.cache import PLAIN, FeatureCache
+from flowers.model import backbones, classifier, cuts
+from flowers.model.augmentation import Augmenter
+from flowers.model.gradients import speed_up
+from flowers.plan import Plan
+from flowers.training import failures
+from flowers.training.checkpoints import Checkpoint
+from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Side, Streamed
+from flowers.training.schedule import Phase
+from flowers.training.step import Step, Trained
+
+Standard = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One training process.
+
+    Attributes:
+        rank: its number.
+        count: how many there are.
+        strategy: the `tf.distribute` strategy that they share.
+    """
+
+    rank: int
+    count: int
+    strategy: Any
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A phase made ready in one worker.
+
+    Attributes:
+        phase: which.
+        step: what it trains.
+        train: inputs of the training photos.
+        validation: inputs of the validation photos.
+        standard: mean and variance of the pooled features, each float32 [d].
+    """
+
+    phase: Phase
+    step: Step
+    train: Inputs
+    validation: Inputs
+    standard: Standard
+
+    def arrays(self, counts: Counts) -> dict[str, npt.NDArray[Any]]:
+        """What a checkpoint keeps: all that changed, and the counts of the validation."""
+        mean, variance = self.standard
+        return {
+            **self.step.state(),
+            "standardize:mean": mean,
+            "standardize:variance": variance,
+            "validation": counts.to_vector(),
+        }
+
+
+def make_stage(
+    plan: Plan, phase: Phase, sides: tuple[Side, Side], standard: Standard | None, classes: int, worker: Worker
+) -> Stage:
+    """Makes a phase ready in one worker.
+
+    Args:
+        plan: of the run.
+        phase: which.
+        sides: training and validation photos.
+        standard: mean and variance of an earlier phase or checkpoint; None, for the head only, measures them.
+        classes: number of outputs, K.
+        worker: this process.
+    """
+    if phase.name == "head":
+        opened: dict[str, FeatureCache] = {}
+        train = Cached(plan, cuts.POOL, plan.views, sides[0], (-1,), opened)
+        validation = Cached(plan, cuts.POOL, (PLAIN,), sides[1], (-1,), opened)
+        measured = standard or classifier.standardization(*train.views)
+        return Stage(phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured)
+    if standard is None:
+        raise ValueError("the tail is trained after the head: there must be a checkpoint")
+    step = _step(plan, lambda: _tail(plan, standard, classes, worker), worker)
+    return Stage(phase, step, *_at_cut(plan, sides, step.trained), standard)
+
+
+def standard_of(found: Checkpoint) -> Standard:
+    """Mean and variance of the pooled features that a checkpoint was trained with."""
+    return found.arrays["standardize:mean"], found.arrays["standardize:variance"]
+
+
+def _step(plan: Plan, build: Any, worker: Worker) -> Step:
+    return Step(plan.config, worker.strategy, build, worker.rank, worker.count, failures.pieces(plan.uri))
+
+
+def _head(plan: Plan, standard: Standard, classes: int) -> Trained:
+    return Trained(classifier.build_head(*standard, classes, plan.config.dropout))
+
+
+def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Trained:
+    config = plan.config
+    network = backbones.build_backbone(config.backbone, plan.weights, plan.image_size, plan.precision)
+    speed_up(network.get_layer(config.backbone))
+    upper = cuts.tail(network, config.backbone, plan.cut)
+    variables = cuts.trained_variables(network, config.backbone, plan.cut)
+    augment = None
+    if config.augment in CROP_SCALE:
+        augment = Augmenter(
+            config.augment,
+            size=plan.image_size,
+            batch_size=config.batch_size,
+            workers=worker.count,
+            rank=worker.rank,
+            seed=config.seed,
+        )
+    return Trained(
+        classifier.build_head(*standard, classes, config.dropout),
+        body=network if plan.streamed else upper,
+        validation_body=network if plan.validation_streamed else upper,
+        groups=tuple((config.layer_decay ** (len(variables) - place), group) for place, group in enumerate(variables)),
+        augment=augment,
+    )
+
+
+def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained) -> tuple[Inputs, Inputs]:
+    """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
+    # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
+    cpus = 1.0 if plan.in_process else 0.0
+    opened: dict[str, FeatureCache] = {}
+    train: Inputs
+    validation: Inputs
+    if plan.streamed:
+        train = Streamed(plan, sides[0], cpus)
+    else:
+        train = Cached(plan, plan.cut, plan.views, sides[0], trained.body.input_shape[1:], opened)
+    if plan.validation_streamed:
+        validation = Streamed(plan, sides[1], cpus)
+    else:
+        validation = Cached(plan, plan.cut, (PLAIN,), sides[1], trained.validation_body.input_shape[1:], opened)
+    return train, validation

@@ -1,0 +1,176 @@
+"""Serve on this machine: `python -m serving --bundle runs/NAME`, or `make serve`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+import pydantic
+
+from flowers import cli, storage
+from flowers.errors import FlowersError, InputError
+from serving.options import Options, Tuning, first_problem
+
+_HELP = """Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
+TensorFlow Serving (/v1), the Open Inference Protocol (/v2) and ML.NET's sample.
+
+\b
+The newest run of ./runs:   python -m serving
+A run, a bundle, models:    python -m serving --bundle runs/NAME
+"""
+# Ray Serve would run our code in a loop of its own, lest it block: ours does not, and each change of loop costs time.
+_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes each field of `Options`, and of its tuning, an option; one that is not given is None."""
+    fields = {**Options.model_fields, **Tuning.model_fields}
+    for name, field in reversed(fields.items()):
+        if name in ("tuning", "bundle"):
+            continue
+        kind = next((kind for kind in (int, float) if str(field.annotation).count(kind.__name__)), str)
+        default = "none" if field.default is None else field.default
+        flag = f"--{name.replace('_', '-')}"
+        function = click.option(flag, name, type=kind, help=f"{field.description}  [default: {default}]")(function)
+    return function
+
+
+def newest_run(folder: str = "runs") -> str:
+    """The run of `folder` that was finished last.
+
+    Raises:
+        InputError: there is none.
+    """
+    runs = [os.path.join(folder, name) for name in storage.names(folder)]
+    finished = [run for run in runs if os.path.exists(os.path.join(run, "report.json"))]
+    if not finished:
+        raise InputError(
+            f"there is no finished run in {os.path.abspath(folder)}: train one (make train), or name what to serve "
+            "with --bundle"
+        )
+    return max(finished, key=lambda run: os.path.getmtime(os.path.join(run, "report.json")))
+
+
+def build_options(bundle: str | None, given: dict[str, Any]) -> Options:
+    """Options that were given, over the defaults.
+
+    Raises:
+        InputError: one is wrong.
+    """
+    tuning = {name: given.pop(name) for name in Tuning.model_fields if name in given}
+    try:
+        return Options(bundle=storage.absolute(bundle or newest_run()), tuning=Tuning(**tuning), **given)
+    except pydantic.ValidationError as error:
+        raise InputError(f"--{first_problem(error).replace('_', '-')}") from error
+
+
+@click.command(help=_HELP, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
+@click.option("--bundle", help=f"{Options.model_fields['bundle'].description}  [default: the newest run of ./runs]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen at.")
+@click.option("--verbose", is_flag=True, help="Show everything that Ray and TensorFlow log.")
+@_options
+def main(bundle: str | None, host: str, port: int, verbose: bool, **values: Any) -> None:
+    """Parses, starts, waits."""
+    with cli.console(verbose) as out:
+        options = build_options(bundle, {name: value for name, value in values.items() if value is not None})
+        from serving.http.middleware import read_tokens
+        from serving.inference.versions import find
+
+        tokens = read_tokens(options.tokens_file)
+        read_tokens(options.admin_token_file)
+        found = find(options.bundle, options.name)
+        _check_port(host, port)
+        say = functools.partial(out.print, highlight=False, markup=False)
+        say(f"Serving {options.bundle}, version {max(found) if options.version is None else options.version}")
+        if host not in _LOOPBACK:
+            who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
+            say(f"WARNING: listening at {host}: {who} who reaches this machine can ask.")
+        with _served(options, host, port, verbose):
+            address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
+            say(f"ready     {address}/    (the API: {address}/docs)")
+            say(f"try       {_curl(options.bundle, address, bool(tokens))}")
+            _wait_for_the_end()
+            say("Stopping: what was accepted is answered.")
+
+
+def _wait_for_the_end() -> None:
+    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()
+
+
+@contextmanager
+def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[None]:
+    """The server; what was accepted is answered before it ends."""
+    from serving.http.proxy import CALLBACK
+
+    os.environ.update({**_ONE_LOOP, **CALLBACK})  # read when Ray Serve is imported
+    from ray import serve
+
+    from flowers.cluster.session import ray_session
+    from serving.app import build_app
+    from serving.metrics import FOLDER
+
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(verbose):
+        os.environ[FOLDER] = folder
+        if not verbose:
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        try:
+            try:
+                http = {"host": host, "port": port, "request_timeout_s": options.timeout_s + 5}
+                serve.start(http_options=http, logging_config={"enable_access_log": verbose})
+                serve.run(build_app(options), name=options.name, route_prefix="/")
+            except RuntimeError as error:
+                raise FlowersError(f"the server did not start: {_reason(str(error))}") from error
+            yield
+        finally:
+            serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((host, port))
+        except OSError as error:
+            raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
+
+
+def _reason(text: str) -> str:
+    """The line of a replica's error that says what went wrong."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = [line.partition(": ")[2] for line in lines if line.startswith("flowers.errors.")]
+    return (own or lines or ["no reason was given"])[-1]
+
+
+def _curl(bundle: str, address: str, token: bool) -> str:
+    """A line that asks the server about a photo: one of the run's test photos, if they are here."""
+    photo = "PHOTO.jpg"
+    report = storage.join(bundle, "report.json")
+    if storage.exists(report):
+        found = json.loads(storage.read(report))
+        source = found.get("data", {}).get("source", "")
+        paths = [os.path.join(source, shown["path"]) for shown in found.get("predictions", [])]
+        photo = next(filter(os.path.exists, paths), photo)
+    header = ' -H "Authorization: Bearer $TOKEN"' if token else ""
+    return f"curl -s -H 'Content-Type: image/jpeg'{header} --data-binary {shlex.quote('@' + photo)} {address}/predict"
+
+
+if __name__ == "__main__":
+    cli.run_command(main, "python -m serving")

@@ -1,0 +1,168 @@
+"""What every request passes first: its token, its size, its time."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flowers import storage
+from flowers.errors import InputError
+from serving.http.responses import error_response, note
+from serving.inference.admission import Admission
+from serving.options import Options
+from serving.service import Overloaded, ServingError, TooLarge
+
+# What is open to all, tokens or not: probes, and the page, which asks for the token itself.
+_OPEN = ("/page/", "/v2/health/")
+
+
+class Unauthorized(ServingError):
+    """No token, or not one that is known."""
+
+    status, code = 401, "unauthorized"
+
+
+class NoWebSocket(ServingError):
+    """A handshake that nobody answers."""
+
+    status, code = 404, "no_websocket"
+
+
+class TooSlow(ServingError):
+    """The request did not arrive in time."""
+
+    status, code = 408, "too_slow"
+
+
+def read_tokens(path: str | None) -> tuple[bytes, ...]:
+    """The tokens in a file, one a line.
+
+    Raises:
+        InputError: the file cannot be read or has none.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = storage.read(path).split()
+    except OSError as error:
+        raise InputError(f"the file of tokens {path!r} cannot be read: {error}") from error
+    if not lines:
+        raise InputError(f"the file of tokens {path!r} has none; required is one a line")
+    return tuple(lines)
+
+
+class Limits:
+    """ASGI middleware: refuses what is too large, too slow, too much or has no token.
+
+    Args:
+        app: what answers the rest.
+        options: the limits.
+        service: `serving.replica.Classifier`.
+    """
+
+    def __init__(self, app: ASGIApp, options: Options, service: Any) -> None:
+        self._app, self._options, self._service = app, options, service
+        self._tokens = read_tokens(options.tokens_file)
+        self._admin = read_tokens(options.admin_token_file)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        if scope["type"] == "websocket":
+            await error_response(scope["path"], NoWebSocket("there is no WebSocket here"))(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, started = scope["path"], False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        with self._service.metrics.request(scope) as seen:
+            try:
+                async with asyncio.timeout(self._options.timeout_s):
+                    self._check(scope)
+                    with _Body(receive, self._options, self._service.admission) as body:
+                        await self._app(scope, body, seen(sending))
+            except ClientDisconnect:
+                pass  # nobody is there to be told anything
+            except (ServingError, TimeoutError) as error:
+                if started:
+                    raise
+                if isinstance(error, TimeoutError):
+                    error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
+                note(scope, error)
+                response = error_response(path, error)
+                if isinstance(error, Unauthorized):
+                    response.headers["WWW-Authenticate"] = "Bearer"
+                await response(scope, receive, seen(send))
+
+    def _check(self, scope: Scope) -> None:
+        headers, path = Headers(scope=scope), scope["path"]
+        if path.startswith("/admin/"):
+            if not self._admin:
+                raise Unauthorized("the server was started without --admin-token-file, so nobody may do this")
+            _check_token(headers, self._admin)
+        elif self._tokens and path != "/" and not path.startswith(_OPEN):
+            _check_token(headers, (*self._tokens, *self._admin))
+        length = headers.get("content-length", "0")
+        size = int(length[:20]) if length.isdecimal() else 0
+        if size > self._options.max_request_bytes:
+            raise TooLarge(f"received {size} bytes, at most {self._options.max_request_bytes} are taken")
+        if scope["method"] == "POST" and not path.startswith("/admin/"):
+            self._service.admission.check(size=size)  # before the body is read
+
+
+def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    given = token.strip().encode("utf-8", "surrogateescape")
+    # All are compared, each in the same time: how long it takes tells nothing.
+    fits = [hmac.compare_digest(given, one) for one in known]
+    if scheme.lower() != "bearer" or not any(fits):
+        raise Unauthorized("a token is required: Authorization: Bearer TOKEN")
+
+
+class _Body:
+    """Counts the bytes of a request while they come, and the time they take; they are held until it is answered."""
+
+    def __init__(self, receive: Receive, options: Options, admission: Admission) -> None:
+        self._receive, self._options, self._admission = receive, options, admission
+        self._left = options.max_request_bytes
+        self._until: float = math.nan
+        self._whole = False
+
+    def __enter__(self) -> _Body:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._admission.held -= self._options.max_request_bytes - self._left
+
+    async def __call__(self) -> Message:
+        if self._whole:  # what comes now is only that the client has gone
+            return await self._receive()
+        loop = asyncio.get_running_loop()
+        if math.isnan(self._until):
+            self._until = loop.time() + self._options.body_timeout_s
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise TooSlow(f"the request did not arrive within {self._options.body_timeout_s:g} s") from error
+        if message["type"] == "http.request":
+            size = len(message.get("body", b""))
+            self._whole = not message.get("more_body", False)
+            self._left -= size
+            self._admission.held += size
+            if self._left < 0:
+                raise TooLarge(f"at most {self._options.max_request_bytes} bytes are taken in a request")
+            self._admission.check(photos=0)
+        return message

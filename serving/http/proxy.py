@@ -1,0 +1,59 @@
+"""What Ray Serve's own HTTP proxy lets through to the replicas: nothing by which a client could command the proxy.
+
+Ray reads some headers as orders (a time-out of its own, not to notice a client that hangs up) and fails on bytes in
+them that are no text. `python -m serving` names this module in the environment variable `CALLBACK`; on a cluster it is
+set for `ray start`.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.http.responses import error_response
+from serving.service import ServingError
+
+CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.proxy:middlewares"}
+MAX_HEAD_BYTES = 64 << 10
+_ORDERS = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"x-session-id",
+    b"serve-multiplexed-model-id",
+}
+_REQUEST_ID = b"x-request-id"
+
+
+class HeadTooLarge(ServingError):
+    """The lines above the body are too many."""
+
+    status, code = 431, "head_too_large"
+
+
+class Front:
+    """ASGI middleware of the proxy."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        lines: list[tuple[bytes, bytes]] = scope.get("headers", [])
+        size = sum(len(name) + len(value) for name, value in lines)
+        if scope["type"] == "http" and size > MAX_HEAD_BYTES:
+            error = HeadTooLarge(f"received {size} bytes of headers, at most {MAX_HEAD_BYTES} are taken")
+            await error_response(scope["path"], error)(scope, receive, send)
+            return
+        await self._app({**scope, "headers": [line for line in lines if _passes(*line)]}, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Ray Serve puts around its proxy."""
+    return [Middleware(Front)]
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    name = name.lower().replace(b"_", b"-")
+    if name == _REQUEST_ID:
+        return value.isascii()
+    return name not in _ORDERS

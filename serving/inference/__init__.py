@@ -1,0 +1,1 @@
+"""From decoded photos to answers: versions, batches, admission."""

@@ -1,0 +1,59 @@
+"""How much is taken: photos that will be answered soon, and no more bytes than fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from serving.options import Options
+from serving.service import Overloaded
+
+# Each batch changes the known pace by its share of so many photos: a slow one alone refuses nobody.
+_REMEMBERED = 128
+
+
+class Admission:
+    """Counts what is on its way through a replica, and refuses what would have to wait too long.
+
+    Args:
+        options: the limits.
+        pace: seconds a photo takes when many travel together.
+
+    Attributes:
+        waiting: photos that are taken and not answered yet.
+        held: bytes of requests that are held.
+        pace: as above; it follows the batches that are run.
+    """
+
+    def __init__(self, options: Options, pace: float) -> None:
+        self._options = options
+        self.waiting = self.held = 0
+        self.pace = pace
+
+    def check(self, photos: int = 1, size: int = 0) -> None:
+        """Whether so many photos, or bytes, may come now.
+
+        Raises:
+            Overloaded: they may not.
+        """
+        wait_s = self.waiting * self.pace
+        if wait_s > self._options.max_wait_s:
+            raise Overloaded(f"a photo would wait {wait_s:.1f} s, at most {self._options.max_wait_s:g} s; try again")
+        if self.waiting + photos > self._options.max_waiting:
+            raise Overloaded(f"{self.waiting} photos are waiting, at most {self._options.max_waiting} may; try again")
+        if self.held + size > self._options.max_held_bytes:
+            raise Overloaded(f"requests of {self.held} bytes are held, {self._options.max_held_bytes} may; try again")
+
+    @contextmanager
+    def take(self, photos: int) -> Iterator[None]:
+        """Counts photos until they are answered; raises as `check`."""
+        self.check(photos)
+        self.waiting += photos
+        try:
+            yield
+        finally:
+            self.waiting -= photos
+
+    def learn(self, photos: int, seconds: float) -> None:
+        """Takes in how long a batch took."""
+        self.pace += (seconds / photos - self.pace) * min(1.0, photos / _REMEMBERED)

@@ -1,0 +1,304 @@
+"""The frozen part and the feature cache: one photo, one vector, wherever and whenever it is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from flowers.data import reading
+from flowers.errors import DamagedFile
+from flowers.features.cache import BATCH, BFLOAT16, FeatureCache, FrozenPart, Target, cache_key, from_arrow, to_arrow
+from flowers.model import cuts
+from flowers.model.backbones import build_backbone
+
+SIZE = 8
+# Of the network below: its output, what lies in the middle, and its input; as they are and mirrored.
+TARGETS = [Target(cut, view) for cut in ("pool", "half", "pixels") for view in ("flip", "plain")]
+
+
+def tiny() -> Any:
+    """A network that halves the picture and takes its mean."""
+    import keras
+
+    start = keras.Input((SIZE, SIZE, 3))
+    body = keras.Model(start, keras.layers.Activation("relu")(keras.layers.AveragePooling2D(2, name="half")(start)))
+    body.name = "tiny"
+    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
+    scaled = keras.layers.Rescaling(1 / 127.5, name=cuts.SCALE)(pixels)
+    pooled = keras.layers.GlobalAveragePooling2D(name=cuts.POOL)(body(scaled))
+    return keras.Model(pixels, pooled)
+
+
+def photos(count: int, size: int = SIZE) -> npt.NDArray[np.uint8]:
+    return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def by_hand(pixels: npt.NDArray[np.uint8], target: Target) -> npt.NDArray[Any]:
+    seen = pixels[:, :, ::-1] if target.view == "flip" else pixels
+    if target.cut == "pixels":
+        return seen.reshape(len(seen), -1)
+    scaled = (seen / 127.5).astype(np.float32)
+    if target.cut == "pool":
+        return scaled.mean(axis=(1, 2))
+    return scaled.reshape(-1, SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(2, 4)).reshape(len(seen), -1)
+
+
+def check_independence(part: FrozenPart, pixels: npt.NDArray[np.uint8]) -> None:
+    whole = part.features(pixels)
+    assert len(whole) == len(part.targets)
+    slices = (0, 1), (5, 6), (3, 10), (0, BATCH), (1, BATCH + 1), (BATCH - 1, len(pixels))
+    for start, stop in slices:
+        for rows, some in zip(whole, part.features(pixels[start:stop]), strict=True):
+            np.testing.assert_array_equal(some, rows[start:stop])
+    for rows, backwards in zip(whole, part.features(pixels[::-1]), strict=True):
+        np.testing.assert_array_equal(backwards, rows[::-1])
+        assert len(np.unique(rows.astype(np.float64), axis=0)) == len(rows) == len(pixels)
+
+
+def test_every_cut_of_every_view() -> None:
+    pixels = photos(BATCH + 5)
+    for targets in (TARGETS, TARGETS[::-1], TARGETS[2:3], TARGETS[3:4]):
+        found = FrozenPart(tiny(), "tiny", SIZE, targets).features(pixels)
+        for target, rows in zip(targets, found, strict=True):
+            np.testing.assert_allclose(rows, by_hand(pixels, target), atol=1e-5, err_msg=target.column)
+            assert rows.dtype == (np.uint8 if target.cut == "pixels" else np.float32)
+
+
+def test_features_do_not_depend_on_company() -> None:
+    check_independence(FrozenPart(tiny, "tiny", SIZE, TARGETS), photos(2 * BATCH + 5))  # a function that makes it
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_real_features_do_not_depend_on_company(shared: Path, precision: str) -> None:
+    weights = shared / "weights" / "mobilenet_v2_224_no_top.weights.h5"
+    targets = [Target(cut, view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
+    part = FrozenPart(build_backbone("mobilenetv2", str(weights), 96, precision), "mobilenetv2", 96, targets)
+    pixels = photos(BATCH + 4, 96)
+    check_independence(part, pixels)
+    kinds = [rows.dtype for rows in part.features(pixels[:1])]
+    assert kinds == [np.float32] * 2 + [np.float32 if precision == "float32" else BFLOAT16] * 2
+    plain, flipped = part.features(pixels), part.features(pixels[:, :, ::-1])
+    for number in (0, 2):
+        np.testing.assert_array_equal(plain[number], flipped[number + 1])
+        np.testing.assert_array_equal(plain[number + 1], flipped[number])
+
+
+def test_blocks_with_nothing_to_do_in_some_rows() -> None:
+    part, pixels = FrozenPart(tiny(), "tiny", SIZE, TARGETS), photos(2)
+    rows = {name: [None] * 4 for name in reading.PIXELS.names}
+    rows["pixels"] = [pixels[0].tobytes(), None, pixels[1].tobytes(), None]
+    block = pa.table(rows, schema=reading.PIXELS)
+    answer = part(block)
+    assert answer.column_names == [*reading.PIXELS.names[:-1], *(target.column for target in TARGETS)]
+    for target, expected in zip(TARGETS, part.features(pixels), strict=True):
+        column = answer[target.column]
+        assert [cell.is_valid for cell in column] == [True, False, True, False]
+        for place, row in ((0, expected[0]), (2, expected[1])):
+            np.testing.assert_array_equal(from_arrow(pa.array([column[place]])), row[None])
+        for nothing in (block.slice(1, 1), block.slice(0, 0)):
+            assert part(nothing)[target.column].null_count == nothing.num_rows
+            assert part(nothing).schema == answer.schema
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
+def test_arrays_travel_in_arrow_without_a_copy(dtype: Any) -> None:
+    rows = np.random.default_rng(0).normal(100, 9, (7, 12)).astype(dtype)
+    back = from_arrow(to_arrow(rows))
+    assert back.dtype == rows.dtype
+    np.testing.assert_array_equal(back, rows)
+    assert np.shares_memory(back, rows)
+    np.testing.assert_array_equal(from_arrow(to_arrow(rows)[2:5]), rows[2:5])
+
+
+def digest(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest()
+
+
+def vector(number: int) -> npt.NDArray[np.float32]:
+    return np.array([number, -number, number / 7], np.float32)
+
+
+def add(cache: FeatureCache, *numbers: int) -> None:
+    cache.add([digest(number) for number in numbers], np.stack([vector(number) for number in numbers]))
+
+
+def check_rows(cache: FeatureCache, *numbers: int) -> None:
+    found = cache.rows([digest(number) for number in numbers])
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.stack([vector(number) for number in numbers]))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    """Three parts of two, three and one photos."""
+    made = FeatureCache(str(tmp_path / "cache")).open()
+    for numbers in ((0, 1), (2, 3, 4), (5,)):
+        add(made, *numbers)
+        made.flush()
+    return made
+
+
+def test_rows_come_in_the_order_asked_for(cache: FeatureCache) -> None:
+    again = FeatureCache(cache.uri).open()
+    assert sorted(again.digests()) == sorted(digest(number) for number in range(6))
+    for held in (cache, again):
+        check_rows(held, 5, 0, 3, 1, 4, 2)
+        check_rows(held, 4)
+        check_rows(held, 2, 5, 2, 0, 2)  # a photo asked for twice
+    assert again.open().digests() == again.digests()  # opened twice, counted once
+    assert not again.damaged
+
+
+def test_pending_photos_are_held_and_written_with_the_next_flush(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(cache, 6)
+    assert digest(6) in cache.digests()
+    assert digest(6) not in FeatureCache(cache.uri).open().digests()
+    cache.flush()
+    check_rows(FeatureCache(cache.uri).open(), 6, 0)
+    before = len(list(Path(cache.uri).iterdir()))
+    cache.flush()
+    assert len(list(Path(cache.uri).iterdir())) == before
+    monkeypatch.setattr(cache, "PART_ROWS", 2)
+    add(cache, 7, 8)
+    check_rows(FeatureCache(cache.uri).open(), 8, 7)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
+def test_rows_come_back_in_the_type_in_which_they_were_added(tmp_path: Path, dtype: Any) -> None:
+    rows = np.random.default_rng(0).normal(100, 30, (7, 50)).astype(dtype)
+    made = FeatureCache(str(tmp_path / "cache")).open()
+    for part in (slice(0, 3), slice(3, 7)):
+        made.add([digest(number) for number in range(7)][part], rows[part])
+        made.flush()
+    found = FeatureCache(made.uri).open().rows([digest(number) for number in (6, 0, 3)])
+    assert found.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(found, rows[[6, 0, 3]])
+
+
+def test_large_outputs_are_written_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "PART_BYTES", 10 * 4 * 3)
+    made = FeatureCache(str(tmp_path / "cache")).open()
+    add(made, *range(9))
+    assert not Path(made.uri).exists()
+    add(made, 9)
+    check_rows(FeatureCache(made.uri).open(), 9, 0)
+    assert len(list(Path(made.uri).iterdir())) == 1
+    huge = FeatureCache(str(tmp_path / "huge")).open()
+    for number in range(3):  # each larger than a part
+        huge.add([digest(number)], np.full((1, 99), number, np.float32))
+    assert len(list(Path(huge.uri).iterdir())) == 3
+
+
+def test_an_unknown_photo_is_reported(cache: FeatureCache) -> None:
+    for numbers in ((0, 77), (77, 78)):
+        with pytest.raises(DamagedFile, match=f"lacks {sum(number > 5 for number in numbers)} photos"):
+            cache.rows([digest(number) for number in numbers])
+
+
+def part_of(cache: FeatureCache, number: int) -> Path:
+    """The file that holds a photo."""
+    return next(Path(cache.uri) / name for name, held in cache._parts.items() if digest(number) in held)
+
+
+def damage(file: Path, how: str) -> None:
+    data = bytearray(file.read_bytes())
+    if how == "bit flip":
+        data[len(data) // 3] ^= 4
+        file.write_bytes(data)
+    elif how == "truncated":
+        file.write_bytes(data[:-1])
+    elif how == "empty":
+        file.write_bytes(b"")
+    else:
+        file.rename(file.with_name("part-" + "0" * 64 + ".parquet"))
+
+
+@pytest.mark.parametrize("how", ["bit flip", "truncated", "empty", "renamed"])
+def test_a_damaged_part_is_removed_and_its_photos_are_missing(cache: FeatureCache, how: str) -> None:
+    file = part_of(cache, 3)
+    damage(file, how)
+    again = FeatureCache(cache.uri).open()
+    assert len(again.damaged) == 1
+    assert set(again.digests()) == {digest(number) for number in (0, 1, 5)}
+    assert len(list(Path(cache.uri).iterdir())) == 2
+    add(again, 2, 3, 4)
+    again.flush()
+    assert file.exists()  # the same photos, the same bytes, the same name
+    check_rows(FeatureCache(cache.uri).open(), 0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("how", ["bit flip", "truncated", "empty", "renamed"])
+def test_damage_after_opening_is_noticed(cache: FeatureCache, how: str) -> None:
+    damage(part_of(cache, 3), how)
+    check_rows(cache, 0, 5)
+    with pytest.raises(DamagedFile):
+        cache.rows([digest(0), digest(3)])
+
+
+def test_two_processes_may_remove_the_same_damaged_part(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = part_of(cache, 3)
+    damage(file, "truncated")
+    read = FeatureCache._read
+
+    def other_is_first(self: FeatureCache, name: str, columns: list[str]) -> Any:
+        try:
+            return read(self, name, columns)
+        except DamagedFile:
+            file.unlink()
+            raise
+
+    monkeypatch.setattr(FeatureCache, "_read", other_is_first)
+    assert FeatureCache(cache.uri).open().damaged == [file.name]
+
+
+def test_two_writers_may_add_the_same_photos(tmp_path: Path) -> None:
+    uri = str(tmp_path / "cache")
+    first, second = FeatureCache(uri).open(), FeatureCache(uri).open()
+    add(first, 0, 1, 2)
+    add(second, 1, 2, 3)
+    first.flush()
+    second.flush()
+    check_rows(FeatureCache(uri).open(), 3, 2, 1, 0)
+    check_rows(first, 0, 1, 2)
+
+
+def test_files_that_are_no_parts_are_left_alone(cache: FeatureCache) -> None:
+    other = Path(cache.uri) / "part-1.parquet.abc.tmp"
+    other.write_bytes(b"half a part")
+    assert len(FeatureCache(cache.uri).open().digests()) == 6
+    assert other.exists()
+
+
+def test_a_cache_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert FeatureCache(str(tmp_path / "none")).open().digests() == []
+
+
+def test_a_large_matrix_lies_in_a_file(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not isinstance(cache._matrix((4, 3), np.float32), np.memmap)
+    monkeypatch.setattr(cache, "IN_MEMORY_BYTES", 8)
+    for dtype in (np.float32, np.uint8, BFLOAT16):
+        made = cache._matrix((4, 3), dtype)
+        assert isinstance(made, np.memmap)
+        assert (made.shape, made.dtype) == ((4, 3), np.dtype(dtype))
+    check_rows(cache, 5, 0, 3, 1, 4, 2)
+
+
+def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    base: dict[str, Any] = {"backbone": "resnet50", "weights": "random:0", "image_size": 224, "precision": "float32"}
+    base |= {"max_pixels": 10, "cut": "pool", "view": "plain"}
+    other: dict[str, Any] = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16"}
+    other |= {"max_pixels": 11, "cut": "x", "view": "flip"}
+    keys = [cache_key(**base), *(cache_key(**{**base, name: other[name]}) for name in base)]
+    assert cache_key(**base) == keys[0]
+    monkeypatch.setattr(cache, "DECODER_VERSION", "another")
+    keys.append(cache_key(**base))
+    assert all(one != two for one, two in itertools.combinations(keys, 2))

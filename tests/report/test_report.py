@@ -1,0 +1,248 @@
+"""The page and the terminal summary: rendered from a realistic report and from hostile ones."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+from rich.cells import cell_len
+from rich.console import Console
+
+from flowers.evaluation.metrics import Counts, summarize
+from flowers.report.html import render_html
+from flowers.report.text import summary
+
+FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
+HOSTILE = "<script>alert(1)</script>"
+
+
+def evaluated(classes: list[str], n: int, seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, len(classes), size=n)
+    logits = rng.normal(size=(n, len(classes))) * 1.6
+    logits[np.arange(n), labels] += 4.5
+    p = np.exp(logits)
+    return summarize(Counts.of(labels, p / p.sum(axis=1, keepdims=True)), classes)
+
+
+@functools.cache
+def thumbnail(seed: int) -> str:
+    image = Image.new("RGB", (192, 192), (70, 110 + 8 * seed, 70))
+    draw = ImageDraw.Draw(image)
+    for i in range(8):
+        x, y = 96 + 45 * np.cos(i * np.pi / 4), 96 + 45 * np.sin(i * np.pi / 4)
+        draw.ellipse([x - 28, y - 28, x + 28, y + 28], fill=(230, 90 + 30 * seed, 120))
+    draw.ellipse([68, 68, 124, 124], fill=(240, 200, 60))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> dict[str, Any]:
+    k = len(classes)
+    rows = [(i, classes[i % k], classes[(i + (i == 3)) % k]) for i in range(5)]
+    history = [
+        {
+            "epoch": e, "loss": 0.11 + 1.45 * 0.72**e, "learning_rate": 0.01 * 0.94**e,
+            "val_accuracy": 0.93 - 0.5 * 0.6**e - 0.0016 * max(0, e - 12), "val_macro_accuracy": 0.92 - 0.5 * 0.6**e,
+            "val_log_loss": 0.24 + 1.2 * 0.68**e + 0.003 * max(0, e - 10), "seconds": 0.31,
+        }
+        for e in range(1, 21)
+    ]  # fmt: skip
+    report: dict[str, Any] = {
+        "schema": 1, "name": "flowers-20261107", "sample": False, "created": "2026-11-07T14:03:22+00:00",
+        "command": "python -m jobs.train --recipe full --source flower_photos --out runs/flowers-20261107",
+        "data": {
+            "source": "flower_photos", "listed": 3676, "found": 3670, "used": 3657, "quarantined": 13,
+            "reasons": {"duplicate": 9, "truncated": 3, "not_an_image": 1}, "classes": classes,
+            "per_class": {c: 734 for c in classes},
+        },
+        "split": {
+            "train": 2925, "validation": 365, "test": 367, "sha256": "9c1f" * 16,
+            "per_class": {c: {"train": 585, "validation": 73, "test": 73} for c in classes},
+        },
+        "validation": evaluated(classes, 365, 1), "test": evaluated(classes, n, 2),
+        "best_epoch": 12, "monitor": "accuracy", "history": history,
+        "predictions": [
+            {
+                "path": f"{true}/{4568123 + i}_0a1b{i}c2d3e.jpg", "label": true, "predicted": predicted,
+                "score": 0.93 - 0.11 * i, "thumbnail": thumbnail(i),
+                "top": [{"label": predicted, "score": 0.93 - 0.11 * i}, {"label": classes[i % k - 1], "score": 0.04}],
+            }
+            for i, true, predicted in rows
+        ],
+        "timing_s": {
+            "total": 96.4, "start": 6.1, "read": 14.2, "features": 58.3, "train": 9.7, "evaluate": 2.4, "save": 3.2,
+        },
+        "images_per_s": {"features": 62.7, "read": 257.5},
+        "features": {"hits": 0, "computed": 3657, "key": "5d0ce7a1"},
+        "backbone": "mobilenet_v3_large", "weights": "imagenet", "weights_sha256": "ab12" * 16, "image_size": 224,
+        "precision": "float32", "precision_reason": "the processor has no bfloat16 units", "seed": 7,
+        "bundle": "runs/flowers-20261107/bundle",
+        "warnings": ["13 of 3,670 files were quarantined, see ledger.parquet"],
+        "config": {"epochs": 20, "batch_size": 64, "optimizer": {"name": "adam", "learning_rate": 0.01}},
+        "versions": {"python": "3.11.7", "keras": "3.15.0", "ray": "2.60.0"},
+    }  # fmt: skip
+    return report | changes
+
+
+class Page(HTMLParser):
+    """Open tags must close in order; collects addresses, headings and texts."""
+
+    VOID = frozenset({"meta", "img", "br", "path", "rect", "use", "link"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.images_without_alt = 0
+        self.text = ""
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append(tag)
+        self.ids += [given["id"] or ""] if "id" in given else []
+        self.addresses += [v or "" for a, v in attrs if a in ("src", "href", "xlink:href", "action", "srcset")]
+        self.images_without_alt += tag == "img" and not given.get("alt")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def terminal(report: dict[str, Any], width: int = 80) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(summary(report))
+    return out.getvalue()
+
+
+def test_page_is_complete_and_self_contained() -> None:
+    html = render_html(fake_report())
+    page = Page(html)
+    outside = [a for a in page.addresses if not a.startswith(("data:image/", "#", "ledger.parquet"))]
+    assert outside == []
+    without_images = re.sub(r'"data:image/[^"]*"', "", html)
+    assert not re.search(r"https?:|//|@import|url\((?!#)", without_images)
+    assert "script" not in page.tags
+    assert page.images_without_alt == 0
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("table") == page.tags.count("caption")
+    assert page.tags.count("svg") == 2
+    for text in ("Results on test photos", "3,670", "truncated", "62.7", "✗ wrong", "best, epoch 12"):
+        assert text in page.text
+    assert "does not add up" not in page.text
+    assert "sample run" not in page.text
+
+
+def test_page_is_the_same_every_time_also_in_threads() -> None:
+    report = fake_report()
+    alone = render_html(report)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(render_html, [report] * 6)) == {alone}
+
+
+def test_page_is_quick() -> None:
+    render_html(fake_report())  # the first call imports matplotlib
+    start = time.perf_counter()
+    render_html(fake_report())
+    assert time.perf_counter() - start < 2
+
+
+def test_sample_banner_and_warnings() -> None:
+    page = Page(render_html(fake_report(sample=True, warnings=["a", "b <i>"])))
+    assert "says nothing about real flowers" in page.text
+    assert "b <i>" in page.text
+    assert "says nothing" in " ".join(terminal(fake_report(sample=True)).split())
+
+
+def test_hostile_texts_are_escaped() -> None:
+    classes = [HOSTILE, '"><img src=x onerror=1>', "a & b", "naïve", "雛菊"]
+    report = fake_report(classes, name=HOSTILE, command=HOSTILE, warnings=[HOSTILE], config={HOSTILE: HOSTILE})
+    report["data"]["reasons"] = {HOSTILE: 1}
+    report["data"]["source"] = HOSTILE
+    report["predictions"][0] |= {"path": HOSTILE + "\udcff", "thumbnail": "javascript:alert(1)"}
+    page = Page(render_html(report))
+    assert "script" not in page.tags
+    assert page.tags.count("img") == 4
+    assert not [a for a in page.addresses if "javascript" in a]
+    assert HOSTILE in page.text
+    render_html(report).encode()
+    assert "\x1b" not in terminal(fake_report(["a\x1b[31m", "[bold]b[/bold]"]))
+    assert "[bold]b[/bold]" in terminal(fake_report(["a\x1b[31m", "[bold]b[/bold]"]))
+
+
+@pytest.mark.parametrize("k", [2, 3, 100])
+def test_few_and_many_classes(k: int) -> None:
+    classes = [f"class number {i}" for i in range(k)]
+    report = fake_report(classes, n=10 * k)
+    html = render_html(report)
+    assert Page(html).text.count("class number 1") > 3
+    assert len(html) < 1_000_000
+    text = terminal(report)
+    assert ("lowest 12 of 100" in text) == (k == 100)
+    assert len(text.splitlines()) < 40
+
+
+def test_without_test_photos_validation_is_reported() -> None:
+    empty = summarize(Counts.zero(5), FLOWERS)
+    page = Page(render_html(fake_report(test=empty)))
+    assert "Results on validation photos" in page.text
+    assert "nan" not in page.text.lower().split()
+    assert "validation photos" in terminal(fake_report(test=empty))
+    both = fake_report(test=empty, validation=empty)
+    Page(render_html(both))
+    terminal(both)
+
+
+def test_files_that_do_not_add_up_are_named() -> None:
+    report = fake_report()
+    report["data"]["found"] += 2
+    assert "does not add up: 2 unaccounted for" in Page(render_html(report)).text
+
+
+@pytest.mark.parametrize("key", [None, *fake_report()])
+def test_every_key_is_optional(key: str | None) -> None:
+    report = {} if key is None else fake_report()
+    report.pop(key or "", None)
+    if key not in ("history", "best_epoch", "monitor"):
+        report["history"] = []  # spares the plots, which take most of the time
+    Page(render_html(report))
+    terminal(report)
+
+
+def test_history_with_gaps_and_one_epoch() -> None:
+    for history in ([{"epoch": 1, "loss": 0.5}], [{"epoch": 1, "loss": None, "val_accuracy": 0.5}], []):
+        Page(render_html(fake_report(history=history, best_epoch=1)))
+
+
+@pytest.mark.parametrize("classes", [FLOWERS, ["x" * 70, "雛菊" * 30, "c"]])
+def test_summary_fits_80_columns(classes: list[str]) -> None:
+    report = fake_report(classes)
+    report["predictions"][1]["path"] = "deep/" * 40 + "file.jpg"
+    text = terminal(report)
+    assert max(cell_len(line) for line in text.splitlines()) <= 80
+    assert len(re.findall(r"^\S.* \| original: .+ \| predicted: .+ \(0\.\d\d\)$", text, re.M)) == 5
+    assert max(cell_len(line) for line in terminal(report, 40).splitlines()) <= 40

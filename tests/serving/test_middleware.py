@@ -1,0 +1,232 @@
+"""What is too large, too slow, too much or has no token is refused before anything is computed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
+
+from flowers.errors import InputError
+from serving.http.middleware import Limits, read_tokens
+from serving.http.responses import error_response
+from serving.inference.admission import Admission
+from serving.options import Options
+from serving.service import Overloaded
+
+PATHS = ["/predict", "/v1/models/flowers:predict", "/v2/models/flowers/infer", "/api/ImageClassification/classifyImage"]
+
+
+class NoMetrics:
+    @contextmanager
+    def request(self, scope: Scope) -> Iterator[Callable[[Send], Send]]:
+        yield lambda send: send
+
+
+async def count_bytes(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads everything; waits if asked to, as an app that computes."""
+    request = Request(scope, receive)
+    body = await request.body()
+    await asyncio.sleep(float(request.query_params.get("wait", 0)))
+    await JSONResponse({"bytes": len(body)})(scope, receive, send)
+
+
+def ask(
+    options: dict[str, Any],
+    *,
+    path: str = "/predict",
+    parts: Sequence[bytes] = (b"",),
+    pause: float = 0,
+    headers: dict[str, str] | None = None,
+    waiting: int = 0,
+    query: str = "",
+) -> tuple[int, Any, dict[str, str], int]:
+    """Status, body, headers, and how many parts of the request were read."""
+    sent: list[Any] = []
+    read = 0
+
+    async def receive() -> Any:
+        nonlocal read
+        await asyncio.sleep(pause)
+        if read >= len(parts):
+            await asyncio.sleep(60)
+        read += 1
+        return {"type": "http.request", "body": parts[read - 1], "more_body": read < len(parts)}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "query_string": query.encode()}
+    chosen = Options(bundle="x", **options)
+    service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, pace=0.01))
+    service.admission.waiting = waiting
+    asyncio.run(Limits(count_bytes, chosen, service)(scope, receive, send))
+    assert service.admission.held == 0
+    found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], json.loads(b"".join(part["body"] for part in sent[1:])), found, read
+
+
+def test_what_fits_passes() -> None:
+    assert ask({"max_request_bytes": 6}, parts=[b"abc", b"def"])[:2] == (200, {"bytes": 6})
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_too_many_bytes_by_the_header_are_not_read(path: str) -> None:
+    status, body, _, read = ask(
+        {"max_request_bytes": 10}, path=path, parts=[b"x" * 11], headers={"Content-Length": "11"}
+    )
+    assert (status, read) == (413, 0)
+    error = body["error"]
+    assert "11 bytes, at most 10" in (error if path.startswith("/v") else error["detail"])
+
+
+def test_too_many_bytes_without_a_header_are_counted() -> None:
+    status, _, _, read = ask({"max_request_bytes": 10}, parts=[b"x" * 6] * 50)
+    assert (status, read) == (413, 2)
+
+
+@pytest.mark.parametrize("length", ["-5", "1e9", "x", "", "9" * 500])
+def test_a_wrong_length_is_no_error_of_ours(length: str) -> None:
+    status = ask({"max_request_bytes": 10}, parts=[b"x"], headers={"Content-Length": length})[0]
+    assert status == (413 if length.startswith("9") else 200)
+
+
+def test_a_slow_sender_is_told_so() -> None:
+    status, body, _, _ = ask({"body_timeout_s": 0.1}, parts=[b"x"] * 100, pause=0.03)
+    assert status == 408
+    assert body["error"]["code"] == "too_slow"
+
+
+def test_a_sender_that_stops_is_told_so() -> None:
+    assert ask({"body_timeout_s": 0.1}, parts=[b"x", b"y"], pause=20)[0] == 408
+
+
+@pytest.mark.parametrize("header", ["0", "-1", "1000"])
+def test_the_time_is_ours_whatever_the_client_says(header: str) -> None:
+    status, body, headers, _ = ask({"timeout_s": 0.1}, query="wait=5", headers={"x-request-timeout-seconds": header})
+    assert status == 503
+    assert headers["retry-after"] == "1"
+    assert "within 0.1 s" in body["error"]["detail"]
+
+
+def test_a_full_replica_refuses_without_reading() -> None:
+    status, body, headers, read = ask({"max_waiting": 64}, parts=[b"x"], waiting=64)
+    assert (status, headers["retry-after"], read) == (503, "1", 0)
+    assert body["error"]["code"] == "overloaded"
+    assert ask({"max_waiting": 64}, parts=[b"x"], waiting=63)[0] == 200
+
+
+def test_what_would_wait_too_long_is_refused_without_reading() -> None:
+    """A photo takes 0.01 s here."""
+    status, body, headers, read = ask({"max_wait_s": 1}, parts=[b"x"], waiting=101)
+    assert (status, headers["retry-after"], read) == (503, "1", 0)
+    assert body["error"]["detail"] == "a photo would wait 1.0 s, at most 1 s; try again"
+    assert ask({"max_wait_s": 1}, parts=[b"x"], waiting=100)[0] == 200
+
+
+def test_bytes_that_do_not_fit_are_refused() -> None:
+    limits = {"max_request_bytes": 10, "max_held_bytes": 10}
+    admission = Admission(Options(bundle="x", **limits), 0)
+    admission.held = 4
+    admission.check(size=6)
+    with pytest.raises(Overloaded, match="requests of 4 bytes are held, 10 may"):
+        admission.check(size=7)
+    with pytest.raises(ValidationError, match="max_held_bytes"):
+        Options(bundle="x", max_request_bytes=11, max_held_bytes=10)
+
+
+def test_the_pace_follows_the_batches() -> None:
+    admission = Admission(Options(bundle="x", max_wait_s=1), pace=1.0)
+    for _ in range(20):
+        admission.learn(32, 0.32)
+    assert admission.pace == pytest.approx(0.01, rel=0.5)
+    admission.learn(1, 10)
+    assert admission.pace < 0.2, "one slow photo alone refuses nobody"
+    with admission.take(64):
+        assert admission.waiting == 64
+    assert admission.waiting == 0
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "tokens").write_text("first\nsecond\n")
+    (tmp_path / "admin").write_text("boss\n")
+    return {"tokens_file": str(tmp_path / "tokens"), "admin_token_file": str(tmp_path / "admin")}
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "status"),
+    [
+        *((path, None, 401) for path in PATHS),
+        *((path, "Bearer second", 200) for path in PATHS),
+        ("/predict", "bearer  first", 200),
+        ("/predict", "Bearer boss", 200),
+        ("/predict", "Bearer secon", 401),
+        ("/predict", "Bearer second2", 401),
+        ("/predict", "Bearer", 401),
+        ("/predict", "Basic second", 401),
+        ("/predict", "Bearer sécond", 401),
+        ("/metrics", None, 401),
+        ("/docs", None, 401),
+        ("/", None, 200),
+        ("/page/page.js", None, 200),
+        ("/v2/health/ready", None, 200),
+        ("/admin/reload", "Bearer boss", 200),
+        ("/admin/reload", "Bearer first", 401),
+        ("/admin/reload", None, 401),
+    ],
+)
+def test_tokens(path: str, given: str | None, status: int, tokens: dict[str, Any]) -> None:
+    found, _, headers, _ = ask(tokens, path=path, headers={"Authorization": given} if given else {})
+    assert found == status
+    assert ("www-authenticate" in headers) == (status == 401)
+
+
+def test_without_tokens_all_may_ask_and_nobody_may_reload() -> None:
+    assert ask({})[0] == 200
+    assert ask({}, path="/admin/reload", headers={"Authorization": "Bearer x"})[0] == 401
+
+
+def test_a_file_of_tokens_has_some(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(InputError, match="has none"):
+        read_tokens(str(tmp_path / "empty"))
+    with pytest.raises(InputError, match="cannot be read"):
+        read_tokens(str(tmp_path / "absent"))
+
+
+def test_an_app_that_has_begun_to_answer_is_not_answered_for() -> None:
+    async def begins(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(5)
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b""}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
+    chosen = Options(bundle="x", timeout_s=0.05)
+    service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, 0))
+    with pytest.raises(TimeoutError):
+        asyncio.run(Limits(begins, chosen, service)(scope, receive, send))
+    assert sent == ["http.response.start"]
+
+
+def test_each_protocol_has_its_shape() -> None:
+    for path in PATHS:
+        body = json.loads(error_response(path, Overloaded("full")).body)
+        assert body == {"error": "full" if path.startswith("/v") else {"code": "overloaded", "detail": "full"}}

@@ -1,0 +1,80 @@
+"""Which photo is in which step: the same for any number of workers, another one in every epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowers.config import TrainConfig
+from flowers.training.batches import Order, class_weights, epoch_order
+
+
+def options(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"batch_size": 16, **changes})
+
+
+def whole(epoch: int, total: int, workers: int, **changes: Any) -> Order:
+    """The global batches, from the parts of all workers put together again."""
+    parts = [epoch_order(options(**changes), epoch, total, rank, workers) for rank in range(workers)]
+    for part in parts:
+        assert part.places.shape == part.real.shape == part.mirrored.shape == part.draws.shape[:2]
+        assert part.places.shape[1] * workers == 16
+        np.testing.assert_array_equal(part.rows, parts[0].rows)  # known to each worker without asking the others
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts], axis=1)
+        for name in ("places", "real", "mirrored", "draws")
+    }
+    return Order(rows=parts[0].rows, **joined)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120), st.integers(0, 5), st.sampled_from([1, 2, 4, 8, 16]))
+def test_an_epoch_takes_every_photo_once(total: int, epoch: int, workers: int) -> None:
+    order = whole(epoch, total, workers)
+    assert len(order.places) == -(-total // 16)
+    assert sorted(order.places[order.real]) == list(range(total))
+    assert order.places.min() >= 0
+    assert order.places.max() < total  # what fills up the last batch is a photo too
+    np.testing.assert_array_equal(order.real.sum(axis=1), order.rows)
+    assert order.real[:-1].all()
+    assert order.rows.dtype == np.float32
+
+
+@pytest.mark.parametrize("total", [101, 96, 97, 3])
+def test_any_number_of_workers_sees_the_same_batches(total: int) -> None:
+    one = whole(2, total, 1)
+    for workers in (2, 4, 8):
+        other = whole(2, total, workers)
+        for name in vars(one):
+            np.testing.assert_array_equal(getattr(other, name), getattr(one, name), err_msg=name)
+
+
+def test_order_and_views_change_with_epoch_and_seed_alone() -> None:
+    orders = [whole(epoch, 101, 1, seed=seed) for seed in (0, 1, (1 << 31) - 1) for epoch in (0, 1, 2)]
+    for name in ("places", "mirrored", "draws"):
+        assert len({getattr(order, name).tobytes() for order in orders}) == len(orders), name
+    again = whole(0, 101, 1, trainable="all", augment="strong", epochs=3, learning_rate=0.5)
+    for name in vars(again):
+        np.testing.assert_array_equal(getattr(again, name), getattr(orders[0], name), err_msg=name)
+
+
+def test_views_are_drawn_evenly() -> None:
+    order = whole(0, 16 * 400, 1)
+    assert order.mirrored.mean() == pytest.approx(0.5, abs=0.02)
+    assert 0 <= order.draws.min() < 0.001
+    assert 0.999 < order.draws.max() < 1
+    np.testing.assert_allclose(order.draws.reshape(-1, 4).mean(axis=0), 0.5, atol=0.02)
+
+
+def test_balanced_weights() -> None:
+    labels = np.array([0] * 6 + [1] * 3 + [3] * 1, np.int32)
+    weights = class_weights(options(class_weights="balanced"), labels, 4)
+    np.testing.assert_allclose(weights, [10 / 18, 10 / 9, 0, 10 / 3])
+    assert weights[labels].mean() == pytest.approx(1)
+    sums = np.bincount(labels, weights[labels], 4)
+    np.testing.assert_allclose(sums[[0, 1, 3]], 10 / 3)
+    np.testing.assert_array_equal(class_weights(options(), labels, 4), np.ones(4))
