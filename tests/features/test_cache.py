@@ -14,6 +14,7 @@ import pytest
 
 from flowers.data import reading
 from flowers.errors import DamagedFile
+from flowers.features import cache as cache_module
 from flowers.features.cache import BATCH, BFLOAT16, FeatureCache, FrozenPart, Target, cache_key, from_arrow, to_arrow
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
@@ -167,7 +168,7 @@ def test_pending_photos_are_held_and_written_with_the_next_flush(
     before = len(list(Path(cache.uri).iterdir()))
     cache.flush()
     assert len(list(Path(cache.uri).iterdir())) == before
-    monkeypatch.setattr(cache, "PART_ROWS", 2)
+    monkeypatch.setattr(cache_module, "PART_ROWS", 2)
     add(cache, 7, 8)
     check_rows(FeatureCache(cache.uri).open(), 8, 7)
 
@@ -185,7 +186,7 @@ def test_rows_come_back_in_the_type_in_which_they_were_added(tmp_path: Path, dty
 
 
 def test_large_outputs_are_written_sooner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "PART_BYTES", 10 * 4 * 3)
+    monkeypatch.setattr(cache_module, "PART_BYTES", 10 * 4 * 3)
     made = FeatureCache(str(tmp_path / "cache")).open()
     add(made, *range(9))
     assert not Path(made.uri).exists()
@@ -283,10 +284,10 @@ def test_a_cache_that_is_not_there_is_empty(tmp_path: Path) -> None:
 
 
 def test_a_large_matrix_lies_in_a_file(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not isinstance(cache._matrix((4, 3), np.float32), np.memmap)
-    monkeypatch.setattr(cache, "IN_MEMORY_BYTES", 8)
+    assert not isinstance(cache_module._matrix((4, 3), np.float32), np.memmap)
+    monkeypatch.setattr(cache_module, "IN_MEMORY_BYTES", 8)
     for dtype in (np.float32, np.uint8, BFLOAT16):
-        made = cache._matrix((4, 3), dtype)
+        made = cache_module._matrix((4, 3), dtype)
         assert isinstance(made, np.memmap)
         assert (made.shape, made.dtype) == ((4, 3), np.dtype(dtype))
     check_rows(cache, 5, 0, 3, 1, 4, 2)
@@ -299,6 +300,6 @@ def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.Monke
     other |= {"max_pixels": 11, "cut": "x", "view": "flip"}
     keys = [cache_key(**base), *(cache_key(**{**base, name: other[name]}) for name in base)]
     assert cache_key(**base) == keys[0]
-    monkeypatch.setattr(cache, "DECODER_VERSION", "another")
+    monkeypatch.setattr(cache_module, "DECODER_VERSION", "another")
     keys.append(cache_key(**base))
     assert all(one != two for one, two in itertools.combinations(keys, 2))
