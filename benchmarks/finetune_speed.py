@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--backbone", choices=("resnet50v2", "resnet101v2"), default="resnet50v2")
-    parser.add_argument("--epochs", type=int, default=10, help="of stage 5")
+    parser.add_argument("--epochs", type=int, default=10, help="of phase_ 5")
     parser.add_argument("--head-epochs", type=int, default=1, help="of the head before, the same for both")
     parser.add_argument("--per-class", type=int, help="take only so many photos of each class")
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_speed ../shared/data/flower_photos
 
-(a) 200 photos, cold   (b) all photos, cold   (c) feature stage against the bare forward pass
+(a) 200 photos, cold   (b) all photos, cold   (c) feature phase_ against the bare forward pass
 (d) the same photos again with another learning rate: the features come from the cache
 """
 

@@ -78,7 +78,7 @@ def working_folder(uri: str) -> str:
     """A new local folder from which `storage.publish` to `uri` is one rename where that is possible."""
     if storage.is_remote(uri):
         return tempfile.mkdtemp(prefix="flowers-")
-    folder = storage.join(os.path.dirname(storage.absolute(uri)), f".writing-{uuid.uuid4().hex}")
+    folder = storage.join(storage.parent(storage.absolute(uri)), f".writing-{uuid.uuid4().hex}")
     os.makedirs(folder)  # not mkdtemp: what is published must be readable by whom the umask allows
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,12 @@ from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing, listing_of
 from flowers.evaluation.evaluate import evaluate
 from flowers.evaluation.metrics import Counts, summarize
-from flowers.features.extraction import Ingested
+from flowers.features.extraction import Extraction
 from flowers.model import classifier, cuts
 from flowers.plan import Plan
 from flowers.predictor import Predictor
+from flowers.report.html import render_html
+from flowers.runs import Run
 from flowers.training import trainer
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
         Parts of the report: validation (of that epoch), best_epoch, history, weights_sha256, bundle.
     """
     classes, backbone = ledger.classes, plan.config.backbone
-    best, last = trainer.best(plan.uri)
+    best, last = trainer.best(plan.run)
     arrays = best.arrays
     head = classifier.build_head(
         arrays["standardize:mean"], arrays["standardize:variance"], len(classes), plan.config.dropout
@@ -49,7 +52,7 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
     measured = summarize(Counts.from_vector(arrays["validation"], len(classes)), classes)
     model = classifier.join(network, head)
     weights_sha256 = classifier.weights_sha256(model)
-    uri = storage.join(plan.uri, "best")
+    uri = plan.run.bundle
     manifest = {
         "classes": list(classes),
         "image_size": plan.image_size,
@@ -76,7 +79,7 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> dict[str, Any]:
 def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
     """The test photos, to be read and decoded again."""
     return reading.stream_pixels(
-        listing_of(ledger.side("test")),
+        listing_of(ledger.subset("test")),
         size=plan.image_size,
         max_pixels=plan.config.max_pixels,
         known=reading.digests_array([]),
@@ -84,29 +87,28 @@ def stream_test(plan: Plan, ledger: Ledger) -> ray.data.Dataset:
     )
 
 
-def measure(plan: Plan, ledger: Ledger, uri: str, source: str) -> dict[str, Any]:
-    """Loads the bundle at `uri` and measures it on the test photos, from their bytes.
+def measure(plan: Plan, ledger: Ledger, source: str) -> dict[str, Any]:
+    """Loads the bundle and measures it on the test photos, from their bytes.
 
     Args:
         plan: of the run.
         ledger: its photos.
-        uri: the bundle.
         source: where the photos were listed; examples are named from there.
 
     Returns:
         Parts of the report: test, predictions.
     """
-    predictor = Predictor(bundle.load_bundle(uri), plan.config.max_pixels)
+    predictor = Predictor(bundle.load_bundle(plan.run.bundle), plan.config.max_pixels)
     tables = reading.tables(stream_test(plan, ledger)) if ledger.counts().get("test") else iter(())
     counts, examples = evaluate(tables, predictor, EXAMPLES)
     for example in examples:
-        example["path"] = example["path"].removeprefix(source.rstrip("/") + "/")
+        example["path"] = storage.relative(example["path"], source)
     return {"test": summarize(counts, ledger.classes), "predictions": examples}
 
 
-def describe(plan: Plan, listing: Listing, ingested: Ingested, timing: dict[str, float]) -> dict[str, Any]:
+def describe(plan: Plan, listing: Listing, extraction: Extraction, timing: dict[str, float]) -> dict[str, Any]:
     """The parts of the report that say what was done, to which data, in which time."""
-    ledger, config = ingested.ledger, plan.config
+    ledger, config = extraction.ledger, plan.config
     counts, per_class = ledger.counts(), ledger.per_class()
     reading = timing["read"] + timing["features"]
     return {
@@ -132,9 +134,9 @@ def describe(plan: Plan, listing: Listing, ingested: Ingested, timing: dict[str,
         "timing_s": timing,
         "images_per_s": {
             "read": round(ledger.table.num_rows / reading, 1) if reading else None,
-            "features": round(ingested.computed / reading, 1) if ingested.computed and reading else None,
+            "features": round(extraction.computed / reading, 1) if extraction.computed and reading else None,
         },
-        "features": {"hits": ingested.hits, "computed": ingested.computed, "cache": plan.cache(plan.targets[0])},
+        "features": {"hits": extraction.hits, "computed": extraction.computed, "cache": plan.cache(plan.features[0])},
         "trainable": config.trainable,
         "augment": config.augment,
         "cut": plan.cut,
@@ -150,6 +152,15 @@ def describe(plan: Plan, listing: Listing, ingested: Ingested, timing: dict[str,
         "config": config.identity(),
         "versions": versions(),
     }
+
+
+def write_report(run: Run, report: dict[str, Any]) -> dict[str, Any]:
+    """Writes report.html and, last, report.json, which marks the run as finished; returns the whole report."""
+    report = {"created": runs.now(), **report}
+    storage.write(run.page, render_html(report).encode())
+    plain = [{name: row[name] for name in row if name != "thumbnail"} for row in report["predictions"]]
+    storage.write(run.report, json.dumps({**report, "predictions": plain}, indent=2).encode())
+    return report
 
 
 def versions() -> dict[str, str]:

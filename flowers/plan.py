@@ -1,13 +1,36 @@
-"""What the options came down to on this machine, for these photos: every later part works from it."""
+"""The plan: what the options come down to on this machine, for these photos. Every decision is made here, once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from flowers import storage
+from flowers.cluster.nodes import Node
+from flowers.cluster.placement import place
 from flowers.config import TrainConfig
-from flowers.features.cache import FLIP, PLAIN, Target, cache_key
-from flowers.model.cuts import POOL
+from flowers.errors import InputError
+from flowers.features.spec import FLIP, PLAIN, FeatureSpec
+from flowers.model import backbones, cuts
+from flowers.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known before anything is decided.
+
+    Attributes:
+        nodes: machines of the cluster.
+        photos: files that were listed.
+        weights_key: key of the start weights (`flowers.model.backbones.weights_key`).
+        precision: the arithmetic of the network, and why (`flowers.model.backbones.resolve_precision`).
+        photo_bytes: size of one photo's output at the cut; nobody asks for it if only the head is trained.
+    """
+
+    nodes: tuple[Node, ...]
+    photos: int
+    weights_key: str
+    precision: tuple[str, str]
+    photo_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +39,7 @@ class Plan:
 
     Attributes:
         config: the options.
-        uri: the run folder.
+        run: its folder.
         image_size: height and width that the network sees, in pixels.
         weights: start weights of the backbone; a path is absolute, for workers start in other folders.
         start_weights: their key.
@@ -27,14 +50,17 @@ class Plan:
         nodes: machines of the cluster.
         worker_cpus: CPUs, and threads of TensorFlow, of each worker.
         worker_gpus: GPUs of each worker.
+        feature_actors: actors that run the frozen network; 0 runs it in the job's own process.
+        gpus: GPUs of the cluster.
         cut: layer after which training starts (`flowers.model.cuts`).
         streamed: whether training photos are decoded again each epoch and go through the whole network, because they
             are augmented or their cached outputs at the cut would be too large.
         validation_streamed: the same of the validation photos, which are never augmented.
+        inputs_reason: why.
     """
 
     config: TrainConfig
-    uri: str
+    run: Run
     image_size: int
     weights: str
     start_weights: str
@@ -45,9 +71,12 @@ class Plan:
     nodes: int = 1
     worker_cpus: int = 1
     worker_gpus: float = 0.0
-    cut: str = POOL
+    feature_actors: int = 0
+    gpus: int = 0
+    cut: str = cuts.POOL
     streamed: bool = False
     validation_streamed: bool = False
+    inputs_reason: str = ""
 
     @property
     def in_process(self) -> bool:
@@ -60,28 +89,81 @@ class Plan:
         return (PLAIN, FLIP) if self.config.augment == "flip" else (PLAIN,)
 
     @property
-    def targets(self) -> tuple[Target, ...]:
+    def features(self) -> tuple[FeatureSpec, ...]:
         """What the frozen part makes of every photo: the head's input and, if it is cached, the tail's."""
-        cuts = (POOL,) if self.streamed or self.cut == POOL else (POOL, self.cut)
-        return tuple(Target(cut, view) for view in self.views for cut in cuts)
+        wanted = (cuts.POOL,) if self.streamed or self.cut == cuts.POOL else (cuts.POOL, self.cut)
+        return tuple(self.feature(cut, view) for view in self.views for cut in wanted)
 
     @property
-    def validation_targets(self) -> tuple[Target, ...]:
+    def validation_features(self) -> tuple[FeatureSpec, ...]:
         """What it makes of the validation photos besides."""
-        return (Target(self.cut),) if self.streamed and not self.validation_streamed else ()
+        return (self.feature(self.cut),) if self.streamed and not self.validation_streamed else ()
 
-    def cache(self, target: Target) -> str:
-        """URI of the feature cache of a target."""
-        key = cache_key(
+    def feature(self, cut: str, view: str = PLAIN) -> FeatureSpec:
+        """The feature at a cut, of a view of the photos."""
+        return FeatureSpec(
+            cut=cut,
+            view=view,
             backbone=self.config.backbone,
             weights=self.start_weights,
             image_size=self.image_size,
             precision=self.precision,
             max_pixels=self.config.max_pixels,
-            cut=target.cut,
-            view=target.view,
         )
-        return storage.join(storage.absolute(self.config.storage), "cache", "features", key)
+
+    def cache(self, feature: FeatureSpec) -> str:
+        """URI of the cache of a feature; runs in one storage share it."""
+        return storage.join(storage.absolute(self.config.storage), "cache", "features", feature.key)
+
+
+def image_size(config: TrainConfig) -> int:
+    """Height and width that the network sees: as asked, or what the backbone was made for."""
+    return config.image_size or backbones.REGISTRY[config.backbone].image_size
+
+
+def make_plan(config: TrainConfig, facts: Facts) -> Plan:
+    """Decides everything that the options leave open.
+
+    Raises:
+        InputError: options that do not fit the cluster, the backbone or each other.
+    """
+    gpus = sum(int(node.gpus) for node in facts.nodes)
+    cpus = int(sum(node.cpus for node in facts.nodes))
+    placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, facts.nodes)
+    actors = _feature_actors(config, len(facts.nodes), gpus)
+    cut = cuts.cut_of(config.backbone, config.trainable)
+    streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
+    precision, precision_reason = facts.precision
+    return Plan(
+        config=config,
+        run=Run.of(config),
+        image_size=image_size(config),
+        weights=config.weights if config.weights in backbones.NAMED_WEIGHTS else storage.absolute(config.weights),
+        start_weights=facts.weights_key,
+        precision=precision,
+        precision_reason=precision_reason,
+        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
+        readers=cpus if actors else max(1, cpus // 2),
+        workers=placement.workers,
+        nodes=len(facts.nodes),
+        worker_cpus=placement.cpus,
+        worker_gpus=placement.gpus,
+        feature_actors=actors,
+        gpus=gpus,
+        cut=cut,
+        streamed=streamed,
+        validation_streamed=validation_streamed,
+        inputs_reason=reason,
+    )
+
+
+def _feature_actors(config: TrainConfig, nodes: int, gpus: int) -> int:
+    """Actors that run the frozen network; 0 runs it in this process, which is faster on one machine without GPUs."""
+    if config.feature_actors != "auto":
+        return int(config.feature_actors)
+    if gpus > 1 or (gpus and nodes > 1):
+        return gpus
+    return nodes if nodes > 1 else 0
 
 
 def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) -> tuple[bool, bool, str]:
@@ -93,24 +175,40 @@ def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) 
         photo_bytes: size of one photo's output there.
         photos: number of photos, at most.
     """
+    if cut == cuts.POOL:
+        return False, False, ""
     budget = config.cache_budget * 1e9
     views = 2 if config.augment == "flip" else 1
     whole, validation = photos * views * photo_bytes, photos * config.split[1] * photo_bytes
     size = f"{photos} photos x {f'{views} views x ' if views > 1 else ''}{photo_bytes / 1e3:.0f} kB = {_gb(whole)}"
+    limit = f"--cache-budget {config.cache_budget:g} GB"
     if config.augment in ("standard", "strong"):
         reason = f"photos are decoded again each epoch: --augment {config.augment} makes every view a new one"
         return True, validation > budget, reason
     if whole > budget:
-        return (
-            True,
-            validation > budget,
-            f"photos are decoded again each epoch: {size} at {cut}, more than {_limit(config)}",
+        reason = f"photos are decoded again each epoch: {size} at {cut}, more than {limit}"
+        return True, validation > budget, reason
+    return False, False, f"the frozen part runs once a photo: {size} at {cut}, within {limit}"
+
+
+def check_workers(plan: Plan, photos: int) -> None:
+    """Refuses workers that would never see one of so many training photos, before any is started.
+
+    Raises:
+        InputError: it says how many workers would have photos.
+    """
+    config, per_worker = plan.config, plan.config.batch_size // plan.workers
+    if photos <= (plan.workers - 1) * per_worker:
+        raise InputError(
+            f"--workers: received {plan.workers} for {photos} training photos; with --batch-size {config.batch_size} "
+            f"each takes {per_worker} of a step, so at most {-(-photos // per_worker)} would have any; give fewer "
+            "workers or a smaller batch"
         )
-    return False, False, f"the frozen part runs once a photo: {size} at {cut}, within {_limit(config)}"
-
-
-def _limit(config: TrainConfig) -> str:
-    return f"--cache-budget {config.cache_budget:g} GB"
+    if config.augment == "strong" and per_worker % 2:
+        raise InputError(
+            f"--batch-size: received {config.batch_size} for {plan.workers} workers, required for --augment strong is "
+            "an even number for each: it mixes photos in pairs"
+        )
 
 
 def _gb(size: float) -> str:

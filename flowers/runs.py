@@ -1,12 +1,20 @@
-"""A run's folder: its identity, so that the same command goes on with it and another one is refused."""
+"""A run: a folder with all that one training leaves; its paths, its identity and its status.
+
+The identity makes the same command go on with it, and refuses another one. Nobody else joins a path inside a run.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,58 +22,192 @@ import pyarrow.parquet as pq
 from flowers import storage
 from flowers.config import TrainConfig, flag
 from flowers.data.ledger import Ledger
-from flowers.data.split import SIDES
-from flowers.errors import DamagedFile, InputError, first_line
-from flowers.report.html import render_html
+from flowers.data.split import SUBSETS
+from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
-CONFIG, REPORT, SPLIT, LEDGER = "config.json", "report.json", "split.parquet", "ledger.parquet"
+State = Literal["running", "done", "failed", "stopped"]
 
 
-def open_run(config: TrainConfig) -> tuple[str, bool]:
-    """Makes or finds the folder of a run; what it is a run of is noted by `begin`, once the photos are known.
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run.
 
-    Returns:
-        Its URI and whether the run is finished already.
-
-    Raises:
-        InputError: the folder holds a run with other options, or something that is no run.
+    Attributes:
+        uri: where it lies.
     """
-    uri = storage.join(storage.absolute(config.storage), config.run_name())
-    try:
-        found = storage.names(uri)
-        if config.fresh and CONFIG in found:
-            storage.delete(uri)
-            found = []
-        foreign = [name for name in found if not name.startswith(".") and name not in (SPLIT, LEDGER)]
-        if CONFIG not in found and foreign:
-            raise InputError(f"--name: {uri} exists and is not a run of this program; choose another name")
-        if CONFIG in found:
-            _compare(uri, config)
-        else:
-            storage.make_folder(uri)
-    except OSError as error:
-        raise InputError(f"--storage: {uri} cannot be written: {error.strerror or error}") from error
-    return uri, REPORT in found
+
+    uri: str
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Run:
+        """The run that a command is about."""
+        return cls(storage.join(storage.absolute(config.storage), config.run_name()))
+
+    @property
+    def name(self) -> str:
+        """Its name: the last part of its URI."""
+        return storage.name(self.uri)
+
+    @property
+    def config(self) -> str:
+        """config.json: the options that decide the result; what makes the folder a run."""
+        return storage.join(self.uri, "config.json")
+
+    @property
+    def split(self) -> str:
+        """split.parquet: which photo is for training, validation or test."""
+        return storage.join(self.uri, "split.parquet")
+
+    @property
+    def ledger(self) -> str:
+        """ledger.parquet: every file that was found, and what became of it."""
+        return storage.join(self.uri, "ledger.parquet")
+
+    @property
+    def metrics(self) -> str:
+        """metrics.jsonl: a line an epoch."""
+        return storage.join(self.uri, "metrics.jsonl")
+
+    @property
+    def checkpoints(self) -> str:
+        """checkpoints/: a folder an epoch."""
+        return storage.join(self.uri, "checkpoints")
+
+    @property
+    def tensorboard(self) -> str:
+        """tensorboard/: the metrics again, for TensorBoard."""
+        return storage.join(self.uri, "tensorboard")
+
+    @property
+    def contact_sheet(self) -> str:
+        """augmented.jpg: training photos as augmentation shows them."""
+        return storage.join(self.uri, "augmented.jpg")
+
+    @property
+    def bundle(self) -> str:
+        """best/: the bundle of the best epoch."""
+        return storage.join(self.uri, "best")
+
+    @property
+    def page(self) -> str:
+        """report.html."""
+        return storage.join(self.uri, "report.html")
+
+    @property
+    def report(self) -> str:
+        """report.json, written last: what marks a run as finished."""
+        return storage.join(self.uri, "report.json")
+
+    @property
+    def status(self) -> str:
+        """status.json: whether it runs, is done, failed or was stopped."""
+        return storage.join(self.uri, "status.json")
+
+    def note(self, file: str) -> str:
+        """A working file, hidden, for the workers of this run."""
+        return storage.join(self.uri, f".{file}")
+
+    def finished(self) -> bool:
+        """Whether it has its report."""
+        return storage.exists(self.report)
+
+    def open(self, config: TrainConfig) -> None:
+        """Makes or finds the folder; what it is a run of is noted by `begin`, once the photos are known.
+
+        Raises:
+            InputError: the folder holds a run with other options, or something that is no run.
+        """
+        own = storage.name(self.config)
+        try:
+            found = storage.names(self.uri)
+            if config.fresh and own in found:
+                storage.delete(self.uri)
+                found = []
+            before_begin = {storage.name(path) for path in (self.split, self.ledger, self.status)}
+            if own not in found and [name for name in found if name[0] != "." and name not in before_begin]:
+                raise InputError(f"--name: {self.uri} exists and is not a run of this program; choose another name")
+            if own in found:
+                self._compare(config)
+            else:
+                storage.make_folder(self.uri)
+        except OSError as error:
+            raise InputError(f"--storage: {self.uri} cannot be written: {error.strerror or error}") from error
+
+    def _compare(self, config: TrainConfig) -> None:
+        try:
+            before = dict(json.loads(storage.read(self.config))["options"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedFile(f"{self.config} is damaged; --fresh starts over") from error
+        now = config.identity()
+        names = [name for name in now if before.get(name) != now[name]]
+        if names:
+            changes = "; ".join(f"{flag(name)} was {before.get(name)!r}, now {now[name]!r}" for name in names)
+            raise InputError(
+                f"the run {self.name!r} exists with other options ({changes}); choose another --name, or --fresh "
+                "to start over"
+            )
+
+    def begin(self, config: TrainConfig, ledger: Ledger) -> None:
+        """Writes split.parquet, ledger.parquet and, last, config.json: from here on the folder is this run's.
+
+        Raises:
+            InputError: the run has a split already and the photos or their labels have changed since.
+            DamagedFile: that split cannot be read.
+        """
+        storage.sweep(self.uri)
+        begun = storage.exists(self.config)
+        if begun:
+            self._check_photos(ledger)
+        for uri, table in ((self.ledger, ledger.table), (self.split, ledger.split())):
+            sink = io.BytesIO()
+            pq.write_table(table, sink, compression="zstd")
+            storage.write(uri, sink.getvalue())
+        if not begun:
+            body = {"options": config.identity(), "created": now()}
+            storage.write(self.config, json.dumps(body, indent=2).encode())
+
+    def _check_photos(self, ledger: Ledger) -> None:
+        try:
+            before = _photos(pq.read_table(io.BytesIO(storage.read(self.split))))
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DamagedFile(f"{self.split} is damaged ({first_line(error)}); --fresh starts over") from error
+        found = _photos(ledger.split())
+        if before != found:
+            both = before.keys() & found.keys()
+            relabelled, moved = (sum(before[photo][at] != found[photo][at] for photo in both) for at in (0, 1))
+            raise InputError(
+                f"the photos changed since this run began ({len(found.keys() - before.keys())} new, "
+                f"{len(before.keys() - found.keys())} gone, {relabelled} relabelled, {moved} now on another side); "
+                "choose another --name (--split-file keeps the known photos on their side), or --fresh to start over"
+            )
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Notes in status.json that the run is going on, and how that ended."""
+        self._note_status("running")
+        try:
+            yield
+        except FlowersError as error:
+            self._note_status("failed", str(error))
+            raise
+        except Exception as error:
+            self._note_status("failed", f"{type(error).__name__}: {first_line(error)}")
+            raise
+        except BaseException:
+            self._note_status("stopped", "the same command goes on")
+            raise
+        self._note_status("done")
+
+    def _note_status(self, state: State, why: str = "") -> None:
+        """Writes status.json: the state, why, since when, and the process that says so."""
+        body = {"state": state, "why": why, "at": now(), "host": socket.gethostname(), "pid": os.getpid()}
+        storage.write(self.status, json.dumps(body, indent=2).encode())
 
 
-def read_report(uri: str) -> dict[str, Any]:
-    """The report of a finished run."""
-    return dict(json.loads(storage.read(storage.join(uri, REPORT))))
-
-
-def _compare(uri: str, config: TrainConfig) -> None:
-    try:
-        before = dict(json.loads(storage.read(storage.join(uri, CONFIG)))["options"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedFile(f"{uri}/{CONFIG} is damaged; --fresh starts over") from error
-    now = config.identity()
-    names = [name for name in now if before.get(name) != now[name]]
-    if names:
-        changes = "; ".join(f"{flag(name)} was {before.get(name)!r}, now {now[name]!r}" for name in names)
-        raise InputError(
-            f"the run {config.run_name()!r} exists with other options ({changes}); choose another --name, or --fresh "
-            "to start over"
-        )
+def finished_runs(folder: str) -> list[Run]:
+    """The finished runs of a local folder of runs, the newest last."""
+    runs = [Run(storage.join(folder, name)) for name in storage.names(folder)]
+    return sorted(filter(Run.finished, runs), key=lambda run: os.path.getmtime(run.report))
 
 
 def read_split(uri: str) -> dict[bytes, int]:
@@ -77,43 +219,10 @@ def read_split(uri: str) -> dict[bytes, int]:
     try:
         table = pq.read_table(io.BytesIO(storage.read(uri)))
         digests = table["sha256"].cast(pa.binary(32)).to_pylist()
-        sides = [SIDES.index(side) for side in table["split"].to_pylist()]
+        sides = [SUBSETS.index(side) for side in table["split"].to_pylist()]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"--split-file: {uri} is not the split.parquet of a run: {first_line(error)}") from error
     return dict(zip(digests, sides, strict=True))
-
-
-def begin(uri: str, config: TrainConfig, ledger: Ledger) -> None:
-    """Writes split.parquet, ledger.parquet and, last, config.json: from here on the folder is this run's.
-
-    Raises:
-        InputError: the run has a split already and the photos or their labels have changed since.
-        DamagedFile: that split cannot be read.
-    """
-    storage.sweep(uri)
-    target = storage.join(uri, SPLIT)
-    if storage.exists(storage.join(uri, CONFIG)):
-        try:
-            before = _photos(pq.read_table(io.BytesIO(storage.read(target))))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DamagedFile(f"{target} is damaged ({first_line(error)}); --fresh starts over") from error
-        now = _photos(ledger.split())
-        if before != now:
-            both = before.keys() & now.keys()
-            relabelled, moved = (sum(before[photo][at] != now[photo][at] for photo in both) for at in (0, 1))
-            raise InputError(
-                f"the photos changed since this run began ({len(now.keys() - before.keys())} new, "
-                f"{len(before.keys() - now.keys())} gone, {relabelled} relabelled, {moved} now on another side); "
-                "choose another --name (--split-file keeps the known photos on their side), or --fresh to start over"
-            )
-    for name, table in ((LEDGER, ledger.table), (SPLIT, ledger.split())):
-        sink = io.BytesIO()
-        pq.write_table(table, sink, compression="zstd")
-        storage.write(storage.join(uri, name), sink.getvalue())
-    if not storage.exists(storage.join(uri, CONFIG)):
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        body = {"options": config.identity(), "created": created}
-        storage.write(storage.join(uri, CONFIG), json.dumps(body, indent=2).encode())
 
 
 def split_sha256(ledger: Ledger) -> str:
@@ -124,17 +233,12 @@ def split_sha256(ledger: Ledger) -> str:
     return digest.hexdigest()
 
 
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _photos(split: pa.Table) -> dict[bytes, tuple[str, str]]:
     """Label and side of each photo by its digest, in the order of the digests."""
     digests, *columns = (split[name].to_pylist() for name in ("sha256", "label", "split"))
     return dict(zip(digests, zip(*columns, strict=True), strict=True))
-
-
-def write_report(uri: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.html and, last, report.json, which marks the run as finished; returns the whole report."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    report = {"created": created, **report}
-    storage.write(storage.join(uri, "report.html"), render_html(report).encode())
-    plain = [{name: row[name] for name in row if name != "thumbnail"} for row in report["predictions"]]
-    storage.write(storage.join(uri, REPORT), json.dumps({**report, "predictions": plain}, indent=2).encode())
-    return report

@@ -54,8 +54,37 @@ def absolute(uri: str) -> str:
 
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it; the options of a URI (s3://bucket/runs?region=...) stay at its end."""
-    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return "/".join([place.rstrip("/"), *parts]) + mark + options
+    path, options = _cut(uri)
+    return "/".join([path.rstrip("/"), *parts]) + options
+
+
+def parent(uri: str) -> str:
+    """The folder that `uri` lies in, with the options of `uri`; that of a bare name is "."."""
+    path, options = _cut(uri)
+    folder, _, name = path.rstrip("/").rpartition("/")
+    return (folder or ("/" if path.startswith("/") else ".")) + options if name else uri
+
+
+def name(uri: str) -> str:
+    """The last part of `uri`, without options."""
+    return _cut(uri)[0].rstrip("/").rpartition("/")[2]
+
+
+def relative(uri: str, folder: str) -> str:
+    """What follows `folder` in the path of `uri`, without options; all of the path if it does not lie there."""
+    return _cut(uri)[0].removeprefix(_cut(folder)[0].rstrip("/") + "/")
+
+
+def bucket(uri: str) -> str:
+    """Scheme, bucket and options of a URI: what its connection depends on."""
+    path, options = _cut(uri)
+    return "/".join(path.split("/", 3)[:3]) + options
+
+
+def _cut(uri: str) -> tuple[str, str]:
+    """The path of a URI, and its options with their question mark; a local path may hold one in a name."""
+    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return path, mark + options
 
 
 def exists(uri: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "no shared data"
+# Fixtures that start Ray, here or in another process: `make quick` leaves out the tests that ask for one.
+STARTS_RAY = {"ray", "job", "server", "cluster_of_two", "head"}
 
 
 # A shell ignores Ctrl-C for what it runs in the background, and so would the jobs that tests stop with it.
@@ -29,6 +32,20 @@ def pytest_report_header() -> str:
 
     packages = [("ray",), ("tensorflow", "tensorflow-cpu"), ("keras",), ("pyarrow",), ("pillow",)]
     return "versions: " + ", ".join(shown(*names) for names in packages)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if STARTS_RAY & set(getattr(item, "fixturenames", ())):
+            item.add_marker("ray")
+
+
+@pytest.fixture(autouse=True)
+def marked(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that starts Ray without saying so would make `make quick` slow."""
+    yield
+    if "ray" in sys.modules and not request.node.get_closest_marker("ray"):
+        assert not sys.modules["ray"].is_initialized(), "a test that starts Ray needs the fixture `ray`"
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flowers.config import TrainConfig
-from flowers.features.cache import Target
 from flowers.plan import Plan, choose_inputs
+from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
 
@@ -19,7 +19,7 @@ def planned(cut: str = "pool", streamed: bool = False, validation: bool = False,
     config = TrainConfig(**{"trainable": "head" if cut == "pool" else "stage5", **options})
     return Plan(
         config=config,
-        uri="/runs/x",
+        run=Run("/runs/x"),
         image_size=224,
         weights="random",
         start_weights="random:1",
@@ -49,8 +49,8 @@ def planned(cut: str = "pool", streamed: bool = False, validation: bool = False,
 )
 def test_what_is_cached(plan: Plan, targets: list[tuple[str, str]], validation: list[tuple[str, str]]) -> None:
     """The head's input of each view always; the tail's, if training does not decode the photos again."""
-    assert plan.targets == tuple(Target(*target) for target in targets)
-    assert plan.validation_targets == tuple(Target(*target) for target in validation)
+    assert [(spec.cut, spec.view) for spec in plan.features] == targets
+    assert [(spec.cut, spec.view) for spec in plan.validation_features] == validation
 
 
 def test_each_cache_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -63,8 +63,12 @@ def test_each_cache_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
         dataclasses.replace(plan, config=dataclasses.replace(plan.config, backbone="resnet50")),
         dataclasses.replace(plan, config=dataclasses.replace(plan.config, max_pixels=1000)),
     ]
-    places = [other.cache(Target("pool")) for other in others]
-    places += [plan.cache(Target("pool", "flip")), plan.cache(Target(STAGE5)), plan.cache(Target(STAGE5, "flip"))]
+    places = [other.cache(other.feature("pool")) for other in others]
+    places += [
+        plan.cache(plan.feature("pool", "flip")),
+        plan.cache(plan.feature(STAGE5)),
+        plan.cache(plan.feature(STAGE5, "flip")),
+    ]
     assert len(set(places)) == len(places)
     assert {Path(place).parent for place in places} == {tmp_path / "cache" / "features"}
 
@@ -74,12 +78,13 @@ def test_runs_that_need_the_same_outputs_share_them(tmp_path: Path, monkeypatch:
     other = planned(
         STAGE5, True, storage=str(tmp_path), augment="strong", name="other", seed=7, workers="2", learning_rate=0.1
     )
-    moved = dataclasses.replace(other, uri="/elsewhere", weights="/another/path", readers=9, workers=2, nodes=3)
-    for target in (Target("pool"), Target(STAGE5)):
-        assert plan.cache(target) == other.cache(target) == moved.cache(target)
+    moved = dataclasses.replace(other, run=Run("/elsewhere"), weights="/another/path", readers=9, workers=2, nodes=3)
+    for cut in ("pool", STAGE5):
+        one, two, three = (plan.cache(plan.feature(cut)) for plan in (plan, other, moved))
+        assert one == two == three
     monkeypatch.chdir(tmp_path)
-    assert planned(storage="runs").cache(Target("pool")).startswith(f"{tmp_path}/runs/cache/")
-    assert planned(storage="s3://bucket/runs").cache(Target("pool")).startswith("s3://bucket/runs/cache/")
+    assert planned(storage="runs").cache(plan.feature("pool")).startswith(f"{tmp_path}/runs/cache/")
+    assert planned(storage="s3://bucket/runs").cache(plan.feature("pool")).startswith("s3://bucket/runs/cache/")
 
 
 @pytest.mark.parametrize(("workers", "nodes", "here"), [(1, 1, True), (2, 1, False), (1, 2, False)])

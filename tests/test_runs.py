@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from flowers import runs
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, Ledger, settle
-from flowers.data.split import SIDES
-from flowers.errors import DamagedFile, InputError
+from flowers.data.split import SUBSETS
+from flowers.errors import DamagedFile, FlowersError, InputError
+from flowers.runs import Run
 
 FRACTIONS = (0.7, 0.27, 0.03)
 
@@ -47,16 +49,27 @@ def other(config: TrainConfig, **options: Any) -> TrainConfig:
     return TrainConfig(storage=config.storage, name=config.name, **options)
 
 
-def begun(config: TrainConfig, found: Ledger | None = None) -> str:
-    uri, finished = runs.open_run(config)
-    assert not finished
-    runs.begin(uri, config, found or ledger())
-    return uri
+def opened(config: TrainConfig) -> Run:
+    run = Run.of(config)
+    run.open(config)
+    return run
+
+
+def state(config: TrainConfig) -> tuple[str, bool]:
+    run = opened(config)
+    return run.uri, run.finished()
+
+
+def begun(config: TrainConfig, found: Ledger | None = None) -> Run:
+    run = opened(config)
+    assert not run.finished()
+    run.begin(config, found or ledger())
+    return run
 
 
 def refusal(config: TrainConfig) -> str:
     with pytest.raises(InputError) as caught:
-        runs.open_run(config)
+        opened(config)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -66,7 +79,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_new_run_then_the_same_again_then_finished(config: TrainConfig, folder: Path) -> None:
-    assert runs.open_run(config) == (str(folder), False)
+    assert state(config) == (str(folder), False)
     begun(config)
     before = contents(folder)
     assert sorted(before) == ["config.json", "ledger.parquet", "split.parquet"]
@@ -74,19 +87,40 @@ def test_a_new_run_then_the_same_again_then_finished(config: TrainConfig, folder
     begun(config)
     assert contents(folder) == before
     (folder / "report.json").write_text('{"schema": 1}')
-    assert runs.open_run(config) == (str(folder), True)
-    assert runs.read_report(str(folder)) == {"schema": 1}
+    assert state(config) == (str(folder), True)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "why"),
+    [
+        (None, "done", ""),
+        (FlowersError("the disk is full"), "failed", "the disk is full"),
+        (KeyError("x"), "failed", "KeyError: 'x'"),
+        (KeyboardInterrupt(), "stopped", "the same command goes on"),
+    ],
+)
+def test_the_status_says_how_it_ended(
+    config: TrainConfig, folder: Path, error: BaseException | None, state: str, why: str
+) -> None:
+    run = begun(config)
+    with suppress(BaseException), run.running():
+        assert json.loads((folder / "status.json").read_text())["state"] == "running"
+        if error:
+            raise error
+    found = json.loads((folder / "status.json").read_text())
+    assert (found["state"], found["why"]) == (state, why)
+    assert not opened(config).finished()
 
 
 def test_a_run_that_never_began_may_change_its_mind(config: TrainConfig, folder: Path) -> None:
-    runs.open_run(config)
+    opened(config)
     (folder / ".writing-x").mkdir(parents=True, exist_ok=True)
-    assert runs.open_run(other(config, epochs=3)) == (str(folder), False)
+    assert state(other(config, epochs=3)) == (str(folder), False)
 
 
 def test_what_is_kept_and_shown_may_change(config: TrainConfig) -> None:
     begun(config)
-    assert not runs.open_run(other(config, verbose=True, feature_actors="2", workers="4", auto_batch=True))[1]
+    assert not opened(other(config, verbose=True, feature_actors="2", workers="4", auto_batch=True)).finished()
 
 
 def test_other_options_are_named_with_both_values(config: TrainConfig, folder: Path) -> None:
@@ -109,7 +143,7 @@ def test_fresh_starts_over(config: TrainConfig, folder: Path) -> None:
     beside = folder.parent / "cache" / "part"
     beside.parent.mkdir()
     beside.write_text("kept")
-    assert runs.open_run(other(config, epochs=3, fresh=True)) == (str(folder), False)
+    assert state(other(config, epochs=3, fresh=True)) == (str(folder), False)
     assert contents(folder) == {}
     assert beside.read_text() == "kept"
 
@@ -136,8 +170,8 @@ def test_a_damaged_config(config: TrainConfig, folder: Path, text: str) -> None:
     begun(config)
     (folder / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DamagedFile, match=r"config\.json is damaged; --fresh starts over"):
-        runs.open_run(config)
-    assert runs.open_run(other(config, fresh=True)) == (str(folder), False)
+        opened(config)
+    assert state(other(config, fresh=True)) == (str(folder), False)
 
 
 @pytest.mark.parametrize(
@@ -150,35 +184,35 @@ def test_a_damaged_config(config: TrainConfig, folder: Path, text: str) -> None:
     ],
 )
 def test_changed_photos_are_refused(config: TrainConfig, folder: Path, now: Ledger, says: str) -> None:
-    uri = begun(config)
+    run = begun(config)
     before = contents(folder)
     with pytest.raises(InputError, match=f"photos changed since this run began .{says}.*--split-file.*--fresh"):
-        runs.begin(uri, config, now)
+        run.begin(config, now)
     assert contents(folder) == before
 
 
 def test_what_a_killed_process_left_half_written_is_swept(config: TrainConfig, folder: Path) -> None:
-    uri = begun(config)
+    run = begun(config)
     before = contents(folder)
     (folder / ".writing-0123").mkdir()
     (folder / ".writing-0123" / "model.keras").write_text("half")
     (folder / "split.parquet.0123.tmp").write_text("half")
-    runs.begin(uri, config, ledger())
+    run.begin(config, ledger())
     assert contents(folder) == before
     assert not (folder / ".writing-0123").exists()
 
 
 def test_renamed_files_are_the_same_photos(config: TrainConfig) -> None:
-    uri = begun(config)
-    runs.begin(uri, config, ledger(folder="/elsewhere"))
+    run = begun(config)
+    run.begin(config, ledger(folder="/elsewhere"))
 
 
 def test_a_damaged_split_of_the_run_itself(config: TrainConfig, folder: Path) -> None:
-    uri = begun(config)
+    run = begun(config)
     for data in (b"", (folder / "split.parquet").read_bytes()[:-9], None):
         (folder / "split.parquet").write_bytes(data) if data is not None else (folder / "split.parquet").unlink()
         with pytest.raises(DamagedFile, match=r"split\.parquet is damaged .*; --fresh starts over"):
-            runs.begin(uri, config, ledger())
+            run.begin(config, ledger())
 
 
 def test_the_tables_say_what_the_ledger_says(config: TrainConfig, folder: Path) -> None:
@@ -189,7 +223,7 @@ def test_the_tables_say_what_the_ledger_says(config: TrainConfig, folder: Path) 
     assert split.column_names == ["sha256", "label", "split", "path"]
     sides = runs.read_split(str(folder / "split.parquet"))
     table = found.table.to_pylist()
-    assert sides == {row["sha256"]: SIDES.index(row["status"]) for row in table}
+    assert sides == {row["sha256"]: SUBSETS.index(row["status"]) for row in table}
 
 
 def test_a_later_run_keeps_the_sides(config: TrainConfig, folder: Path) -> None:
@@ -197,7 +231,7 @@ def test_a_later_run_keeps_the_sides(config: TrainConfig, folder: Path) -> None:
     known = runs.read_split(str(folder / "split.parquet"))
     rows = ledger(30).table.select(["path", "label", "sha256"]).to_pylist()
     later = settle(pa.Table.from_pylist(rows, schema=ROW), FRACTIONS, 5, 0.1, known)
-    now = {row["sha256"]: SIDES.index(row["status"]) for row in later.table.to_pylist()}
+    now = {row["sha256"]: SUBSETS.index(row["status"]) for row in later.table.to_pylist()}
     assert {digest: now[digest] for digest in known} == known
 
 

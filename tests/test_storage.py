@@ -211,6 +211,35 @@ def test_join(uri: str, joined: str) -> None:
     assert storage.join(uri, "a", "b") == joined
 
 
+S3 = "?endpoint_override=http://127.0.0.1:9000/&scheme=http"
+
+
+@pytest.mark.parametrize(
+    ("uri", "folder", "name"),
+    [
+        ("/x/y/z.csv", "/x/y", "z.csv"),
+        ("/x/y/", "/x", "y"),
+        ("/x", "/", "x"),
+        ("x", ".", "x"),
+        ("/what?/y?/z", "/what?/y?", "z"),
+        ("s3://bucket/runs/mine", "s3://bucket/runs", "mine"),
+        (f"s3://bucket/runs/mine{S3}", f"s3://bucket/runs{S3}", "mine"),
+        (f"s3://bucket/labels.csv{S3}", f"s3://bucket{S3}", "labels.csv"),
+    ],
+)
+def test_parent_and_name(uri: str, folder: str, name: str) -> None:
+    assert (storage.parent(uri), storage.name(uri)) == (folder, name)
+    if folder != ".":
+        assert storage.join(folder, name) == uri.replace("y/", "y") if uri.endswith("y/") else uri
+
+
+def test_relative_and_bucket() -> None:
+    assert storage.relative("/d/a/1.jpg", "/d/") == "a/1.jpg"
+    assert storage.relative("/e/a/1.jpg", "/d") == "/e/a/1.jpg"
+    assert storage.relative(f"s3://b/d/a/1.jpg{S3}", f"s3://b/d{S3}") == "a/1.jpg"
+    assert storage.bucket(f"s3://b/d/a/1.jpg{S3}") == f"s3://b{S3}"
+
+
 @pytest.mark.parametrize("uri", ["nope://x/y", "http://x/y.jpg", "://", "file://host/x", "\udcff/x", "s3://b/\udcff"])
 def test_an_address_that_means_nothing(uri: str) -> None:
     with pytest.raises(InputError, match=r"cannot be opened .*; give a local path or a URI") as caught:

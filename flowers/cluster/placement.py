@@ -1,28 +1,16 @@
-"""Where training runs: how many workers of which size fit on the cluster, and whether its nodes share the storage."""
+"""Placement: how many training workers of which size run on the cluster."""
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowers import storage
-from flowers.errors import InputError, first_line
+from flowers.cluster.nodes import Node, few
+from flowers.errors import InputError
 
 # Ray counts resources in ten-thousandths.
 _RAY_UNIT = 10_000
-_ANSWER_S = 60
-_SHOWN = 4
-_UNSEEN = "what is written there is not seen here"
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one machine of the cluster offers to Ray."""
-
-    cpus: float
-    gpus: float
 
 
 @dataclass(frozen=True)
@@ -121,93 +109,8 @@ def _described(nodes: Sequence[Node]) -> str:
         + (f" and {_several(node.gpus, 'GPU')}" if node.gpus else "")
         for node, number in Counter(nodes).most_common()
     ]
-    return _few(parts) or "no node"
+    return few(parts) or "no node"
 
 
 def _several(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
-
-
-def cluster_nodes() -> list[Node]:
-    """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
-    import ray
-
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
-
-
-def check_storage(uri: str) -> None:
-    """Writes a small file from every node of the running Ray cluster, sees whether it is here, and removes it.
-
-    Args:
-        uri: the folder of the runs; it is made where it is missing.
-
-    Raises:
-        InputError: a node cannot write there, or writes somewhere else than in the folder seen here.
-    """
-    import ray
-
-    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    probes = {node: storage.join(storage.absolute(uri), f".probe-{uuid.uuid4().hex}") for node in nodes}
-    if len(nodes) == 1:
-        wrong = {node: _write(probe) or _take(probe) for node, probe in probes.items()}
-        required = "give a folder that can be written, or s3://BUCKET/FOLDER"
-    else:
-        wrong = {node: text or _take(probes[node]) for node, text in _on_nodes(_write, probes).items()}
-        required = "required is one place that all nodes can write: on a shared file system, or s3://BUCKET/FOLDER"
-        # What is not here lies on a disk of that node.
-        _on_nodes(_take, {node: probes[node] for node, text in wrong.items() if text == _UNSEEN})
-    failures = [text for text in dict.fromkeys(wrong.values()) if text]
-    if failures:
-        parts = [f"{text} (node {_few([nodes[node] for node in wrong if wrong[node] == text])})" for text in failures]
-        raise InputError(f"--storage: {uri} cannot be used: {_few(parts)}; {required}")
-
-
-def _few(texts: Sequence[str]) -> str:
-    """The first texts, and how many more there are."""
-    more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
-    return ", ".join([*texts[:_SHOWN], *more])
-
-
-def _write(probe: str) -> str:
-    """Writes a probe, which holds its own name; returns what went wrong, or nothing."""
-    try:
-        storage.write(probe, probe.encode())
-    except (OSError, ValueError, InputError) as error:
-        return _reason(error)
-    return ""
-
-
-def _take(probe: str) -> str:
-    """Reads a probe and removes it; returns what went wrong, or nothing."""
-    try:
-        if not storage.exists(probe) or storage.read(probe) != probe.encode():
-            return _UNSEEN
-        storage.delete_file(probe)
-    except (OSError, ValueError, InputError) as error:
-        return _reason(error)
-    return ""
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or first_line(error)
-
-
-def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[str, str]:
-    """Calls `function` with each probe on the node of that id; its answers, or why there is none."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    running = {
-        node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
-        for node, probe in probes.items()
-    }
-    done, _ = ray.wait(list(running.values()), num_returns=len(running), timeout=_ANSWER_S) if running else ([], [])
-    answers = {}
-    for node, reference in running.items():
-        try:
-            answers[node] = ray.get(reference) if reference in done else f"no answer within {_ANSWER_S} s"
-        except ray.exceptions.RayError as error:
-            answers[node] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return answers

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowers.data.split import SIDES, assign
+from flowers.data.split import SUBSETS, assign
 from flowers.errors import InputError
 
 REASONS = {
@@ -63,9 +63,9 @@ class Ledger:
         """Rows of all photos on one of the three sides."""
         return self.table.filter(pc.not_equal(self.table["status"], "quarantined"))
 
-    def side(self, side: str) -> pa.Table:
-        """Rows of one side, in the order of their content hash, which no renaming of files changes."""
-        rows = self.table.filter(pc.equal(self.table["status"], side))
+    def subset(self, subset: str) -> pa.Table:
+        """Rows of one subset, in the order of their content hash, which no renaming of files changes."""
+        rows = self.table.filter(pc.equal(self.table["status"], subset))
         return rows.sort_by("sha256")
 
     def split(self) -> pa.Table:
@@ -87,13 +87,13 @@ class Ledger:
         """Photos of each class on each side."""
         used = self.used()
         pairs = Counter(zip(used["label"].to_pylist(), used["status"].to_pylist(), strict=True))
-        return {label: {side: pairs[label, side] for side in SIDES} for label in self.classes}
+        return {label: {side: pairs[label, side] for side in SUBSETS} for label in self.classes}
 
     def warnings(self) -> list[str]:
         """What the user should know before trusting the numbers."""
         found = []
         counts, per_class = self.counts(), self.per_class()
-        for side in SIDES:
+        for side in SUBSETS:
             missing = [label for label in self.classes if per_class[label][side] == 0]
             if missing:
                 found.append(f"no {side} photo of: {', '.join(missing)}")
@@ -138,11 +138,11 @@ def settle(
     digests = photos["sha256"].to_pylist()
     for digest, side in zip(digests, photos["split"].to_pylist(), strict=True):
         if side is not None:
-            sides[digest] = SIDES.index(side)
+            sides[digest] = SUBSETS.index(side)
     labels = photos["label"].to_pylist()
     assigned = assign(digests, labels, fractions, seed, sides)
     status = np.full(rows.num_rows, "quarantined", dtype=object)
-    status[good.to_numpy()] = np.asarray(SIDES, dtype=object)[assigned]
+    status[good.to_numpy()] = np.asarray(SUBSETS, dtype=object)[assigned]
     table = rows.select(["path", "label", "sha256", "size", "format"])
     table = table.append_column("status", pa.array(status, pa.string()))
     table = table.append_column("reason", rows["code"]).append_column("detail", rows["detail"])

@@ -98,9 +98,8 @@ def list_photos(data: str, *, datasets: str, per_class: int | None, seed: int) -
         )
     sizes = Counter(candidates["label"].to_pylist())
     if len(sizes) == 1 and root:
-        depth = len(storage.join(root, "").split("/"))
-        paths = [path.split("/") for path in candidates["path"].to_pylist()]
-        inner = {parts[depth] for parts in paths if len(parts) > depth + 1}
+        paths = [storage.relative(path, root).split("/") for path in candidates["path"].to_pylist()]
+        inner = {parts[1] for parts in paths if len(parts) > 2}
         if len(inner) > 1:
             label = next(iter(sizes))
             raise InputError(
@@ -176,7 +175,7 @@ def _walk_remote(root: str) -> Iterator[tuple[str, str | None]]:
 def _subset(table: pa.Table, per_class: int, seed: int) -> pa.Table:
     """At most `per_class` readable files of each label; files without a label or with a problem stay."""
     key = seed.to_bytes(8, "big")
-    names = [path.rsplit("/", 1)[-1] for path in table["path"].to_pylist()]
+    names = [storage.name(path) for path in table["path"].to_pylist()]
     ranked: dict[str, list[tuple[bytes, int]]] = {}
     keep = []
     for index, (name, label, code) in enumerate(

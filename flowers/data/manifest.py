@@ -11,11 +11,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.data.split import SIDES
+from flowers.data.split import SUBSETS
 from flowers.errors import InputError, first_line
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_SIDE_NAMES = {"val": "validation", "valid": "validation", **{side: side for side in SIDES}}
+_SUBSET_NAMES = {"val": "validation", "valid": "validation", **{side: side for side in SUBSETS}}
 
 # Path, label, split, code and detail, as in `flowers.data.listing.LISTING`.
 Row = tuple[str | None, ...]
@@ -31,18 +31,18 @@ def read_manifest(source: str) -> list[Row]:
         columns = _columns(source, _parse(source, storage.read(source)))
     except (ValueError, OSError, RecursionError, pa.ArrowException) as error:
         raise InputError(f"--data: {source} cannot be read: {first_line(error)}") from error
-    folder = source.rsplit("/", 1)[0]
+    folder = storage.parent(source)
     rows: list[Row] = []
     for number, (path, label, split) in enumerate(zip(*columns, strict=True), start=1):
         if not path:
             raise InputError(f"--data: row {number} of {source} has no path")
-        if split and split.lower() not in _SIDE_NAMES:
+        if split and split.lower() not in _SUBSET_NAMES:
             raise InputError(
-                f"--data: row {number} of {source} has the split {split!r}, allowed are {', '.join(SIDES)} or none"
+                f"--data: row {number} of {source} has the split {split!r}, allowed are {', '.join(SUBSETS)} or none"
             )
         if "://" not in path and not os.path.isabs(path):
             path = storage.join(folder, path)
-        side = _SIDE_NAMES[split.lower()] if split else None
+        side = _SUBSET_NAMES[split.lower()] if split else None
         code, detail = (None, None) if label else ("unlabelled", f"row {number} gives no label")
         rows.append((path, label or None, side, code, detail))
     return rows
@@ -64,9 +64,9 @@ def _columns(source: str, table: pa.Table) -> list[list[str | None]]:
 
 def _parse(source: str, data: bytes) -> pa.Table:
     stream = io.BytesIO(data)
-    if source.lower().endswith(".parquet"):
+    if storage.name(source).lower().endswith(".parquet"):
         return pq.read_table(stream)
-    if source.lower().endswith(".jsonl"):
+    if storage.name(source).lower().endswith(".jsonl"):
         lines = enumerate(data.decode("utf-8-sig").split("\n"), start=1)
         rows = [_json_row(number, line) for number, line in lines if line.strip()]
         names = {name for row in rows for name in row}

@@ -205,7 +205,7 @@ def _read(path: str, connections: dict[str, pafs.FileSystem]) -> bytes | BadImag
                 return BadImage("unreadable", "not a regular file")
             size = status.st_size
         else:
-            filesystem = connections.setdefault("/".join(path.split("/", 3)[:3]), filesystem)
+            filesystem = connections.setdefault(storage.bucket(path), filesystem)
             size = filesystem.get_file_info(inside).size
         if size is not None and size > MAX_BYTES:
             return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-SIDES = ("train", "validation", "test")
+SUBSETS = ("train", "validation", "test")
 
 
 def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[np.int64]:
@@ -29,12 +29,12 @@ def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[n
     # 0.57 * 100 is 56.99999999999999: without this, a whole share would lose one image.
     shares = np.where(np.abs(shares - np.round(shares)) < 1e-6, np.round(shares), shares)
     cells = np.floor(shares).astype(np.int64)
-    owed = np.zeros(len(SIDES))
+    owed = np.zeros(len(SUBSETS))
     for row, size in enumerate(sizes):
         owed += shares[row] - cells[row]
         missing = int(size - cells[row].sum())
         may_grow = shares[row] > cells[row]
-        for side in sorted(range(len(SIDES)), key=lambda side: (not may_grow[side], -owed[side], side))[:missing]:
+        for side in sorted(range(len(SUBSETS)), key=lambda side: (not may_grow[side], -owed[side], side))[:missing]:
             cells[row, side] += 1
             owed[side] -= 1
         for side in (0, 1):
@@ -65,10 +65,10 @@ def assign(
         labels: its class.
         fractions: shares of training, validation and test.
         seed: of the order.
-        known: side (an index into `SIDES`) of photos assigned earlier, by digest.
+        known: side (an index into `SUBSETS`) of photos assigned earlier, by digest.
 
     Returns:
-        int8 [n], indices into `SIDES`.
+        int8 [n], indices into `SUBSETS`.
     """
     known = known or {}
     members: dict[str, list[int]] = {}
@@ -91,7 +91,7 @@ def assign(
         new.sort(key=lambda index: hashlib.blake2b(digests[index], digest_size=16, key=key).digest())
         if (open_places < 0).any():  # known photos overfill a side
             open_places = _shrink(open_places, len(new))
-        sides[new] = np.repeat(np.arange(len(SIDES)), open_places)
+        sides[new] = np.repeat(np.arange(len(SUBSETS)), open_places)
     return sides
 
 

@@ -1,4 +1,4 @@
-"""The frozen part of the network, run once an image, and the cache of what it gave.
+"""The feature cache: what the frozen part of the network made of each photo, by content.
 
 A cache is a folder of Parquet parts named by the SHA-256 of their own bytes, so a damaged part cannot be
 mistaken for a whole one. Its key holds everything the numbers depend on.
@@ -6,8 +6,6 @@ mistaken for a whole one. Its key holds everything the numbers depend on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -22,105 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.data.images import DECODER_VERSION
 from flowers.errors import DamagedFile
-from flowers.model.cuts import POOL, front
 
-PLAIN, FLIP = "plain", "flip"
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-BATCH = 32
 PART_ROWS, PART_BYTES = 1024, 64 << 20
 IN_MEMORY_BYTES = 1 << 30
-
-
-def cache_key(
-    *, backbone: str, weights: str, image_size: int, precision: str, max_pixels: int, cut: str = POOL, view: str = PLAIN
-) -> str:
-    """A short name for everything a feature depends on besides the image, and for what is not decoded at all."""
-    parts = [backbone, weights, image_size, precision, max_pixels, cut, view, DECODER_VERSION]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, order=True)
-class Target:
-    """One of the things the frozen part makes of a photo: its output at `cut`, of the photo's `view`."""
-
-    cut: str
-    view: str = PLAIN
-
-    @property
-    def column(self) -> str:
-        """Its name in a block."""
-        return f"{self.cut}:{self.view}"
-
-
-class FrozenPart:
-    """Runs the frozen network over decoded photos; callable, so that Ray can run it in an actor as well.
-
-    Args:
-        model: what `build_backbone` returns, or a function without arguments that makes it.
-        backbone: its name.
-        image_size: height and width of the photos, in pixels.
-        targets: what to make of each photo.
-    """
-
-    def __init__(self, model: Any, backbone: str, image_size: int, targets: Sequence[Target]) -> None:
-        import keras
-        import tensorflow as tf
-
-        self.model = model if isinstance(model, keras.Model) else model()
-        self.image_size = image_size
-        self.targets = tuple(targets)
-        parts = {
-            view: front(self.model, backbone, [target.cut for target in targets if target.view == view])
-            for view in {target.view: None for target in targets}
-        }
-
-        def forward(pixels: Any) -> Any:
-            outputs = {
-                view: part(tf.reverse(pixels, [2]) if view == FLIP else pixels, training=False)
-                for view, part in parts.items()
-            }
-            return [outputs[target.view][target.cut] for target in targets]
-
-        shape = (BATCH, image_size, image_size, 3)
-        # One fixed shape: traced once, and a photo's numbers do not depend on how many travel with it.
-        self._forward = tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-
-    def prepare(self) -> None:
-        """Traces the network, so that the first batch does not have to wait for that."""
-        self._forward.get_concrete_function()
-
-    def features(self, photos: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """What the targets are for uint8 [n, size, size, 3], n at least 1: an array [n, width] each."""
-        outputs = []
-        for start in range(0, len(photos), BATCH):
-            chunk = photos[start : start + BATCH]
-            if len(chunk) < BATCH:
-                chunk = np.concatenate([chunk, np.zeros((BATCH - len(chunk), *chunk.shape[1:]), np.uint8)])
-            made = self._forward(chunk)
-            outputs.append([rows.numpy()[: len(photos) - start].reshape(-1, _width(rows)) for rows in made])
-        return [np.concatenate(rows) for rows in zip(*outputs, strict=True)]
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Replaces the column `pixels` of a block by one for each target, null where there are no pixels."""
-        pixels = block["pixels"].to_pylist()
-        todo = [place for place, data in enumerate(pixels) if data is not None]
-        shape = (self.image_size, self.image_size, 3)
-        photos = [np.frombuffer(pixels[place], np.uint8).reshape(shape) for place in todo] or [
-            np.zeros(shape, np.uint8)
-        ]
-        places = np.full(block.num_rows, -1)
-        places[todo] = np.arange(len(todo))
-        rows = pa.array(places, mask=places < 0)
-        block = block.drop_columns("pixels")
-        for target, values in zip(self.targets, self.features(np.stack(photos)), strict=True):
-            block = block.append_column(target.column, to_arrow(values).take(rows))
-        return block
-
-
-def _width(rows: Any) -> int:
-    return int(np.prod(rows.shape[1:]))
 
 
 def to_arrow(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:

@@ -1,22 +1,22 @@
-"""One pass over photos: each is read, hashed, decoded and put through the frozen network, once."""
+"""Feature extraction: one pass; each photo is read, hashed, decoded and put through the frozen network, once."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 
 from flowers.data import reading
 from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
-from flowers.features.cache import BATCH, FeatureCache, FrozenPart, Target, from_arrow
-from flowers.plan import Plan
-from flowers.progress import progress_bar
+from flowers.features.cache import FeatureCache, from_arrow
+from flowers.features.extractor import BATCH, FeatureExtractor
+from flowers.features.spec import FeatureSpec
 
 if TYPE_CHECKING:
     import ray.data
@@ -24,26 +24,95 @@ if TYPE_CHECKING:
 # Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
 
+Caches = dict[FeatureSpec, FeatureCache]
 
-@dataclass(frozen=True)
-class Frozen:
-    """The frozen network and where it runs.
 
-    Attributes:
-        local: gives the network in this process; asked when the first batch of photos is ready.
-        make: makes its Keras model in an actor; can be pickled.
-        actors: how many actors; 0 runs it in this process.
+class Backend(Protocol):
+    """Where the frozen network runs."""
+
+    seconds: float  # spent in the network
+    waited: float  # spent waiting for it to be built
+
+    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
+        """Blocks with the columns that `features` takes, from decoded photos (schema `reading.PIXELS`)."""
+
+    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
+        """Names of these columns; null where a photo needs no features."""
+
+    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
+        """An array [n, width] for each spec, from the values of n photos in each column."""
+
+
+class InProcess:
+    """The network in the job's own process: faster on one machine without GPUs, as no pixels change their process.
+
+    Args:
+        extractor: gives the network for some specs; called when the first batch of photos is ready.
+    """
+
+    def __init__(self, extractor: Callable[[tuple[FeatureSpec, ...]], FeatureExtractor]) -> None:
+        self._extractor = extractor
+        self.seconds = self.waited = 0.0
+
+    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
+        """See `Backend`."""
+        return photos
+
+    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
+        """See `Backend`."""
+        return ["pixels"]
+
+    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
+        """See `Backend`."""
+        began = time.perf_counter()
+        extractor = self._extractor(tuple(specs))
+        ready = time.perf_counter()
+        shape = (extractor.image_size, extractor.image_size, 3)
+        photos = [np.frombuffer(value.as_py(), np.uint8).reshape(shape) for value in columns[0]]
+        made = extractor.features(np.stack(photos))
+        self.waited += ready - began
+        self.seconds += time.perf_counter() - ready
+        return made
+
+
+class ActorPool:
+    """The network in Ray actors, on several GPUs or machines.
+
+    Args:
+        model: makes its Keras model in an actor; can be pickled.
+        actors: how many there are.
         gpus: GPUs in the cluster, shared by the actors.
     """
 
-    local: Callable[[tuple[Target, ...]], FrozenPart]
-    make: Callable[[], Any]
-    actors: int
-    gpus: int
+    def __init__(self, model: Callable[[], Any], actors: int, gpus: int) -> None:
+        self._model, self._actors, self._gpus = model, actors, gpus
+        self.seconds = self.waited = 0.0
+
+    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
+        """See `Backend`."""
+        import ray.data
+
+        return photos.map_batches(
+            FeatureExtractor,
+            fn_constructor_args=(self._model, tuple(specs)),
+            batch_format="pyarrow",
+            batch_size=_ACTOR_ROWS,
+            compute=ray.data.ActorPoolStrategy(size=self._actors),
+            num_gpus=min(1.0, self._gpus / self._actors) if self._gpus else None,
+            num_cpus=None if self._gpus else 1,
+        )
+
+    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
+        """See `Backend`."""
+        return [spec.column for spec in specs]
+
+    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
+        """See `Backend`."""
+        return [np.concatenate([from_arrow(pa.array([value])) for value in column]) for column in columns]
 
 
 @dataclass(frozen=True)
-class Ingested:
+class Extraction:
     """What the pass found.
 
     Attributes:
@@ -61,112 +130,95 @@ class Ingested:
     waited_s: float
 
 
-def open_caches(plan: Plan, targets: tuple[Target, ...], out: Console) -> dict[Target, FeatureCache]:
-    """Opens the caches of some targets; a damaged part is removed and named."""
-    caches = {target: FeatureCache(plan.cache(target)).open() for target in targets}
-    for name in [name for cache in caches.values() for name in cache.damaged]:
-        out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
-    return caches
-
-
-def ingest(
+def extract(
     listing: pa.Table,
-    plan: Plan,
-    caches: dict[Target, FeatureCache],
-    frozen: Frozen,
+    photos: Callable[[pa.Table, list[bytes]], ray.data.Dataset],
+    caches: Caches,
+    backend: Backend,
+    *,
     settle: Callable[[pa.Table], Ledger],
-    out: Console,
-) -> Ingested:
+    max_bad_fraction: float,
+    advance: Callable[[int], None],
+) -> Extraction:
     """Settles every file of a listing and fills the caches with the features of every usable photo.
 
     Args:
         listing: the files, schema `flowers.data.listing.LISTING`.
-        plan: of the run.
-        caches: opened, one for each target.
-        frozen: the network.
+        photos: makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
+        caches: opened, one for each spec.
+        backend: where the network runs.
         settle: makes the ledger of all rows (schema `flowers.data.ledger.ROW`).
-        out: where progress is shown.
+        max_bad_fraction: stop as soon as more files than this fraction are certain to be unusable.
+        advance: told how many files are done.
 
     Raises:
         InputError: the data cannot be trained on; too many bad files are reported as soon as it is certain.
     """
-    limit, total = plan.config.max_bad_fraction, listing.num_rows
-    network = _Network(plan, caches, frozen)
+    writer = _CacheWriter(caches, backend)
     rows: list[pa.Table] = []
-    bad = 0
+    bad, waited = 0, 0.0
     began = time.perf_counter()
-    try:
-        with progress_bar(out, "reading, decoding, features", total) as advance:
-            for table in reading.tables(network.stream(listing)):
-                if not rows:
-                    network.waited = time.perf_counter() - began
-                rows.append(reading.detached(table, ROW.names))
-                bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
-                if bad > limit * total:
-                    check_bad_fraction(pa.concat_tables(rows), limit, total)
-                network.take(table)
-                advance(table.num_rows)
-            ledger = settle(pa.concat_tables(rows))
-            network.finish()
-    finally:
-        network.flush()  # also when it is stopped: what was computed is not computed again
+    with writer:
+        for table in reading.tables(backend.stream(photos(listing, writer.known()), list(caches))):
+            if not rows:
+                waited = time.perf_counter() - began
+            rows.append(reading.detached(table, ROW.names))
+            bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
+            if bad > max_bad_fraction * listing.num_rows:
+                check_bad_fraction(pa.concat_tables(rows), max_bad_fraction, listing.num_rows)
+            writer.take(table)
+            advance(table.num_rows)
+        ledger = settle(pa.concat_tables(rows))
+        writer.finish()
     usable = sum(pc.is_null(part["code"]).to_numpy().sum() for part in rows)
-    hits = int(usable) - network.computed - network.repeats
-    return Ingested(ledger, hits, network.computed, network.seconds, network.waited)
+    hits = int(usable) - writer.computed - writer.repeats
+    return Extraction(ledger, hits, writer.computed, backend.seconds, waited + backend.waited)
 
 
-def fill(listing: pa.Table, plan: Plan, caches: dict[Target, FeatureCache], frozen: Frozen, out: Console) -> None:
-    """Fills the caches with the features of photos that are known to be good; reads only those that are missing."""
-    network = _Network(plan, caches, frozen)
-    try:
-        with progress_bar(out, "validation photos", listing.num_rows) as advance:
-            for table in reading.tables(network.stream(listing)):
-                network.take(table)
-                advance(table.num_rows)
-            network.finish()
-    finally:
-        network.flush()
+def fill(
+    listing: pa.Table,
+    photos: Callable[[pa.Table, list[bytes]], ray.data.Dataset],
+    caches: Caches,
+    backend: Backend,
+    *,
+    advance: Callable[[int], None],
+) -> None:
+    """Fills the caches with the features of photos that are known to be good; computes only those that are missing."""
+    with _CacheWriter(caches, backend) as writer:
+        for table in reading.tables(backend.stream(photos(listing, writer.known()), list(caches))):
+            writer.take(table)
+            advance(table.num_rows)
+        writer.finish()
 
 
-class _Network:
-    """Gathers new photos into full batches, whatever the blocks they come in, and caches their features."""
+class _CacheWriter:
+    """Gathers new photos into full batches, whatever the blocks they come in, and caches their features.
 
-    def __init__(self, plan: Plan, caches: dict[Target, FeatureCache], frozen: Frozen) -> None:
-        self._plan, self._caches, self._frozen = plan, caches, frozen
-        self._held = {target: set(cache.digests()) for target, cache in caches.items()}
+    Leaving it writes what is pending, also when it is stopped: what was computed is not computed again.
+    """
+
+    def __init__(self, caches: Caches, backend: Backend) -> None:
+        self._caches, self._backend = caches, backend
+        self._specs = list(caches)
+        self._held = {spec: set(cache.digests()) for spec, cache in caches.items()}
         self._done = set.intersection(*self._held.values())
         self._waiting: list[tuple[bytes, list[Any]]] = []
         self.computed = self.repeats = 0
-        self.seconds = self.waited = 0.0
 
-    def stream(self, listing: pa.Table) -> ray.data.Dataset:
-        """The photos of a listing, with their pixels (schema `PIXELS`), or, from actors, a column for each target."""
-        import ray.data
+    def __enter__(self) -> _CacheWriter:
+        return self
 
-        plan, frozen = self._plan, self._frozen
-        photos = reading.stream_pixels(
-            listing,
-            size=plan.image_size,
-            max_pixels=plan.config.max_pixels,
-            known=reading.digests_array(list(self._done)),
-            readers=plan.readers,
-        )
-        if not frozen.actors:
-            return photos
-        return photos.map_batches(
-            FrozenPart,
-            fn_constructor_args=(frozen.make, plan.config.backbone, plan.image_size, tuple(self._caches)),
-            batch_format="pyarrow",
-            batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=frozen.actors),
-            num_gpus=min(1.0, frozen.gpus / frozen.actors) if frozen.gpus else None,
-            num_cpus=None if frozen.gpus else 1,
-        )
+    def __exit__(self, *error: object) -> None:
+        for cache in self._caches.values():
+            cache.flush()
+
+    def known(self) -> list[bytes]:
+        """Digests of the photos that need not be computed."""
+        return list(self._done)
 
     def take(self, table: pa.Table) -> None:
-        """Takes the photos of a block of `stream`."""
-        columns = [target.column for target in self._caches] if self._frozen.actors else ["pixels"]
-        values, digests = [table[column] for column in columns], table["sha256"]
+        """Takes the photos of a block of `Backend.stream`."""
+        values, digests = [table[name] for name in self._backend.columns(self._specs)], table["sha256"]
         for index in np.flatnonzero(pc.is_valid(values[0]).to_numpy()).tolist():
             digest = digests[index].as_py()
             if digest in self._done:
@@ -175,34 +227,24 @@ class _Network:
             self._done.add(digest)
             self._waiting.append((digest, [column[index] for column in values]))
         while len(self._waiting) >= BATCH:
-            self._run(BATCH)
+            self._run()
 
     def finish(self) -> None:
-        """Runs what is left, a batch that is not full included."""
+        """Computes what is left, a batch that is not full included."""
         while self._waiting:
-            self._run(BATCH)
+            self._run()
 
-    def flush(self) -> None:
-        """Writes what the caches have not written yet."""
-        for cache in self._caches.values():
-            cache.flush()
-
-    def _run(self, count: int) -> None:
-        batch, self._waiting = self._waiting[:count], self._waiting[count:]
-        columns = zip(*(values for _, values in batch), strict=True)
-        if self._frozen.actors:
-            made = [np.concatenate([from_arrow(pa.array([value])) for value in column]) for column in columns]
-        else:
-            began = time.perf_counter()
-            network = self._frozen.local(tuple(self._caches))
-            ready = time.perf_counter()
-            size = self._plan.image_size
-            photos = [np.frombuffer(value.as_py(), np.uint8).reshape(size, size, 3) for value in next(columns)]
-            made = network.features(np.stack(photos))
-            self.waited += ready - began
-            self.seconds += time.perf_counter() - ready
-        for (target, cache), rows in zip(self._caches.items(), made, strict=True):
-            new = [place for place, (digest, _) in enumerate(batch) if digest not in self._held[target]]
+    def _run(self) -> None:
+        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
+        columns = [list(column) for column in zip(*(values for _, values in batch), strict=True)]
+        for spec, rows in zip(self._specs, self._backend.features(self._specs, columns), strict=True):
+            new = [index for index, (digest, _) in enumerate(batch) if digest not in self._held[spec]]
             if new:
-                cache.add([batch[place][0] for place in new], rows[new])
+                self._caches[spec].add([batch[index][0] for index in new], rows[new])
         self.computed += len(batch)
+
+
+def open_caches(folder: Callable[[FeatureSpec], str], specs: Iterable[FeatureSpec]) -> tuple[Caches, list[str]]:
+    """Opens the caches of some specs, and names the parts that were damaged: their photos are computed again."""
+    caches = {spec: FeatureCache(folder(spec)).open() for spec in specs}
+    return caches, [name for cache in caches.values() for name in cache.damaged]

@@ -31,8 +31,8 @@ class Augmenter:
         kind: one of `KINDS`.
         size: height and width of the photos, in pixels.
         batch_size: photos in the global batch, B.
-        workers: that share it.
-        rank: this worker's number; it gets the photos from `rank * share` on, where share = B / workers.
+        workers: that local_batch it.
+        rank: this worker's number; it gets the photos from `rank * local_batch` on, where local_batch = B / workers.
         seed: from 0 to 2**31 - 1.
 
     Raises:
@@ -42,20 +42,20 @@ class Augmenter:
     def __init__(self, kind: str, *, size: int, batch_size: int, workers: int, rank: int, seed: int) -> None:
         if kind not in KINDS:
             raise ValueError(f"kind: received {kind!r}, required is one of {', '.join(KINDS)}")
-        share, rest = divmod(batch_size, workers)
-        if rest or (kind == "strong" and share % 2):
+        local_batch, rest = divmod(batch_size, workers)
+        if rest or (kind == "strong" and local_batch % 2):
             required = "an even number" if kind == "strong" else "a whole number"
             raise ValueError(f"{batch_size} photos for {workers} workers: required is {required} for each")
         from keras import layers
 
         self.kind, self.size, self.batch_size, self.seed = kind, size, batch_size, seed
-        self.part = slice(rank * share, (rank + 1) * share)
+        self.part = slice(rank * local_batch, (rank + 1) * local_batch)
         # Moves and copies are made of bytes, a quarter of what floats would take.
         self.flip = layers.RandomFlip("horizontal", dtype="uint8", seed=0)
         self.erasing = layers.RandomErasing(dtype="uint8", seed=0)
         self.cut_mix = layers.CutMix(dtype="uint8", seed=0)
         self.mix_up = layers.MixUp(dtype="float32", seed=0)
-        self.neighbours = [place ^ 1 for place in range(share)]
+        self.neighbours = [place ^ 1 for place in range(local_batch)]
         self.operations = (
             _colours(brightness=0.15, contrast=0.3, saturation=0.3)
             if kind == "standard"
@@ -66,8 +66,8 @@ class Augmenter:
         """Changes this worker's part of a batch, inside a `tf.function`.
 
         Args:
-            pixels: uint8 [share, size, size, 3].
-            targets: float32 [share, K], probabilities of the classes.
+            pixels: uint8 [local_batch, size, size, 3].
+            targets: float32 [local_batch, K], probabilities of the classes.
             number: int32 scalar tensor, number of the global step.
 
         Returns:
@@ -93,7 +93,7 @@ class Augmenter:
         return tf.random.fold_in(tf.stack([self.seed, number]), purpose)
 
     def _draw(self, number: Any, purpose: int, columns: int) -> Any:
-        """Uniform numbers in [0, 1), float32 [share, columns]: this worker's rows of those of the global batch."""
+        """Uniform numbers in [0, 1), float32 [local_batch, columns]: this worker's rows of the global batch's."""
         import tensorflow as tf
 
         return tf.random.stateless_uniform((self.batch_size, columns), self._seed(number, purpose))[self.part]
@@ -143,7 +143,7 @@ class Augmenter:
         Args:
             width: float32 [b], parts of the photo's.
             height: the same.
-            across: float32 [b] in [0, 1), where the rectangle lies among all places it fits into.
+            across: float32 [b] in [0, 1), where the rectangle lies among all indices it fits into.
             down: the same.
         """
         import tensorflow as tf

@@ -18,6 +18,7 @@ from flowers import storage
 from flowers.errors import InputError, first_line
 from flowers.model.cuts import POOL, SCALE
 
+NAMED_WEIGHTS = ("imagenet", "random")
 # Random weights have a seed of their own: another --seed need not compute all features again.
 RANDOM_SEED = 1
 # Mean of ImageNet in blue, green, red, subtracted by the Caffe models (keras.applications, mode "caffe").
@@ -117,7 +118,7 @@ def weights_key(backbone: str, weights: str) -> str:
 
 def check_weights(weights: str) -> None:
     """Raises `InputError` unless `weights` is imagenet, random or a readable weights file."""
-    if weights in ("imagenet", "random"):
+    if weights in NAMED_WEIGHTS:
         return
     if not os.path.isfile(weights):
         raise InputError(f"--weights: there is no file {weights!r}; give imagenet, random or a weights file")

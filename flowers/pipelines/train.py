@@ -1,31 +1,37 @@
-"""A training run from photos to a report, in the order in which the data flows."""
+"""Training: from photos to a report, in the order in which the data flows."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 from rich.console import Console
 
-from flowers import runs, storage
-from flowers.cluster.placement import Node, check_storage, cluster_nodes, place
+from flowers import outcome, runs, storage
+from flowers.cluster.nodes import Node, check_storage, cluster_nodes
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
+from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
-from flowers.errors import InputError
-from flowers.features.cache import FrozenPart, Target
-from flowers.features.extraction import Frozen, Ingested, fill, ingest, open_caches
+from flowers.data.split import SUBSETS
+from flowers.features.extraction import ActorPool, Backend, Extraction, InProcess, extract, fill, open_caches
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.spec import FeatureSpec
 from flowers.model import backbones, cuts
-from flowers.outcome import describe, measure, save_best
-from flowers.plan import Plan, choose_inputs
-from flowers.progress import Stopwatch
+from flowers.plan import Facts, Plan, check_workers, image_size, make_plan
+from flowers.progress import Stopwatch, progress_bar
+from flowers.runs import Run
 from flowers.training import trainer
 from flowers.training.contact_sheet import write_sheet
 from flowers.training.progress import follow
+
+if TYPE_CHECKING:
+    import ray.data
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> dict[str, Any]:
@@ -43,66 +49,82 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     Raises:
         FlowersError: one line that says what is wrong.
     """
-    watch = Stopwatch(began)
+    stopwatch, run = Stopwatch(began), Run.of(config)
     backbones.check_weights(config.weights)
-    cut = cuts.cut_of(config.backbone, config.trainable)
+    cuts.cut_of(config.backbone, config.trainable)
     known = runs.read_split(config.split_file) if config.split_file else {}
-    uri, finished = runs.open_run(config)
-    if finished:
-        out.print(f"The run {config.run_name()!r} is finished; --fresh starts it over.", highlight=False)
-        return runs.read_report(uri)
+    run.open(config)
+    if run.finished():
+        out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
+        return dict(json.loads(storage.read(run.report)))
+    listing = _list(config)
+    out.print(_announcement(config, listing), highlight=False)
+    tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
+    with ray_session(config.verbose):
+        nodes = cluster_nodes()
+        check_storage(run.uri)
+        make_network, precision = _network(config, nodes, out)
+        network = background(lambda: (tensorflow(), make_network())[1], "build the network").result
+        plan = make_plan(config, _facts(config, listing, nodes, precision, network))
+        if plan.inputs_reason:
+            out.print(f"  training  {config.trainable}: {plan.inputs_reason}", highlight=False)
+        backend, caches = _extraction(plan, make_network, network, listing, out)
+        stopwatch.lap("start")
+
+        photos = functools.partial(_decoded, plan)
+        with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
+            extraction = extract(
+                listing.table,
+                photos,
+                caches,
+                backend,
+                settle=functools.partial(
+                    settle,
+                    fractions=config.split,
+                    seed=config.seed,
+                    max_bad_fraction=config.max_bad_fraction,
+                    known=known,
+                ),
+                max_bad_fraction=config.max_bad_fraction,
+                advance=advance,
+            )
+        ledger = extraction.ledger
+        if plan.validation_features:
+            validation = listing_of(ledger.subset("validation"))
+            with progress_bar(out, "validation photos", validation.num_rows) as advance:
+                fill(validation, photos, _open(plan, plan.validation_features, out), backend, advance=advance)
+        stopwatch.lap("read")
+        stopwatch.move(extraction.features_s, "read", "features")
+        stopwatch.move(extraction.waited_s, "read", "start")
+        _say_what_was_found(extraction, out)
+        check_workers(plan, ledger.counts().get("train", 0))
+        run.begin(config, ledger)
+
+        with run.running():
+            if config.augment != "none":
+                write_sheet(plan, ledger)
+            say = functools.partial(out.print, highlight=False, markup=False)
+            trainer.prepare(plan, say)
+            with follow(run, out, config.monitor):
+                trainer.fit(plan, ledger.classes, say)
+            stopwatch.lap("train")
+
+            saved = outcome.save_best(plan, ledger, network())
+            stopwatch.lap("save")
+            tested = outcome.measure(plan, ledger, listing.source)
+            stopwatch.lap("evaluate")
+            described = outcome.describe(plan, listing, extraction, stopwatch.report())
+            report = {"command": command, **described, **saved, **tested}
+            return outcome.write_report(run, report)
+
+
+def _list(config: TrainConfig) -> Listing:
+    """Lists the photos, and refuses what no split could be made of."""
     local = "~/.cache/flowers" if storage.is_remote(config.storage) else config.storage
     datasets = storage.join(storage.absolute(local), "datasets")
     listing = list_photos(config.data, datasets=datasets, per_class=config.per_class, seed=config.seed)
     check_small_classes(listing.table, config.max_pixels)
-    out.print(_announcement(config, listing), highlight=False)
-    tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow")
-    with ray_session(config.verbose):
-        nodes = cluster_nodes()
-        actors = _feature_actors(config, nodes)
-        plan = _plan(config, uri, cut, nodes, actors)
-        check_storage(uri)
-        out.print(f"  compute   {plan.precision}: {plan.precision_reason}", highlight=False)
-        maker = functools.partial(
-            backbones.build_backbone, config.backbone, plan.weights, plan.image_size, plan.precision
-        )
-        network = background(lambda: (tensorflow.result(), maker())[1], "build the network").result
-        plan = _with_inputs(plan, network, listing, out)
-        caches = open_caches(plan, plan.targets, out)
-        cold = not actors and min(len(cache.digests()) for cache in caches.values()) < listing.table.num_rows
-        frozen = Frozen(_prepared(plan, network, cold), maker, actors, sum(int(node.gpus) for node in nodes))
-        watch.lap("start")
-
-        settled = functools.partial(
-            settle, fractions=config.split, seed=config.seed, max_bad_fraction=config.max_bad_fraction, known=known
-        )
-        ingested = ingest(listing.table, plan, caches, frozen, settled, out)
-        ledger = ingested.ledger
-        if plan.validation_targets:
-            photos = listing_of(ledger.side("validation"))
-            fill(photos, plan, open_caches(plan, plan.validation_targets, out), frozen, out)
-        watch.lap("read")
-        watch.move(ingested.features_s, "read", "features")
-        watch.move(ingested.waited_s, "read", "start")
-        _say_what_was_found(ingested, out)
-        _check_workers(plan, ledger)
-        runs.begin(uri, config, ledger)
-        if config.augment != "none":
-            write_sheet(plan, ledger)
-
-        say = functools.partial(out.print, highlight=False, markup=False)
-        trainer.prepare(plan, say)
-        with follow(uri, out, config.monitor):
-            trainer.fit(plan, ledger.classes, say)
-        watch.lap("train")
-
-        saved = save_best(plan, ledger, network())
-        watch.lap("save")
-        tested = measure(plan, ledger, saved["bundle"], listing.source)
-        watch.lap("evaluate")
-        report = {"command": command, **describe(plan, listing, ingested, watch.report()), **saved, **tested}
-        written = background(lambda: runs.write_report(uri, report), "write the report")  # while Ray ends
-    return written.result()
+    return listing
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
@@ -120,91 +142,79 @@ def _threads(config: TrainConfig) -> int | None:
     return config.cpus_per_worker if config.workers in ("auto", "1") else None
 
 
-def _plan(config: TrainConfig, uri: str, cut: str, nodes: list[Node], actors: int) -> Plan:
-    placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, nodes)
+def _network(config: TrainConfig, nodes: list[Node], out: Console) -> tuple[functools.partial[Any], tuple[str, str]]:
+    """What builds the frozen network here and in actors, and its arithmetic with the reason."""
     precision, reason = backbones.resolve_precision(config.precision, sum(int(node.gpus) for node in nodes))
-    cpus = int(sum(node.cpus for node in nodes))
-    return Plan(
-        config=config,
-        uri=uri,
-        image_size=config.image_size or backbones.REGISTRY[config.backbone].image_size,
-        weights=config.weights if config.weights in ("imagenet", "random") else storage.absolute(config.weights),
-        start_weights=backbones.weights_key(config.backbone, config.weights),
+    out.print(f"  compute   {precision}: {reason}", highlight=False)
+    named = config.weights in backbones.NAMED_WEIGHTS
+    weights = config.weights if named else storage.absolute(config.weights)
+    build = functools.partial(backbones.build_backbone, config.backbone, weights, image_size(config), precision)
+    return build, (precision, reason)
+
+
+def _facts(
+    config: TrainConfig, listing: Listing, nodes: list[Node], precision: tuple[str, str], network: Callable[[], Any]
+) -> Facts:
+    """What the plan is made from; waits for the network only if its output at the cut has to be measured."""
+    cut = cuts.cut_of(config.backbone, config.trainable)
+    return Facts(
+        nodes=tuple(nodes),
+        photos=listing.table.num_rows,
+        weights_key=backbones.weights_key(config.backbone, config.weights),
         precision=precision,
-        precision_reason=reason,
-        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
-        readers=cpus if actors else max(1, cpus // 2),
-        workers=placement.workers,
-        nodes=len(nodes),
-        worker_cpus=placement.cpus,
-        worker_gpus=placement.gpus,
-        cut=cut,
+        photo_bytes=0 if cut == cuts.POOL else cuts.output_bytes(network(), config.backbone, cut),
     )
 
 
-def _with_inputs(plan: Plan, network: Callable[[], Any], listing: Listing, out: Console) -> Plan:
-    """Decides whether the tail trains from cached outputs or from photos decoded again, and says so."""
-    if plan.cut == cuts.POOL:
-        return plan
-    photo_bytes = cuts.output_bytes(network(), plan.config.backbone, plan.cut)
-    streamed, validation, reason = choose_inputs(plan.config, plan.cut, photo_bytes, listing.table.num_rows)
-    out.print(f"  training  {plan.config.trainable}: {reason}", highlight=False)
-    return dataclasses.replace(plan, streamed=streamed, validation_streamed=validation)
+def _extraction(
+    plan: Plan, make_network: Callable[[], Any], network: Callable[[], Any], listing: Listing, out: Console
+) -> tuple[Backend, dict[FeatureSpec, Any]]:
+    """Where features are computed, and their caches; the network is traced meanwhile if it will be needed."""
+    caches = _open(plan, plan.features, out)
+    if plan.feature_actors:
+        return ActorPool(make_network, plan.feature_actors, plan.gpus), caches
+    cold = min(len(cache.digests()) for cache in caches.values()) < listing.table.num_rows
 
-
-def _prepared(plan: Plan, network: Callable[[], Any], cold: bool) -> Callable[[tuple[Target, ...]], FrozenPart]:
-    """Starts tracing the frozen part in the background; returns the function that waits for it."""
-
-    def build() -> FrozenPart:
-        part = FrozenPart(network(), plan.config.backbone, plan.image_size, plan.targets)
+    def build() -> FeatureExtractor:
+        extractor = FeatureExtractor(network(), plan.features)
         if cold:
-            part.prepare()
-        return part
+            extractor.prepare()
+        return extractor
 
-    first = background(build, "trace the network")
+    first = background(build, "trace the network").result
 
-    def part(targets: tuple[Target, ...]) -> FrozenPart:
-        if targets == plan.targets:
-            return first.result()
-        return FrozenPart(network(), plan.config.backbone, plan.image_size, targets)
+    def extractor(specs: tuple[FeatureSpec, ...]) -> FeatureExtractor:
+        return first() if specs == plan.features else FeatureExtractor(network(), specs)
 
-    return part
+    return InProcess(extractor), caches
 
 
-def _feature_actors(config: TrainConfig, nodes: list[Node]) -> int:
-    """Actors that run the frozen network; 0 runs it in this process, which is faster on one machine without GPUs."""
-    if config.feature_actors != "auto":
-        return int(config.feature_actors)
-    gpus = sum(int(node.gpus) for node in nodes)
-    if gpus > 1 or (gpus and len(nodes) > 1):
-        return gpus
-    return len(nodes) if len(nodes) > 1 else 0
+def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> dict[FeatureSpec, Any]:
+    caches, damaged = open_caches(plan.cache, features)
+    for name in damaged:
+        out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
+    return caches
 
 
-def _check_workers(plan: Plan, ledger: Ledger) -> None:
-    """Refuses workers that would never see a photo, before any is started."""
-    photos, share = ledger.counts().get("train", 0), plan.config.batch_size // plan.workers
-    if photos <= (plan.workers - 1) * share:
-        raise InputError(
-            f"--workers: received {plan.workers} for {photos} training photos; with --batch-size "
-            f"{plan.config.batch_size} each takes {share} of a step, so at most {-(-photos // share)} would have any; "
-            "give fewer workers or a smaller batch"
-        )
-    if plan.config.augment == "strong" and share % 2:
-        raise InputError(
-            f"--batch-size: received {plan.config.batch_size} for {plan.workers} workers, required for --augment "
-            "strong is an even number for each: it mixes photos in pairs"
-        )
+def _decoded(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Dataset:
+    """The photos of a listing as the network sees them; those whose digests are known are not decoded."""
+    return reading.stream_pixels(
+        listing,
+        size=plan.image_size,
+        max_pixels=plan.config.max_pixels,
+        known=reading.digests_array(known),
+        readers=plan.readers,
+    )
 
 
-def _say_what_was_found(ingested: Ingested, out: Console) -> None:
-    ledger: Ledger = ingested.ledger
+def _say_what_was_found(extraction: Extraction, out: Console) -> None:
+    ledger: Ledger = extraction.ledger
     counts, reasons = ledger.counts(), ledger.reasons()
-    sides = " + ".join(f"{counts.get(side, 0)} {side}" for side in ("train", "validation", "test", "quarantined"))
-    out.print(f"  files     {ledger.table.num_rows} found = {sides}", highlight=False)
+    subsets = " + ".join(f"{counts.get(subset, 0)} {subset}" for subset in (*SUBSETS, "quarantined"))
+    out.print(f"  files     {ledger.table.num_rows} found = {subsets}", highlight=False)
     if reasons:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         out.print(f"            quarantined: {text}; each with its path in ledger.parquet", highlight=False)
     for text in ledger.warnings():
         out.print(f"[yellow]warning[/]: {text}", highlight=False)
-    out.print(f"  features  {ingested.hits} from the cache, {ingested.computed} computed", highlight=False)
+    out.print(f"  features  {extraction.hits} from the cache, {extraction.computed} computed", highlight=False)

@@ -12,32 +12,32 @@ from flowers.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Order:
+class EpochBatches:
     """One worker's part of the global batches of an epoch: b = batch / workers photos in each of S steps.
 
     Attributes:
-        places: int64 [S, b], the photos.
+        indices: int64 [S, b], the photos.
         real: bool [S, b], False where a photo only fills up the last batch.
         rows: float32 [S], real photos in the global batch.
         mirrored: bool [S, b], whether the photo is seen mirrored (--augment flip).
         draws: float64 [S, b, 4], uniform numbers in [0, 1) for its random crop.
     """
 
-    places: npt.NDArray[np.int64]
+    indices: npt.NDArray[np.int64]
     real: npt.NDArray[np.bool_]
     rows: npt.NDArray[np.float32]
     mirrored: npt.NDArray[np.bool_]
     draws: npt.NDArray[np.float64]
 
 
-def epoch_order(config: TrainConfig, epoch: int, total: int, rank: int, workers: int) -> Order:
+def epoch_batches(config: TrainConfig, epoch: int, total: int, rank: int, workers: int) -> EpochBatches:
     """The order of an epoch, counted from 0 over the whole run.
 
     A resumed epoch sees the photos that the killed one would have seen, and global batch t holds the same photos,
     seen in the same way, for every number of workers.
     """
     size = config.batch_size
-    share = size // workers
+    local_batch = size // workers
     steps = -(-total // size)
     random = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))
     order = random.permutation(total)
@@ -48,10 +48,10 @@ def epoch_order(config: TrainConfig, epoch: int, total: int, rank: int, workers:
 
     def mine(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         batches = values.reshape(steps, size, *values.shape[1:])
-        return batches[:, rank * share : (rank + 1) * share]
+        return batches[:, rank * local_batch : (rank + 1) * local_batch]
 
-    return Order(
-        places=mine(filled),
+    return EpochBatches(
+        indices=mine(filled),
         real=mine(real),
         rows=real.reshape(steps, size).sum(axis=1).astype(np.float32),
         mirrored=mine(mirrored),

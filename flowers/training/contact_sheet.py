@@ -18,21 +18,20 @@ from flowers.plan import Plan
 from flowers.training.inputs import CROP_SCALE
 
 PHOTOS, VARIANTS = 6, 6
-NAME = "augmented.jpg"
 
 
 def write_sheet(plan: Plan, ledger: Ledger) -> None:
     """Writes `augmented.jpg` into the run's folder: a row a photo, first as it is, then as training sees it."""
-    photos = ledger.side("train")
-    places = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
-    contents = [storage.read(photos["path"][place].as_py()) for place in places.tolist()]
+    photos = ledger.subset("train")
+    indices = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
+    contents = [storage.read(photos["path"][place].as_py()) for place in indices.tolist()]
     columns = [_decoded(plan, contents, None)]
     if plan.config.augment == "flip":
         columns.append(columns[0][:, :, ::-1])
     else:
         columns += _augmented(plan, contents)
     rows = [[column[row] for column in columns] for row in range(len(contents))]
-    storage.write(storage.join(plan.uri, NAME), contact_sheet(rows))
+    storage.write(plan.run.contact_sheet, contact_sheet(rows))
 
 
 def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]:

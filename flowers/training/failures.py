@@ -1,4 +1,4 @@
-"""What went wrong in a worker, noted in the run's folder for the workers that are started after it.
+"""Failures of workers, noted in the run's folder for the workers that are started after them.
 
 A worker that fails alone has to crash, since the others wait for it; Ray then starts all of them again, up to
 `--max-failures` times. What cannot get better by that is noted, and the new workers end at once with the note.
@@ -9,48 +9,49 @@ from __future__ import annotations
 from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory
 from flowers.plan import Plan
+from flowers.runs import Run
 
-_FAILURE, _PIECES, _LOST = ".failure", ".pieces", ".lost"
+_FAILURE, _MICROBATCHES, _LOST = "failure", "microbatches", "lost"
 
 
-def note(run: str, error: FlowersError) -> None:
+def note(run: Run, error: FlowersError) -> None:
     """Notes an error for good."""
-    storage.write(storage.join(run, _FAILURE), str(error).encode())
+    storage.write(run.note(_FAILURE), str(error).encode())
 
 
-def noted(run: str) -> FlowersError | None:
+def noted(run: Run) -> FlowersError | None:
     """The error that an earlier worker noted."""
     text = _read(run, _FAILURE)
     return FlowersError(text) if text else None
 
 
-def lose(run: str) -> None:
+def lose(run: Run) -> None:
     """Counts one more time that workers were lost."""
-    storage.write(storage.join(run, _LOST), str(losses(run) + 1).encode())
+    storage.write(run.note(_LOST), str(losses(run) + 1).encode())
 
 
-def losses(run: str) -> int:
+def losses(run: Run) -> int:
     """Times that workers were lost since `forget`."""
     return int(_read(run, _LOST) or 0)
 
 
-def forget(run: str) -> None:
+def forget(run: Run) -> None:
     """Removes the error and the losses: the command begins, or it has told of them."""
     for name in (_FAILURE, _LOST):
-        storage.delete_file(storage.join(run, name))
+        storage.delete_file(run.note(name))
 
 
-def pieces(run: str) -> int:
+def microbatches(run: Run) -> int:
     """Parts in which a worker's photos of a step go through the network, after it ran out of memory."""
-    return int(_read(run, _PIECES) or 1)
+    return int(_read(run, _MICROBATCHES) or 1)
 
 
 def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
-    """The error for it; with --auto-batch, twice as many pieces are noted for the next attempt."""
-    now, share = pieces(plan.uri), plan.config.batch_size // workers
-    size = -(-share // now)
-    if plan.config.auto_batch and now < share:
-        storage.write(storage.join(plan.uri, _PIECES), str(now * 2).encode())
+    """The error for it; with --auto-batch, twice as many microbatches are noted for the next attempt."""
+    now, local_batch = microbatches(plan.run), plan.config.batch_size // workers
+    size = -(-local_batch // now)
+    if plan.config.auto_batch and now < local_batch:
+        storage.write(plan.run.note(_MICROBATCHES), str(now * 2).encode())
         return OutOfMemory(
             f"out of memory with {size} photos at a time: going on with {-(-size // 2)}, their gradients added up, so "
             "the batch and its result stay",
@@ -63,6 +64,6 @@ def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
     )
 
 
-def _read(run: str, name: str) -> str:
-    uri = storage.join(run, name)
+def _read(run: Run, name: str) -> str:
+    uri = run.note(name)
     return storage.read(uri).decode() if storage.exists(uri) else ""

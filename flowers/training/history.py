@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flowers import storage
 from flowers.config import TrainConfig
+from flowers.runs import Run
 from flowers.training import checkpoints
 from flowers.training.schedule import Phase, phases
 
@@ -20,7 +21,7 @@ class History:
     """The record of a run; all of it is in each checkpoint.
 
     Attributes:
-        run: URI of the run folder.
+        run: its folder.
         config: of the run.
         lines: one line of metrics an epoch.
         best: number of the best epoch, 0 before the first.
@@ -31,7 +32,7 @@ class History:
         waited: epochs since then.
     """
 
-    run: str
+    run: Run
     config: TrainConfig
     lines: list[dict[str, Any]] = field(default_factory=list)
     best: int = 0
@@ -42,9 +43,9 @@ class History:
     waited: int = 0
 
     @classmethod
-    def resume(cls, run: str, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None, list[str]]:
+    def resume(cls, run: Run, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None, list[str]]:
         """The record in the newest complete checkpoint or a new one, that checkpoint, a line for each skipped."""
-        found, skipped = checkpoints.newest(storage.join(run, "checkpoints"))
+        found, skipped = checkpoints.newest(run.checkpoints)
         return cls(run, config, **(found.state if found else {})), found, skipped
 
     @property
@@ -82,7 +83,7 @@ class History:
             FlowersError: the disk is full; the earlier checkpoints are whole.
         """
         state = {name: value for name, value in vars(self).items() if name not in ("run", "config")}
-        folder = storage.join(self.run, "checkpoints")
+        folder = self.run.checkpoints
         uri = checkpoints.save(folder, checkpoints.Checkpoint(self.epoch, arrays, state))
         checkpoints.prune(folder, {self.epoch - 1, self.epoch, self.best, self.best_before})
         self.rewrite()
@@ -91,6 +92,5 @@ class History:
     def rewrite(self) -> None:
         """Makes metrics.jsonl what the newest checkpoint says: a killed epoch leaves no line behind."""
         lines = "".join(json.dumps(line) + "\n" for line in self.lines)
-        uri = storage.join(self.run, "metrics.jsonl")
-        with storage.enough_space(uri):
-            storage.write(uri, lines.encode())
+        with storage.enough_space(self.run.metrics):
+            storage.write(self.run.metrics, lines.encode())

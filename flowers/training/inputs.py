@@ -16,9 +16,10 @@ from flowers import storage
 from flowers.data.crops import stream_views
 from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
-from flowers.features.cache import FeatureCache, Target
+from flowers.features.cache import FeatureCache
 from flowers.plan import Plan
-from flowers.training.batches import Order
+from flowers.runs import Run
+from flowers.training.batches import EpochBatches
 
 # Inputs of so many bytes at a time: enough steps in one TensorFlow call to hide Python, few enough for the memory.
 CHUNK_BYTES, MOST_STEPS, MOST_ROWS = 16 << 20, 64, 1024
@@ -27,7 +28,7 @@ CROP_SCALE = {"standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 
 
 @dataclass(frozen=True)
-class Side:
+class Subset:
     """The photos of one side, in the order of split.parquet.
 
     Attributes:
@@ -39,23 +40,23 @@ class Side:
     labels: npt.NDArray[np.int32]
 
 
-def read_sides(run: str, classes: list[str]) -> tuple[Side, Side]:
+def read_subsets(run: Run, classes: list[str]) -> tuple[Subset, Subset]:
     """The training and the validation photos of a run."""
-    table = pq.read_table(io.BytesIO(storage.read(storage.join(run, "split.parquet"))))
+    table = pq.read_table(io.BytesIO(storage.read(run.split)))
     split = table["split"].to_numpy()
     index = {label: number for number, label in enumerate(classes)}
     labels = np.array([index[label] for label in table["label"].to_pylist()], np.int32)
-    sides = []
+    subsets = []
     for name in ("train", "validation"):
-        places = np.flatnonzero(split == name)
-        sides.append(Side(table.take(pa.array(places)), labels[places]))
-    return sides[0], sides[1]
+        indices = np.flatnonzero(split == name)
+        subsets.append(Subset(table.take(pa.array(indices)), labels[indices]))
+    return subsets[0], subsets[1]
 
 
 class Inputs(Protocol):
     """The inputs of one side."""
 
-    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+    def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """Yields the inputs of an epoch's steps, some steps at a time: [t, b, ...]."""
 
     def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
@@ -79,7 +80,7 @@ class Cached:
         plan: Plan,
         cut: str,
         views: tuple[str, ...],
-        side: Side,
+        side: Subset,
         shape: tuple[int, ...],
         opened: dict[str, FeatureCache] | None = None,
     ) -> None:
@@ -87,19 +88,19 @@ class Cached:
         digests = side.photos["sha256"].to_pylist()
         self.views: list[npt.NDArray[Any]] = []
         for view in views:
-            uri = plan.cache(Target(cut, view))
+            uri = plan.cache(plan.feature(cut, view))
             cache = opened.setdefault(uri, FeatureCache(uri))
             self.views.append(cache.open().rows(digests).reshape(len(digests), *shape))
 
-    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+    def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        at_once = steps_at_once(self.views[0][:1].nbytes * order.places.shape[1])
-        for start in range(0, len(order.places), at_once):
-            places = order.places[start : start + at_once]
-            chosen = self.views[0][places]
+        at_once = steps_at_once(self.views[0][:1].nbytes * order.indices.shape[1])
+        for start in range(0, len(order.indices), at_once):
+            indices = order.indices[start : start + at_once]
+            chosen = self.views[0][indices]
             if len(self.views) > 1:
                 mirrored = order.mirrored[start : start + at_once]
-                chosen[mirrored] = self.views[1][places[mirrored]]
+                chosen[mirrored] = self.views[1][indices[mirrored]]
             yield chosen
 
     def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
@@ -119,19 +120,19 @@ class Streamed:
         cpus: CPUs that each reading task asks Ray for.
     """
 
-    def __init__(self, plan: Plan, side: Side, cpus: float) -> None:
+    def __init__(self, plan: Plan, side: Subset, cpus: float) -> None:
         self._plan, self._side, self._cpus = plan, side, cpus
 
-    def steps(self, order: Order) -> Iterator[npt.NDArray[Any]]:
+    def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        steps, share = order.places.shape
+        steps, local_batch = order.indices.shape
         augment = self._plan.config.augment
         draws = order.draws.reshape(-1, 4) if augment in CROP_SCALE else None
         size = self._plan.image_size
-        at_once = steps_at_once(size * size * 3 * share)
-        rows = self._pixels(order.places.reshape(-1), draws, at_once * share)
+        at_once = steps_at_once(size * size * 3 * local_batch)
+        rows = self._pixels(order.indices.reshape(-1), draws, at_once * local_batch)
         for start in range(0, steps, at_once):
-            chunk = next(rows).reshape(-1, share, size, size, 3)
+            chunk = next(rows).reshape(-1, local_batch, size, size, 3)
             if augment == "flip":
                 mirrored = order.mirrored[start : start + at_once]
                 chunk[mirrored] = chunk[mirrored][:, :, ::-1]
@@ -139,17 +140,17 @@ class Streamed:
 
     def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        places = np.arange(len(self._side.labels))[rank::workers]
-        yield from self._pixels(places, None, self._plan.config.batch_size)
+        indices = np.arange(len(self._side.labels))[rank::workers]
+        yield from self._pixels(indices, None, self._plan.config.batch_size)
 
     def _pixels(
-        self, places: npt.NDArray[np.int64], draws: npt.NDArray[np.float64] | None, at_once: int
+        self, indices: npt.NDArray[np.int64], draws: npt.NDArray[np.float64] | None, at_once: int
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Pixels uint8 [n, size, size, 3] of the photos at `places`, `at_once` at a time, the last ones fewer."""
-        if not len(places):
+        """Pixels uint8 [n, size, size, 3] of the photos at `indices`, `at_once` at a time, the last ones fewer."""
+        if not len(indices):
             return
         plan, size = self._plan, self._plan.image_size
-        listing = listing_of(self._side.photos.take(pa.array(places)))
+        listing = listing_of(self._side.photos.take(pa.array(indices)))
         views = stream_views(
             listing,
             draws,
@@ -162,7 +163,7 @@ class Streamed:
         expected = self._side.photos["sha256"].to_pylist()
         done = 0
         for table in views.iter_batches(batch_size=at_once, batch_format="pyarrow", prefetch_batches=1):
-            wanted = [expected[place] for place in places[done : done + table.num_rows]]
+            wanted = [expected[place] for place in indices[done : done + table.num_rows]]
             for row, digest in enumerate(wanted):
                 if table["pixels"][row].as_py() is None or table["sha256"][row].as_py() != digest:
                     raise FlowersError(

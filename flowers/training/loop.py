@@ -13,10 +13,10 @@ from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
 from flowers.training import checkpoints, failures
-from flowers.training.batches import class_weights, epoch_order
+from flowers.training.batches import class_weights, epoch_batches
 from flowers.training.history import History
-from flowers.training.inputs import Inputs, Side, read_sides
-from flowers.training.phase import Stage, Worker, make_stage, standard_of
+from flowers.training.inputs import Inputs, Subset, read_subsets
+from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
 from flowers.training.schedule import learning_rate
 from flowers.training.step import Batches, Step
 
@@ -36,7 +36,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     plan: Plan = arguments["plan"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
-    if known := failures.noted(plan.uri):
+    if known := failures.noted(plan.run):
         return known
     try:
         if count > 1:
@@ -50,40 +50,40 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
         if plan.in_process:
             return failure
         if not isinstance(failure, OutOfMemory) or not failure.retry:
-            failures.note(plan.uri, failure)
+            failures.note(plan.run, failure)
         raise  # the others wait for this worker: Ray has to end them
     return None
 
 
 def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
-    history, found, _ = History.resume(plan.uri, plan.config)
+    history, found, _ = History.resume(plan.run, plan.config)
     if worker.rank == 0:
-        storage.sweep(storage.join(plan.uri, "checkpoints"))
+        storage.sweep(plan.run.checkpoints)
         history.rewrite()
-    sides = read_sides(plan.uri, classes)
+    subsets = read_subsets(plan.run, classes)
     standard = standard_of(found) if found else None
     while (phase := history.phase()) is not None:
-        stage = make_stage(plan, phase, sides, standard, len(classes), worker)
+        prepared = prepare_phase(plan, phase, subsets, standard, len(classes), worker)
         if found and history.epoch > history.began:
-            stage.step.restore(found.arrays)
+            prepared.step.restore(found.arrays)
         elif history.epoch:  # a new phase starts from the best head of the one before
-            folder = storage.join(plan.uri, "checkpoints")
-            stage.step.restore(checkpoints.load(checkpoints.uri_of(folder, history.best)).arrays, "head")
+            best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, history.best))
+            prepared.step.restore(best.arrays, "head")
         # The arrays of the checkpoint, some hundred MB, are not held while the phase trains.
-        found, standard = None, stage.standard
+        found, standard = None, prepared.standard
         while history.phase() == phase:
-            line, counts = _epoch(plan, stage, history, sides, classes, worker)
+            line, counts = _epoch(plan, prepared, history, subsets, classes, worker)
             history.add(line)
-            _report(history, stage, counts, worker)
+            _report(history, prepared, counts, worker)
 
 
-def _report(history: History, stage: Stage, counts: Counts, worker: Worker) -> None:
+def _report(history: History, prepared: PreparedPhase, counts: Counts, worker: Worker) -> None:
     """Commits the epoch, and tells Ray."""
     import ray.train
 
     known = None
     if worker.rank == 0:
-        known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(stage.arrays(counts)))))
+        known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(prepared.arrays(counts)))))
     ray.train.report(
         {name: value for name, value in history.lines[-1].items() if name != "seconds"},
         checkpoint=known,
@@ -93,36 +93,41 @@ def _report(history: History, stage: Stage, counts: Counts, worker: Worker) -> N
 
 
 def _epoch(
-    plan: Plan, stage: Stage, history: History, sides: tuple[Side, Side], classes: list[str], worker: Worker
+    plan: Plan,
+    prepared: PreparedPhase,
+    history: History,
+    subsets: tuple[Subset, Subset],
+    classes: list[str],
+    worker: Worker,
 ) -> tuple[dict[str, Any], Counts]:
     """Trains one epoch and validates; returns its line of metrics and the counts of the validation."""
     started = time.perf_counter()
-    side, epoch = sides[0], history.epoch
-    order = epoch_order(plan.config, epoch, len(side.labels), worker.rank, worker.count)
-    per_epoch = len(order.places)
+    side, epoch = subsets[0], history.epoch
+    order = epoch_batches(plan.config, epoch, len(side.labels), worker.rank, worker.count)
+    per_epoch = len(order.indices)
     weights = class_weights(plan.config, side.labels, len(classes))[side.labels]
     begun = (epoch - history.began) * per_epoch
-    rates = [learning_rate(plan.config, stage.phase, begun + number, per_epoch) for number in range(per_epoch)]
+    rates = [learning_rate(plan.config, prepared.phase, begun + number, per_epoch) for number in range(per_epoch)]
     losses: list[npt.NDArray[np.float64]] = []
     done = 0
-    for chunk in stage.train.steps(order):
+    for chunk in prepared.train.steps(order):
         part = slice(done, done + len(chunk))
         batches = Batches(
             inputs=chunk,
-            labels=side.labels[order.places[part]],
-            weights=np.where(order.real[part], weights[order.places[part]], 0).astype(np.float32),
+            labels=side.labels[order.indices[part]],
+            weights=np.where(order.real[part], weights[order.indices[part]], 0).astype(np.float32),
             rows=order.rows[part],
             rates=np.array(rates[part], np.float32),
             first=epoch * per_epoch + done,
         )
-        losses.append(stage.step.run(batches))
+        losses.append(prepared.step.run(batches))
         check_finite(losses[-1], batches, epoch)
         done = part.stop
-    counts = validate(stage.step, epoch, sides[1], stage.validation, len(classes), worker)
+    counts = validate(prepared.step, epoch, subsets[1], prepared.validation, len(classes), worker)
     summary = summarize(counts, classes)
     line = {
         "epoch": epoch + 1,
-        "phase": stage.phase.name,
+        "phase": prepared.phase.name,
         "loss": float(np.average(np.concatenate(losses), weights=order.rows)),
         **{f"val_{name}": summary[name]["value"] for name in ("accuracy", "macro_accuracy", "log_loss")},
         "learning_rate": rates[-1],
@@ -141,7 +146,7 @@ def check_finite(losses: npt.NDArray[np.float64], batches: Batches, epoch: int) 
         )
 
 
-def validate(step: Step, epoch: int, side: Side, inputs: Inputs, classes: int, worker: Worker) -> Counts:
+def validate(step: Step, epoch: int, side: Subset, inputs: Inputs, classes: int, worker: Worker) -> Counts:
     """Exact counts over all rows of a side after an epoch, counted from 0; each worker takes every N-th row."""
     labels = side.labels[worker.rank :: worker.count]
     counts, done, wrong = Counts.zero(classes), 0, 0

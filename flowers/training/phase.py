@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flowers.evaluation.metrics import Counts
-from flowers.features.cache import PLAIN, FeatureCache
+from flowers.features.cache import FeatureCache
+from flowers.features.spec import PLAIN
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
 from flowers.model.gradients import speed_up
 from flowers.plan import Plan
 from flowers.training import failures
 from flowers.training.checkpoints import Checkpoint
-from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Side, Streamed
+from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Streamed, Subset
 from flowers.training.schedule import Phase
 from flowers.training.step import Step, Trained
 
@@ -30,7 +31,7 @@ class Worker:
     Attributes:
         rank: its number.
         count: how many there are.
-        strategy: the `tf.distribute` strategy that they share.
+        strategy: the `tf.distribute` strategy that they local_batch.
     """
 
     rank: int
@@ -39,7 +40,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PreparedPhase:
     """A phase made ready in one worker.
 
     Attributes:
@@ -67,29 +68,31 @@ class Stage:
         }
 
 
-def make_stage(
-    plan: Plan, phase: Phase, sides: tuple[Side, Side], standard: Standard | None, classes: int, worker: Worker
-) -> Stage:
+def prepare_phase(
+    plan: Plan, phase: Phase, subsets: tuple[Subset, Subset], standard: Standard | None, classes: int, worker: Worker
+) -> PreparedPhase:
     """Makes a phase ready in one worker.
 
     Args:
         plan: of the run.
         phase: which.
-        sides: training and validation photos.
+        subsets: training and validation photos.
         standard: mean and variance of an earlier phase or checkpoint; None, for the head only, measures them.
         classes: number of outputs, K.
         worker: this process.
     """
     if phase.name == "head":
         opened: dict[str, FeatureCache] = {}
-        train = Cached(plan, cuts.POOL, plan.views, sides[0], (-1,), opened)
-        validation = Cached(plan, cuts.POOL, (PLAIN,), sides[1], (-1,), opened)
+        train = Cached(plan, cuts.POOL, plan.views, subsets[0], (-1,), opened)
+        validation = Cached(plan, cuts.POOL, (PLAIN,), subsets[1], (-1,), opened)
         measured = standard or classifier.standardization(*train.views)
-        return Stage(phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured)
+        return PreparedPhase(
+            phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured
+        )
     if standard is None:
         raise ValueError("the tail is trained after the head: there must be a checkpoint")
     step = _step(plan, lambda: _tail(plan, standard, classes, worker), worker)
-    return Stage(phase, step, *_at_cut(plan, sides, step.trained), standard)
+    return PreparedPhase(phase, step, *_at_cut(plan, subsets, step.trained), standard)
 
 
 def standard_of(found: Checkpoint) -> Standard:
@@ -98,7 +101,7 @@ def standard_of(found: Checkpoint) -> Standard:
 
 
 def _step(plan: Plan, build: Any, worker: Worker) -> Step:
-    return Step(plan.config, worker.strategy, build, worker.rank, worker.count, failures.pieces(plan.uri))
+    return Step(plan.config, worker.strategy, build, worker.rank, worker.count, failures.microbatches(plan.run))
 
 
 def _head(plan: Plan, standard: Standard, classes: int) -> Trained:
@@ -130,7 +133,7 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
     )
 
 
-def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained) -> tuple[Inputs, Inputs]:
+def _at_cut(plan: Plan, subsets: tuple[Subset, Subset], trained: Trained) -> tuple[Inputs, Inputs]:
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
     cpus = 1.0 if plan.in_process else 0.0
@@ -138,11 +141,11 @@ def _at_cut(plan: Plan, sides: tuple[Side, Side], trained: Trained) -> tuple[Inp
     train: Inputs
     validation: Inputs
     if plan.streamed:
-        train = Streamed(plan, sides[0], cpus)
+        train = Streamed(plan, subsets[0], cpus)
     else:
-        train = Cached(plan, plan.cut, plan.views, sides[0], trained.body.input_shape[1:], opened)
+        train = Cached(plan, plan.cut, plan.views, subsets[0], trained.body.input_shape[1:], opened)
     if plan.validation_streamed:
-        validation = Streamed(plan, sides[1], cpus)
+        validation = Streamed(plan, subsets[1], cpus)
     else:
-        validation = Cached(plan, plan.cut, (PLAIN,), sides[1], trained.validation_body.input_shape[1:], opened)
+        validation = Cached(plan, plan.cut, (PLAIN,), subsets[1], trained.validation_body.input_shape[1:], opened)
     return train, validation

@@ -1,4 +1,4 @@
-"""Follows a run's metrics.jsonl while it trains, wherever that happens: one line an epoch, and TensorBoard."""
+"""Progress of training, from metrics.jsonl, wherever it is trained: one line an epoch, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from typing import Any
 from rich.console import Console
 
 from flowers import storage
+from flowers.runs import Run
 
 _POLL_S = 0.25
 
 
 @contextmanager
-def follow(run: str, out: Console, monitor: str) -> Iterator[None]:
+def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
     """Prints the epochs that are new and writes all of them to the run's `tensorboard/` folder.
 
     Args:
-        run: URI of the run folder.
+        run: its folder.
         out: where the lines are printed.
         monitor: the metric by which an epoch is called the best so far.
     """
@@ -48,7 +49,7 @@ def follow(run: str, out: Console, monitor: str) -> Iterator[None]:
 
 
 class _Follower:
-    def __init__(self, run: str, out: Console, monitor: str) -> None:
+    def __init__(self, run: Run, out: Console, monitor: str) -> None:
         from tensorboardX import SummaryWriter
 
         self._run, self._out = run, out
@@ -56,15 +57,15 @@ class _Follower:
         self._sign = -1 if monitor == "log_loss" else 1
         self._best = float("-inf")
         self.lines: list[dict[str, Any]] = []
-        self._target = storage.join(run, "tensorboard")
+        self._target = run.tensorboard
         storage.delete(self._target)
-        self._folder = tempfile.mkdtemp(prefix="flowers-") if storage.is_remote(run) else self._target
+        self._folder = tempfile.mkdtemp(prefix="flowers-") if storage.is_remote(run.uri) else self._target
         self._board = SummaryWriter(self._folder, flush_secs=5)
 
     def look(self, show: bool = True) -> None:
         """Takes in the lines that have come since the last look."""
         try:
-            text = storage.read(storage.join(self._run, "metrics.jsonl")).decode()
+            text = storage.read(self._run.metrics).decode()
         except OSError:
             return
         for raw in text.splitlines()[len(self.lines) :]:

@@ -68,8 +68,8 @@ class Step:
         build: makes what is trained; called in the strategy's scope.
         rank: this worker's number.
         workers: how many there are.
-        pieces: parts in which a worker's photos of a step go through the network, one after the other, where memory
-            does not suffice for all at once; their gradients are added up.
+        microbatches: parts in which a worker's photos of a step go through the network, one after the other, where
+            memory does not suffice for all at once; their gradients are added up.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class Step:
         build: Callable[[], Trained],
         rank: int = 0,
         workers: int = 1,
-        pieces: int = 1,
+        microbatches: int = 1,
     ) -> None:
         self.config, self.strategy, self.rank = config, strategy, rank
-        self.share = config.batch_size // workers
-        self.pieces = min(pieces, self.share)
+        self.local_batch = config.batch_size // workers
+        self.microbatches = min(microbatches, self.local_batch)
         with strategy.scope():
             self.trained = build()
             self.head = self.trained.head
@@ -135,7 +135,7 @@ class Step:
         """Probabilities of validation inputs [n, ...]: float32 [n, K]."""
         import tensorflow as tf
 
-        size = max(1, len(inputs) if self.pieces == 1 else self.share // self.pieces)
+        size = max(1, len(inputs) if self.microbatches == 1 else self.local_batch // self.microbatches)
         parts = [inputs[start : start + size] for start in range(0, len(inputs) or 1, size)]
         return np.concatenate([self._infer(tf.constant(part)).numpy() for part in parts])
 
@@ -155,13 +155,13 @@ class Step:
         """
         import tensorflow as tf
 
-        config, start = self.config, self.rank * self.share
+        config, start = self.config, self.rank * self.local_batch
         shape = (config.batch_size, self.head.input_shape[-1])
         kept = tf.random.stateless_uniform(shape, seed=[config.seed, number]) >= config.dropout
-        return tf.cast(kept[start : start + self.share], tf.float32) / (1 - config.dropout)
+        return tf.cast(kept[start : start + self.local_batch], tf.float32) / (1 - config.dropout)
 
     def _loss(self, inputs: Any, targets: Any, kept: Any, rows: Any) -> Any:
-        """This worker's part, and this piece's, of the mean loss of a global batch.
+        """This worker's part, and this microbatch's, of the mean loss of a global batch.
 
         The targets float32 [n, K] add up to each photo's weight.
         """
@@ -175,7 +175,9 @@ class Step:
         targets = targets * (1 - config.label_smoothing) + config.label_smoothing * evenly
         loss = -tf.reduce_sum(targets * tf.nn.log_softmax(logits)) / rows
         if config.l2:
-            loss += config.l2 * tf.reduce_sum(dense.kernel**2) / (self.strategy.num_replicas_in_sync * self.pieces)
+            loss += (
+                config.l2 * tf.reduce_sum(dense.kernel**2) / (self.strategy.num_replicas_in_sync * self.microbatches)
+            )
         return loss
 
     def _step(self, inputs: Any, labels: Any, weights: Any, rows: Any, rate: Any, number: Any) -> Any:
@@ -189,13 +191,15 @@ class Step:
         variables = [variable for _, group, _ in self._groups for variable in group]
         total, gradients = tf.constant(0.0), [tf.constant(0.0)] * len(variables)
         for part in self._parts():
-            with tf.control_dependencies(gradients):  # one piece after the other: that is what saves memory
+            with tf.control_dependencies(gradients):  # one microbatch after the other: that is what saves memory
                 with tf.GradientTape() as tape:
-                    piece = None if kept is None else kept[part]
-                    loss = self._loss(tf.identity(inputs[part]), targets[part], piece, rows)
+                    microbatch = None if kept is None else kept[part]
+                    loss = self._loss(tf.identity(inputs[part]), targets[part], microbatch, rows)
                 found = tape.gradient(loss, variables)
             total += loss
-            gradients = found if self.pieces == 1 else [old + new for old, new in zip(gradients, found, strict=True)]
+            gradients = (
+                found if self.microbatches == 1 else [old + new for old, new in zip(gradients, found, strict=True)]
+            )
         for fraction, group, optimizer in self._groups:
             optimizer.learning_rate = rate * fraction
             optimizer.apply(gradients[: len(group)], group)
@@ -203,7 +207,7 @@ class Step:
         return total
 
     def _parts(self) -> Iterator[slice]:
-        ends = np.linspace(0, self.share, self.pieces + 1).astype(int).tolist()
+        ends = np.linspace(0, self.local_batch, self.microbatches + 1).astype(int).tolist()
         return (slice(start, end) for start, end in itertools.pairwise(ends))
 
     def _compile(self) -> None:
@@ -215,9 +219,9 @@ class Step:
 
         @tf.function(
             input_signature=[
-                tf.TensorSpec((None, self.share, *shape), dtype),
-                tf.TensorSpec((None, self.share), tf.int32),
-                tf.TensorSpec((None, self.share), tf.float32),
+                tf.TensorSpec((None, self.local_batch, *shape), dtype),
+                tf.TensorSpec((None, self.local_batch), tf.int32),
+                tf.TensorSpec((None, self.local_batch), tf.float32),
                 tf.TensorSpec((None,), tf.float32),
                 tf.TensorSpec((None,), tf.float32),
                 tf.TensorSpec((), tf.int32),

@@ -10,6 +10,7 @@ from typing import Any
 from flowers import storage
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import checkpoints, failures
 from flowers.training.history import History
 from flowers.training.loop import train_loop
@@ -29,8 +30,8 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> None:
         plan: of the run.
         say: told of checkpoints that cannot be used, a line each.
     """
-    failures.forget(plan.uri)
-    history, _, skipped = History.resume(plan.uri, plan.config)
+    failures.forget(plan.run)
+    history, _, skipped = History.resume(plan.run, plan.config)
     for line in skipped:
         say(f"warning: {line}")
     history.rewrite()
@@ -47,20 +48,20 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
-    before = failures.pieces(plan.uri)
+    before = failures.microbatches(plan.run)
     while True:
         failure = _attempt(plan, classes)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
-    after, lost = failures.pieces(plan.uri), failures.losses(plan.uri)
+    after, lost = failures.microbatches(plan.run), failures.losses(plan.run)
     if not plan.in_process and after > before:
         say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
     elif lost:
         say(f"warning: workers were lost; new ones went on from the newest checkpoint ({lost} x)")
     if failure is not None:
         raise failure
-    failures.forget(plan.uri)
+    failures.forget(plan.run)
 
 
 def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
@@ -69,10 +70,10 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
 
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            failures.lose(plan.uri)
+            failures.lose(plan.run)
 
-    storage_path, name = plan.uri.rsplit("/", 1)
-    storage.delete_file(storage.join(plan.uri, _RAY_STATE))
+    storage_path, name = storage.parent(plan.run.uri), plan.run.name
+    storage.delete_file(storage.join(plan.run.uri, _RAY_STATE))
     # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if plan.in_process:
@@ -96,22 +97,21 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise failures.noted(plan.uri) or _cause(error) from error
+        raise failures.noted(plan.run) or _cause(error) from error
     finally:
-        storage.delete_file(storage.join(plan.uri, _RAY_MARKER))
+        storage.delete_file(storage.join(plan.run.uri, _RAY_MARKER))
 
 
-def best(run: str) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
+def best(run: Run) -> tuple[checkpoints.Checkpoint, checkpoints.Checkpoint]:
     """The checkpoints of the best epoch and of the last one, which has the history.
 
     Raises:
         DamagedFile: there is none.
     """
-    folder = storage.join(run, "checkpoints")
-    last, _ = checkpoints.newest(folder)
+    last, _ = checkpoints.newest(run.checkpoints)
     if last is None:
-        raise DamagedFile(f"{folder} holds no complete checkpoint; run the same command again")
-    return checkpoints.load(checkpoints.uri_of(folder, last.state["best"])), last
+        raise DamagedFile(f"{run.checkpoints} holds no complete checkpoint; run the same command again")
+    return checkpoints.load(checkpoints.uri_of(run.checkpoints, last.state["best"])), last
 
 
 def _cause(error: Any) -> FlowersError:

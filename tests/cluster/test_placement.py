@@ -13,8 +13,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from flowers import storage
-from flowers.cluster import placement
-from flowers.cluster.placement import Node, Placement, check_storage, cluster_nodes, place
+from flowers.cluster import nodes as cluster
+from flowers.cluster.nodes import Node, check_storage, cluster_nodes
+from flowers.cluster.placement import Placement, place
 from flowers.errors import InputError
 
 ONE = [Node(2, 0)]
@@ -245,7 +246,7 @@ class FakeRay:
             return {node: answers[int(node[2:])](function, probe) for node, probe in probes.items()}
 
         monkeypatch.setattr(ray, "nodes", lambda: nodes)
-        monkeypatch.setattr(placement, "_on_nodes", on_nodes)
+        monkeypatch.setattr(cluster, "_on_nodes", on_nodes)
 
 
 def shared_disk(function: Any, probe: str) -> str:
@@ -382,6 +383,6 @@ def test_two_real_nodes(two_nodes: None, tmp_path: Path) -> None:
 
 
 def test_a_node_that_has_gone_is_told(two_nodes: None, tmp_path: Path) -> None:
-    gone = placement._on_nodes(placement._write, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
+    gone = cluster._on_nodes(cluster._write, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
     assert gone
     assert "\n" not in gone

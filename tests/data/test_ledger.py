@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers.data.ledger import HARMLESS, REASONS, ROW, Ledger, mark_repeats, settle
-from flowers.data.split import SIDES
+from flowers.data.split import SUBSETS
 from flowers.errors import InputError
 
 GOOD = pc.field("code").is_null()
@@ -61,7 +61,7 @@ def listings(draw: st.DrawFn) -> list[dict[str, Any]]:
             code = draw(st.sampled_from(codes))
             rows.append(bad(path, None if code in ("unlabelled", "hidden") else label, code))
         else:
-            side = draw(st.sampled_from([None, *SIDES]))
+            side = draw(st.sampled_from([None, *SUBSETS]))
             rows.append(photo(path, label, draw(st.integers(0, 8)), split=side))
     return draw(st.permutations(rows))
 
@@ -76,7 +76,7 @@ def test_every_file_has_one_fate(rows: list[dict[str, Any]], seed: int) -> None:
         return
     out = ledger.table.to_pylist()
     assert [row["path"] for row in out] == [row["path"] for row in rows]
-    assert set(ledger.counts()) <= {*SIDES, "quarantined"}
+    assert set(ledger.counts()) <= {*SUBSETS, "quarantined"}
     assert sum(ledger.counts().values()) == len(rows)
     for before, after in zip(rows, out, strict=True):
         assert (after["status"] == "quarantined") == (after["reason"] is not None)
@@ -86,7 +86,7 @@ def test_every_file_has_one_fate(rows: list[dict[str, Any]], seed: int) -> None:
     used = ledger.used().to_pylist()
     assert len({row["sha256"] for row in used}) == len(used)
     assert {row["label"] for row in used} == set(ledger.classes)
-    assert sum(len(ledger.side(side)) for side in SIDES) == len(used) == len(ledger.split())
+    assert sum(len(ledger.subset(side)) for side in SUBSETS) == len(used) == len(ledger.split())
     assert sum(ledger.reasons().values()) == ledger.counts().get("quarantined", 0)
     assert sum(sum(sides.values()) for sides in ledger.per_class().values()) == len(used)
 
@@ -102,17 +102,17 @@ def test_order_of_the_listing_changes_no_side(rows: list[dict[str, Any]], shuffl
         one, other = settled(rows), settled(mixed)
     except InputError:
         return
-    for side in SIDES:
-        assert one.side(side)["sha256"].to_pylist() == other.side(side)["sha256"].to_pylist()
-        assert one.side(side)["label"].to_pylist() == other.side(side)["label"].to_pylist()
-        assert one.side(side)["sha256"].to_pylist() == sorted(one.side(side)["sha256"].to_pylist())
+    for side in SUBSETS:
+        assert one.subset(side)["sha256"].to_pylist() == other.subset(side)["sha256"].to_pylist()
+        assert one.subset(side)["label"].to_pylist() == other.subset(side)["label"].to_pylist()
+        assert one.subset(side)["sha256"].to_pylist() == sorted(one.subset(side)["sha256"].to_pylist())
     assert one.split().select([0, 1, 2]) == other.split().select([0, 1, 2])
 
 
 def test_of_equal_photos_the_first_stays() -> None:
     twins = [photo(f"/d/a/twin-{name}.jpg", "a", "twin") for name in "xyz"]
     ledger = settled([*photos(4, "a", "b"), *twins])
-    assert fate(ledger, "/d/a/twin-x.jpg")["status"] in SIDES
+    assert fate(ledger, "/d/a/twin-x.jpg")["status"] in SUBSETS
     for name in "yz":
         row = fate(ledger, f"/d/a/twin-{name}.jpg")
         assert (row["reason"], row["detail"]) == ("duplicate", "same bytes as /d/a/twin-x.jpg")
@@ -189,7 +189,7 @@ def test_a_class_left_without_photos_is_a_warning() -> None:
 def test_sides_of_a_manifest_are_kept() -> None:
     rows = photos(30, "a", "b")
     for index, row in enumerate(rows):
-        row["split"] = SIDES[index % 3]
+        row["split"] = SUBSETS[index % 3]
     ledger = settled(rows)
     assert ledger.table["status"].to_pylist() == [row["split"] for row in rows]
 

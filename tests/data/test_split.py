@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers.data.split import SIDES, apportion, assign
+from flowers.data.split import SUBSETS, apportion, assign
 
 DEFAULT = (0.7, 0.27, 0.03)
 
@@ -142,7 +142,7 @@ def test_known_photos_keep_their_side(photos: tuple[list[bytes], list[str]], dat
     subset = data.draw(st.lists(st.sampled_from(found), unique=True))
     known = {digest: data.draw(st.integers(0, 2)) for digest in subset}
     sides = assign(found, labels, DEFAULT, 0, {**known, **dict.fromkeys(digests(3, "gone"), 0)})
-    assert set(sides.tolist()) <= set(range(len(SIDES)))
+    assert set(sides.tolist()) <= set(range(len(SUBSETS)))
     assert {digest: side for digest, side in zip(found, sides.tolist(), strict=True) if digest in known} == known
 
 
@@ -176,4 +176,4 @@ def test_one_new_photo_beside_an_overfull_side_goes_where_a_class_needs_it() -> 
     """Validation is empty and required, test is optional: the only new photo validates."""
     found = digests(10)
     sides = assign(found, ["a"] * 10, (0.4, 0.3, 0.3), 0, dict.fromkeys(found[:9], 0))
-    assert SIDES[sides[9]] == "validation"
+    assert SUBSETS[sides[9]] == "validation"

@@ -12,7 +12,7 @@ import pytest
 
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, command, draw, environment
 
-SIDES = ("train", "validation", "test")
+SUBSETS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def test_a_run_leaves_what_the_design_says(first: Done) -> None:
 def test_every_file_is_accounted_for(first: Done) -> None:
     report = first.report
     data, split = report["data"], report["split"]
-    assert data["found"] == 62 == sum(split[side] for side in SIDES) + data["quarantined"]
+    assert data["found"] == 62 == sum(split[side] for side in SUBSETS) + data["quarantined"]
     assert data["reasons"] == {"truncated": 1, "side_file": 1}
-    assert data["used"] == 60 == sum(split[side] for side in SIDES)
+    assert data["used"] == 60 == sum(split[side] for side in SUBSETS)
     ledger = pq.read_table(first.run / "ledger.parquet").to_pylist()
     assert len(ledger) == 62
-    assert {row["status"] for row in ledger} == {*SIDES, "quarantined"}
+    assert {row["status"] for row in ledger} == {*SUBSETS, "quarantined"}
 
 
 def test_report_has_what_others_read_from_it(first: Done) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from flowers.model import backbones, cuts
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import trainer
 from tests.e2e.conftest import Done
 from tests.faults.conftest import EPOCHS, SIZE, Place, Progress, result
@@ -75,7 +76,7 @@ def test_training_alone(place: Place, reference: Done, damage: Damage, left: int
     config = place.config(run.name)
     plan = Plan(
         config=config,
-        uri=str(run),
+        run=Run(str(run)),
         image_size=SIZE,
         weights=config.weights,
         start_weights=backbones.weights_key(config.backbone, config.weights),

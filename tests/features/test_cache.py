@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ import pytest
 from flowers.data import reading
 from flowers.errors import DamagedFile
 from flowers.features import cache as cache_module
-from flowers.features.cache import BATCH, BFLOAT16, FeatureCache, FrozenPart, Target, cache_key, from_arrow, to_arrow
+from flowers.features import spec as spec_module
+from flowers.features.cache import BFLOAT16, FeatureCache, from_arrow, to_arrow
+from flowers.features.extractor import BATCH, FeatureExtractor
+from flowers.features.spec import FeatureSpec
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
 
 SIZE = 8
 # Of the network below: its output, what lies in the middle, and its input; as they are and mirrored.
-TARGETS = [Target(cut, view) for cut in ("pool", "half", "pixels") for view in ("flip", "plain")]
+SPEC = FeatureSpec(cut="pool", backbone="tiny", weights="random:0", image_size=SIZE, precision="float32", max_pixels=10)
+SPECS = [replace(SPEC, cut=cut, view=view) for cut in ("pool", "half", "pixels") for view in ("flip", "plain")]
 
 
 def tiny() -> Any:
@@ -41,19 +46,19 @@ def photos(count: int, size: int = SIZE) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def by_hand(pixels: npt.NDArray[np.uint8], target: Target) -> npt.NDArray[Any]:
-    seen = pixels[:, :, ::-1] if target.view == "flip" else pixels
-    if target.cut == "pixels":
+def by_hand(pixels: npt.NDArray[np.uint8], spec: FeatureSpec) -> npt.NDArray[Any]:
+    seen = pixels[:, :, ::-1] if spec.view == "flip" else pixels
+    if spec.cut == "pixels":
         return seen.reshape(len(seen), -1)
     scaled = (seen / 127.5).astype(np.float32)
-    if target.cut == "pool":
+    if spec.cut == "pool":
         return scaled.mean(axis=(1, 2))
     return scaled.reshape(-1, SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(2, 4)).reshape(len(seen), -1)
 
 
-def check_independence(part: FrozenPart, pixels: npt.NDArray[np.uint8]) -> None:
+def check_independence(part: FeatureExtractor, pixels: npt.NDArray[np.uint8]) -> None:
     whole = part.features(pixels)
-    assert len(whole) == len(part.targets)
+    assert len(whole) == len(part.specs)
     slices = (0, 1), (5, 6), (3, 10), (0, BATCH), (1, BATCH + 1), (BATCH - 1, len(pixels))
     for start, stop in slices:
         for rows, some in zip(whole, part.features(pixels[start:stop]), strict=True):
@@ -65,22 +70,23 @@ def check_independence(part: FrozenPart, pixels: npt.NDArray[np.uint8]) -> None:
 
 def test_every_cut_of_every_view() -> None:
     pixels = photos(BATCH + 5)
-    for targets in (TARGETS, TARGETS[::-1], TARGETS[2:3], TARGETS[3:4]):
-        found = FrozenPart(tiny(), "tiny", SIZE, targets).features(pixels)
-        for target, rows in zip(targets, found, strict=True):
-            np.testing.assert_allclose(rows, by_hand(pixels, target), atol=1e-5, err_msg=target.column)
-            assert rows.dtype == (np.uint8 if target.cut == "pixels" else np.float32)
+    for specs in (SPECS, SPECS[::-1], SPECS[2:3], SPECS[3:4]):
+        found = FeatureExtractor(tiny(), specs).features(pixels)
+        for spec, rows in zip(specs, found, strict=True):
+            np.testing.assert_allclose(rows, by_hand(pixels, spec), atol=1e-5, err_msg=spec.column)
+            assert rows.dtype == (np.uint8 if spec.cut == "pixels" else np.float32)
 
 
 def test_features_do_not_depend_on_company() -> None:
-    check_independence(FrozenPart(tiny, "tiny", SIZE, TARGETS), photos(2 * BATCH + 5))  # a function that makes it
+    check_independence(FeatureExtractor(tiny, SPECS), photos(2 * BATCH + 5))  # a function that makes it
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_real_features_do_not_depend_on_company(shared: Path, precision: str) -> None:
     weights = shared / "weights" / "mobilenet_v2_224_no_top.weights.h5"
-    targets = [Target(cut, view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
-    part = FrozenPart(build_backbone("mobilenetv2", str(weights), 96, precision), "mobilenetv2", 96, targets)
+    base = replace(SPEC, backbone="mobilenetv2", image_size=96)
+    specs = [replace(base, cut=cut, view=view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
+    part = FeatureExtractor(build_backbone("mobilenetv2", str(weights), 96, precision), specs)
     pixels = photos(BATCH + 4, 96)
     check_independence(part, pixels)
     kinds = [rows.dtype for rows in part.features(pixels[:1])]
@@ -92,19 +98,19 @@ def test_real_features_do_not_depend_on_company(shared: Path, precision: str) ->
 
 
 def test_blocks_with_nothing_to_do_in_some_rows() -> None:
-    part, pixels = FrozenPart(tiny(), "tiny", SIZE, TARGETS), photos(2)
+    part, pixels = FeatureExtractor(tiny(), SPECS), photos(2)
     rows = {name: [None] * 4 for name in reading.PIXELS.names}
     rows["pixels"] = [pixels[0].tobytes(), None, pixels[1].tobytes(), None]
     block = pa.table(rows, schema=reading.PIXELS)
     answer = part(block)
-    assert answer.column_names == [*reading.PIXELS.names[:-1], *(target.column for target in TARGETS)]
-    for target, expected in zip(TARGETS, part.features(pixels), strict=True):
-        column = answer[target.column]
+    assert answer.column_names == [*reading.PIXELS.names[:-1], *(spec.column for spec in SPECS)]
+    for spec, expected in zip(SPECS, part.features(pixels), strict=True):
+        column = answer[spec.column]
         assert [cell.is_valid for cell in column] == [True, False, True, False]
         for place, row in ((0, expected[0]), (2, expected[1])):
             np.testing.assert_array_equal(from_arrow(pa.array([column[place]])), row[None])
         for nothing in (block.slice(1, 1), block.slice(0, 0)):
-            assert part(nothing)[target.column].null_count == nothing.num_rows
+            assert part(nothing)[spec.column].null_count == nothing.num_rows
             assert part(nothing).schema == answer.schema
 
 
@@ -294,12 +300,11 @@ def test_a_large_matrix_lies_in_a_file(cache: FeatureCache, monkeypatch: pytest.
 
 
 def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    base: dict[str, Any] = {"backbone": "resnet50", "weights": "random:0", "image_size": 224, "precision": "float32"}
-    base |= {"max_pixels": 10, "cut": "pool", "view": "plain"}
-    other: dict[str, Any] = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16"}
-    other |= {"max_pixels": 11, "cut": "x", "view": "flip"}
-    keys = [cache_key(**base), *(cache_key(**{**base, name: other[name]}) for name in base)]
-    assert cache_key(**base) == keys[0]
-    monkeypatch.setattr(cache_module, "DECODER_VERSION", "another")
-    keys.append(cache_key(**base))
+    changes = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16"}
+    changes |= {"max_pixels": 11, "cut": "x", "view": "flip"}
+    assert {field.name for field in fields(FeatureSpec)} == changes.keys()
+    keys = [SPEC.key, *(replace(SPEC, **{name: value}).key for name, value in changes.items())]  # type: ignore[arg-type]
+    assert replace(SPEC).key == keys[0]
+    monkeypatch.setattr(spec_module, "DECODER_VERSION", "another")
+    keys.append(SPEC.key)
     assert all(one != two for one, two in itertools.combinations(keys, 2))

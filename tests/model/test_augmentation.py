@@ -41,10 +41,10 @@ def augment(kind: str, number: int, workers: int = 1, seed: int = 3, pixels: Any
     """What all workers make of a global batch, one after the other."""
     import tensorflow as tf
 
-    pixels, targets, share = photos() if pixels is None else pixels, one_hot(), BATCH // workers
+    pixels, targets, local_batch = photos() if pixels is None else pixels, one_hot(), BATCH // workers
     parts = []
     for rank in range(workers):
-        part = slice(rank * share, (rank + 1) * share)
+        part = slice(rank * local_batch, (rank + 1) * local_batch)
         out = compiled(kind, workers, rank, seed)(pixels[part], targets[part], tf.constant(number))
         parts.append([tensor.numpy() for tensor in out])
     return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
@@ -127,7 +127,7 @@ def test_kinds_differ() -> None:
 
 
 def test_targets_follow_the_pixels() -> None:
-    """Photos of one colour each, changed only by mixing: the share of the neighbour is read from the picture."""
+    """Photos of one colour each, changed only by mixing: the local_batch of the neighbour is read from the picture."""
     import tensorflow as tf
 
     augmenter = Augmenter("strong", size=SIZE, batch_size=BATCH, workers=1, rank=0, seed=5)

@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers.config import TrainConfig
-from flowers.features.cache import FeatureCache, FrozenPart
+from flowers.features.cache import FeatureCache
+from flowers.features.extractor import FeatureExtractor
 from flowers.model import backbones, cuts
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import checkpoints, trainer
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -62,14 +64,14 @@ def drawn(train: int, validation: int, size: int = 32, light: float = 0) -> Phot
     colours = 90 + 70 * np.eye(3)[labels] + light * rng.normal(size=(count, 3))
     pixels = (colours[:, None, None] + rng.integers(-80, 80, (count, size, size, 3))).clip(0, 255).astype(np.uint8)
     digests = [hashlib.sha256(photo.tobytes()).digest() for photo in pixels]
-    sides = ["train"] * train + ["validation"] * validation + ["test"] * 5
+    subsets = ["train"] * train + ["validation"] * validation + ["test"] * 5
     order = rng.permutation(count).tolist()
     split = pa.table(
         {
             "path": [f"/photos/{number}.jpg" for number in order],
             "label": [CLASSES[labels[number]] for number in order],
             "sha256": pa.array([digests[number] for number in order], pa.binary(32)),
-            "split": [sides[number] for number in order],
+            "split": [subsets[number] for number in order],
         }
     )
     return Photos(pixels, digests, split)
@@ -101,19 +103,19 @@ class Place:
             "precision": "float32",
             "cut": cuts.cut_of(config.backbone, config.trainable),
         }
-        plan = Plan(config=config, uri=str(self.folder / name), **{**found, **changes})
+        plan = Plan(config=config, run=Run(str(self.folder / name)), **{**found, **changes})
         if self.network is not None:
             self._fill(plan)
         return plan
 
     def _fill(self, plan: Plan) -> None:
-        caches = {target: FeatureCache(plan.cache(target)).open() for target in plan.targets}
-        empty = [target for target, cache in caches.items() if not cache.digests()]
+        caches = {spec: FeatureCache(plan.cache(spec)).open() for spec in plan.features}
+        empty = [spec for spec, cache in caches.items() if not cache.digests()]
         if empty:
-            part = FrozenPart(self.network, plan.config.backbone, plan.image_size, empty)
-            for target, rows in zip(empty, part.features(self.photos.pixels), strict=True):
-                caches[target].add(self.photos.digests, rows)
-                caches[target].flush()
+            made = FeatureExtractor(self.network, empty).features(self.photos.pixels)
+            for spec, rows in zip(empty, made, strict=True):
+                caches[spec].add(self.photos.digests, rows)
+                caches[spec].flush()
 
 
 def fit(plan: Plan) -> list[str]:
@@ -126,13 +128,13 @@ def fit(plan: Plan) -> list[str]:
 
 def lines_of(plan: Plan, *without: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    lines = [json.loads(line) for line in (Path(plan.uri) / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (Path(plan.run.metrics)).read_text().splitlines()]
     return [{name: line[name] for name in line if name not in without} for line in lines]
 
 
 def newest(plan: Plan) -> checkpoints.Checkpoint:
     """The newest checkpoint; there must be one, and none that is damaged."""
-    found, skipped = checkpoints.newest(f"{plan.uri}/checkpoints")
+    found, skipped = checkpoints.newest(plan.run.checkpoints)
     assert found is not None
     assert not skipped
     return found
@@ -140,7 +142,7 @@ def newest(plan: Plan) -> checkpoints.Checkpoint:
 
 def kept(plan: Plan) -> list[int]:
     """The epochs whose checkpoints are there."""
-    return sorted(int(path.name.removeprefix("epoch-")) for path in (Path(plan.uri) / "checkpoints").iterdir())
+    return sorted(int(path.name.removeprefix("epoch-")) for path in (Path(plan.run.checkpoints)).iterdir())
 
 
 def check_same_state(one: Plan, two: Plan) -> None:

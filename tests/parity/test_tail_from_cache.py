@@ -14,12 +14,12 @@ import pytest
 from flowers.config import TrainConfig
 from flowers.model import backbones, classifier
 from flowers.plan import Plan
-from flowers.training.batches import Order, epoch_order
+from flowers.training.batches import EpochBatches, epoch_batches
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.history import History
-from flowers.training.inputs import Cached, read_sides
+from flowers.training.inputs import Cached, read_subsets
 from flowers.training.loop import _epoch
-from flowers.training.phase import Stage, Worker, make_stage, standard_of
+from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
 from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
@@ -36,8 +36,8 @@ class Pixels:
     def __init__(self, photos: npt.NDArray[np.uint8]) -> None:
         self.photos = photos
 
-    def steps(self, order: Order) -> Iterator[npt.NDArray[np.uint8]]:
-        yield self.photos[order.places]
+    def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[np.uint8]]:
+        yield self.photos[order.indices]
 
     def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield self.photos[rank::workers]
@@ -64,7 +64,7 @@ def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
 
 def head_done(plan: Plan) -> Checkpoint:
     """What the first phase leaves: a head that knows something already."""
-    train, _ = read_sides(plan.uri, list(CLASSES))
+    train, _ = read_subsets(plan.run, list(CLASSES))
     features = Cached(plan, "pool", ("plain",), train, (-1,)).views[0]
     mean, variance = classifier.standardization(features)
     rng = np.random.default_rng(4)
@@ -74,35 +74,35 @@ def head_done(plan: Plan) -> Checkpoint:
     return Checkpoint(1, arrays, {})
 
 
-def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[list[float], list[Any], Stage]:
-    """The loss of each step, the metrics of each epoch, and the stage at the end; from pixels if they are given."""
+def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[list[float], list[Any], PreparedPhase]:
+    """The loss of each step, the metrics of each epoch, and the prepared at the end; from pixels if they are given."""
     import tensorflow as tf
 
-    sides, found = read_sides(plan.uri, list(CLASSES)), head_done(plan)
+    subsets, found = read_subsets(plan.run, list(CLASSES)), head_done(plan)
     worker = Worker(0, 1, tf.distribute.get_strategy())
     if photos:
         plan = dataclasses.replace(plan, streamed=True, validation_streamed=True)
-    stage = make_stage(plan, phases(plan.config)[1], sides, standard_of(found) if found else None, 3, worker)
+    prepared = prepare_phase(plan, phases(plan.config)[1], subsets, standard_of(found) if found else None, 3, worker)
     if photos:
-        assert stage.step.trained.body.input_shape == (None, SIZE, SIZE, 3)
-        stage = dataclasses.replace(stage, train=photos[0], validation=photos[1])
+        assert prepared.step.trained.body.input_shape == (None, SIZE, SIZE, 3)
+        prepared = dataclasses.replace(prepared, train=photos[0], validation=photos[1])
     else:
-        assert stage.step.trained.body.input_shape == (None, 2, 2, 1024)
-    stage.step.restore(found.arrays, "head")
+        assert prepared.step.trained.body.input_shape == (None, 2, 2, 1024)
+    prepared.step.restore(found.arrays, "head")
     losses: list[float] = []
-    run = stage.step.run
+    run = prepared.step.run
 
     def noted(batches: Batches) -> Any:
         losses.extend(run(batches))
         return np.array(losses[-len(batches.rows) :])
 
-    stage.step.run = noted  # type: ignore[method-assign]
-    history, lines = History(plan.uri, plan.config), []
+    prepared.step.run = noted  # type: ignore[method-assign]
+    history, lines = History(plan.run, plan.config), []
     for _ in range(EPOCHS):
-        line, _ = _epoch(plan, stage, history, sides, list(CLASSES), worker)
+        line, _ = _epoch(plan, prepared, history, subsets, list(CLASSES), worker)
         lines.append(line)
         history.add(line)
-    return losses, lines, stage
+    return losses, lines, prepared
 
 
 def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float], Arrays]:
@@ -131,7 +131,7 @@ def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float],
         optimizers.append(keras.optimizers.AdamW(weight_decay=config.weight_decay))
         optimizers[-1].exclude_from_weight_decay(var_names=["bias"])
     loss_of = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
-    labels = read_sides(plan.uri, list(CLASSES))[0].labels
+    labels = read_subsets(plan.run, list(CLASSES))[0].labels
 
     @tf.function
     def forward(pixels: Any, targets: Any, kept: Any) -> Any:
@@ -143,11 +143,11 @@ def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float],
 
     losses, number, per_epoch = [], 0, -(-TRAIN // BATCH)
     for epoch in range(EPOCHS):
-        order = epoch_order(config, epoch, TRAIN, 0, 1)
-        for places, real in zip(order.places, order.real, strict=True):
+        order = epoch_batches(config, epoch, TRAIN, 0, 1)
+        for indices, real in zip(order.indices, order.real, strict=True):
             kept = tf.random.stateless_uniform((BATCH, WIDTH), seed=[config.seed, number]) >= config.dropout
             mask = tf.cast(kept, tf.float32)[: real.sum()] / (1 - config.dropout)
-            pixels, targets = photos[places[real]], np.eye(3, dtype=np.float32)[labels[places[real]]]
+            pixels, targets = photos[indices[real]], np.eye(3, dtype=np.float32)[labels[indices[real]]]
             loss, gradients = forward(tf.constant(pixels), tf.constant(targets), mask)
             rate = learning_rate(config, phases(config)[1], number, per_epoch)
             for (fraction, group), optimizer in zip(groups, optimizers, strict=True):
@@ -169,7 +169,7 @@ def check_losses(ours: list[float], theirs: list[float], limit: float) -> None:
 def test_cached_outputs_train_what_pixels_train(tmp_path: Path, precision: str, limit: float) -> None:
     place, plan = planned(tmp_path, precision)
     photos = Pixels(place.photos.of("train")), Pixels(place.photos.of("validation"))
-    losses, lines, stage = trained(plan)
+    losses, lines, prepared = trained(plan)
     expected, others, other = trained(plan, photos)
     assert np.ptp(losses) > 0.1  # something is learned, so equal numbers mean something
     check_losses(losses, expected, limit)
@@ -177,8 +177,8 @@ def test_cached_outputs_train_what_pixels_train(tmp_path: Path, precision: str, 
         for name in ("loss", "val_log_loss", "val_accuracy"):
             assert mine[name] == pytest.approx(line[name], rel=limit), name
     start = start_of(plan, place.network) | head_done(plan).arrays
-    assert apart(stage.step.state(), other.step.state(), start) < {"float32": 1e-3, "bfloat16": 0.1}[precision]
+    assert apart(prepared.step.state(), other.step.state(), start) < {"float32": 1e-3, "bfloat16": 0.1}[precision]
     if precision == "float32":  # elsewhere two graphs of the same steps are rounded differently
         expected, weights = plain_keras(plan, photos[0].photos)
         check_losses(losses, expected, limit)
-        assert apart(stage.step.state(), weights, start) < 1e-3
+        assert apart(prepared.step.state(), weights, start) < 1e-3

@@ -10,35 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers.config import TrainConfig
-from flowers.training.batches import Order, class_weights, epoch_order
+from flowers.training.batches import EpochBatches, class_weights, epoch_batches
 
 
 def options(**changes: Any) -> TrainConfig:
     return TrainConfig(**{"batch_size": 16, **changes})
 
 
-def whole(epoch: int, total: int, workers: int, **changes: Any) -> Order:
+def whole(epoch: int, total: int, workers: int, **changes: Any) -> EpochBatches:
     """The global batches, from the parts of all workers put together again."""
-    parts = [epoch_order(options(**changes), epoch, total, rank, workers) for rank in range(workers)]
+    parts = [epoch_batches(options(**changes), epoch, total, rank, workers) for rank in range(workers)]
     for part in parts:
-        assert part.places.shape == part.real.shape == part.mirrored.shape == part.draws.shape[:2]
-        assert part.places.shape[1] * workers == 16
+        assert part.indices.shape == part.real.shape == part.mirrored.shape == part.draws.shape[:2]
+        assert part.indices.shape[1] * workers == 16
         np.testing.assert_array_equal(part.rows, parts[0].rows)  # known to each worker without asking the others
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts], axis=1)
-        for name in ("places", "real", "mirrored", "draws")
+        for name in ("indices", "real", "mirrored", "draws")
     }
-    return Order(rows=parts[0].rows, **joined)
+    return EpochBatches(rows=parts[0].rows, **joined)
 
 
 @settings(deadline=None)
 @given(st.integers(1, 120), st.integers(0, 5), st.sampled_from([1, 2, 4, 8, 16]))
 def test_an_epoch_takes_every_photo_once(total: int, epoch: int, workers: int) -> None:
     order = whole(epoch, total, workers)
-    assert len(order.places) == -(-total // 16)
-    assert sorted(order.places[order.real]) == list(range(total))
-    assert order.places.min() >= 0
-    assert order.places.max() < total  # what fills up the last batch is a photo too
+    assert len(order.indices) == -(-total // 16)
+    assert sorted(order.indices[order.real]) == list(range(total))
+    assert order.indices.min() >= 0
+    assert order.indices.max() < total  # what fills up the last batch is a photo too
     np.testing.assert_array_equal(order.real.sum(axis=1), order.rows)
     assert order.real[:-1].all()
     assert order.rows.dtype == np.float32
@@ -55,7 +55,7 @@ def test_any_number_of_workers_sees_the_same_batches(total: int) -> None:
 
 def test_order_and_views_change_with_epoch_and_seed_alone() -> None:
     orders = [whole(epoch, 101, 1, seed=seed) for seed in (0, 1, (1 << 31) - 1) for epoch in (0, 1, 2)]
-    for name in ("places", "mirrored", "draws"):
+    for name in ("indices", "mirrored", "draws"):
         assert len({getattr(order, name).tobytes() for order in orders}) == len(orders), name
     again = whole(0, 101, 1, trainable="all", augment="strong", epochs=3, learning_rate=0.5)
     for name in vars(again):

@@ -12,6 +12,7 @@ from flowers.config import TrainConfig
 from flowers.errors import FlowersError, InputError, OutOfMemory
 from flowers.model import backbones
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import failures, trainer
 from flowers.training.history import History
 from flowers.training.step import Batches, Step
@@ -32,7 +33,7 @@ def planned(place: Place, name: str, **changes: Any) -> Plan:
 
 
 def test_a_note_stays_until_the_command_is_run_again(tmp_path: Path) -> None:
-    run = str(tmp_path)
+    run = Run(str(tmp_path))
     assert failures.noted(run) is None
     failures.note(run, InputError("it is ünusable"))
     found = failures.noted(run)
@@ -45,7 +46,7 @@ def test_a_note_stays_until_the_command_is_run_again(tmp_path: Path) -> None:
 
 
 def test_losses_are_counted(tmp_path: Path) -> None:
-    run = str(tmp_path)
+    run = Run(str(tmp_path))
     assert failures.losses(run) == 0
     failures.lose(run)
     failures.lose(run)
@@ -56,7 +57,7 @@ def test_losses_are_counted(tmp_path: Path) -> None:
 
 def test_a_worker_that_starts_after_a_note_ends_with_it(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = planned(place, "noted")
-    failures.note(plan.uri, FlowersError("the other worker failed"))
+    failures.note(plan.run, FlowersError("the other worker failed"))
     with monkeypatch.context() as patch:
         patch.setattr(failures, "forget", lambda run: None)  # as if Ray had started it again within one `fit`
         with pytest.raises(FlowersError, match=r"^the other worker failed$"):
@@ -70,10 +71,10 @@ def test_a_worker_that_starts_after_a_note_ends_with_it(place: Place, monkeypatc
 def test_half_as_many_photos_until_one_is_left(place: Place) -> None:
     plan = planned(place, "halves", auto_batch=True, batch_size=12)
     said = []
-    for pieces in (1, 2, 4, 8):
-        assert failures.pieces(plan.uri) == pieces
+    for microbatches in (1, 2, 4, 8):
+        assert failures.microbatches(plan.run) == microbatches
         failure = failures.out_of_memory(plan, 2)  # six photos each
-        assert failure.retry == (pieces < 6)
+        assert failure.retry == (microbatches < 6)
         assert len(str(failure).splitlines()) == 1
         said.append(str(failure).split(";")[0].split(",")[0])
     assert said == [
@@ -91,21 +92,21 @@ def test_without_the_option_nothing_is_noted(place: Place) -> None:
     assert "out of memory with 8 photos at a time; lower --batch-size" in str(failure)
     for name in ("--batch-size", "--image-size", "--trainable", "--auto-batch"):
         assert name in str(failure)
-    assert failures.pieces(plan.uri) == 1
+    assert failures.microbatches(plan.run) == 1
 
 
 # ---- out of memory in training
 
 
 def exhausted(patch: pytest.MonkeyPatch, tail: bool, times: int = 1) -> list[int]:
-    """Lets the first steps of a phase fail; returns the pieces of those that were tried."""
+    """Lets the first steps of a phase fail; returns the microbatches of those that were tried."""
     import tensorflow as tf
 
     run, tried = Step.run, []
 
     def failing(self: Step, batches: Batches) -> Any:
         if tail == (self.trained.body is not None):
-            tried.append(self.pieces)
+            tried.append(self.microbatches)
             if len(tried) <= times:
                 raise tf.errors.ResourceExhaustedError(None, None, "oom")
         return run(self, batches)
@@ -148,7 +149,7 @@ def test_auto_batch_goes_on_with_parts_and_gives_the_same(
         for size in (16, 8)[:times]
     ]
     assert tried == {1: [1, 2], 2: [1, 2, 4]}[times] + [2**times] * (len(tried) - times - 1)
-    assert failures.pieces(plan.uri) == 2**times
+    assert failures.microbatches(plan.run) == 2**times
     apart = ("phase", "seconds")
     for mine, other in zip(lines_of(plain, *apart), lines_of(plan, *apart), strict=True):
         assert mine == pytest.approx(other, rel=1e-5)

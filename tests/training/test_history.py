@@ -17,6 +17,7 @@ from flowers.config import TrainConfig
 from flowers.errors import FlowersError
 from flowers.model import backbones
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import checkpoints
 from flowers.training.history import History
 from tests.parity.runs import TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
@@ -28,7 +29,7 @@ def options(**changes: Any) -> TrainConfig:
 
 def measured(monitor: str, values: list[float], **changes: Any) -> History:
     """After epochs with these values, or fewer if it ends before."""
-    made = History("", options(monitor=monitor, **changes))
+    made = History(Run(""), options(monitor=monitor, **changes))
     for value in values:
         if made.phase() is None:
             break
@@ -66,7 +67,7 @@ def test_a_small_gain_is_the_best_but_does_not_reset_the_patience() -> None:
 
 
 def test_it_ends_after_the_last_epoch() -> None:
-    made = History("", options(epochs=2))
+    made = History(Run(""), options(epochs=2))
     for value in (2.0, 1.0):
         assert made.phase() is not None
         made.add({"val_log_loss": value})
@@ -90,21 +91,21 @@ def names(made: History, values: list[float]) -> list[str]:
 
 
 def test_each_phase_has_its_epochs() -> None:
-    made = History("", options(trainable="stage5", head_epochs=2, epochs=3))
+    made = History(Run(""), options(trainable="stage5", head_epochs=2, epochs=3))
     assert names(made, [1.0] * 9) == ["head", "head", "tail", "tail", "tail"]
     assert (made.epoch, made.best) == (5, 1)
 
 
 def test_each_phase_has_its_own_patience() -> None:
     """The tail is first no better than the best head; that is compared with its own epochs only."""
-    made = History("", options(trainable="stage5", head_epochs=9, epochs=9, patience=2))
+    made = History(Run(""), options(trainable="stage5", head_epochs=9, epochs=9, patience=2))
     assert names(made, [0.5, 0.4, 0.4, 0.4, 0.9, 0.8, 0.7, 0.7, 0.7, 0.1]) == ["head"] * 4 + ["tail"] * 5
     assert made.best == 2
     assert made.phase() is None
 
 
 def test_the_best_epoch_is_that_of_the_whole_run() -> None:
-    made = History("", options(trainable="stage5", head_epochs=2, epochs=3))
+    made = History(Run(""), options(trainable="stage5", head_epochs=2, epochs=3))
     best = []
     for value in (0.9, 0.5, 0.8, 0.4, 0.6):
         made.phase()
@@ -118,7 +119,7 @@ def test_the_best_epoch_is_that_of_the_whole_run() -> None:
 
 def test_commit_and_resume(tmp_path: Path) -> None:
     config = options(trainable="stage5", head_epochs=1, epochs=4)
-    made = History(str(tmp_path), config)
+    made = History(Run(str(tmp_path)), config)
     for number, value in enumerate([0.9, 0.1 + 0.2, 0.7]):
         made.phase()
         made.add({"epoch": number + 1, "val_log_loss": value})
@@ -126,7 +127,7 @@ def test_commit_and_resume(tmp_path: Path) -> None:
         assert uri == f"{tmp_path}/checkpoints/epoch-{number + 1:04d}"
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
         assert lines == made.lines
-    again, found, _ = History.resume(str(tmp_path), config)
+    again, found, _ = History.resume(Run(str(tmp_path)), config)
     assert found is not None
     assert found.arrays["a"].tolist() == [2, 2]
     assert vars(again) == vars(made)
@@ -137,9 +138,9 @@ def test_commit_and_resume(tmp_path: Path) -> None:
 
 
 def test_a_new_run_has_no_history(tmp_path: Path) -> None:
-    made, found, _ = History.resume(str(tmp_path), options())
+    made, found, _ = History.resume(Run(str(tmp_path)), options())
     assert found is None
-    assert vars(made) == vars(History(str(tmp_path), options()))
+    assert vars(made) == vars(History(Run(str(tmp_path)), options()))
     assert made.epoch == made.best == 0
 
 
@@ -155,7 +156,7 @@ def test_a_new_run_has_no_history(tmp_path: Path) -> None:
 def test_the_two_newest_the_best_and_the_best_before_are_kept(
     tmp_path: Path, values: list[float], left: list[list[int]]
 ) -> None:
-    made, found = History(str(tmp_path), options()), []
+    made, found = History(Run(str(tmp_path)), options()), []
     for value in values:
         made.add({"val_log_loss": value})
         made.commit({})
@@ -214,7 +215,7 @@ ADD = History.add
 
 
 def spoil(plan: Plan, epoch: int, how: str) -> None:
-    folder = Path(checkpoints.uri_of(f"{plan.uri}/checkpoints", epoch))
+    folder = Path(checkpoints.uri_of(plan.run.checkpoints, epoch))
     if how == "missing":
         shutil.rmtree(folder)
         return
@@ -251,7 +252,7 @@ def test_a_run_goes_on_from_what_is_whole_and_ends_the_same(
     whole = run_of(finished, script)
     assert kept(whole) == there
     shutil.rmtree(finished.folder / "again", ignore_errors=True)
-    shutil.copytree(whole.uri, finished.folder / "again")
+    shutil.copytree(whole.run.uri, finished.folder / "again")
     again = run_of(finished, "again")
     for epoch in lost:
         spoil(again, epoch, how)
@@ -294,9 +295,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_it_goes_on_later(
 def test_what_a_killed_process_left_half_written_is_swept(finished: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_of(finished, "best at last")
     shutil.rmtree(finished.folder / "again", ignore_errors=True)
-    shutil.copytree(whole.uri, finished.folder / "again")
+    shutil.copytree(whole.run.uri, finished.folder / "again")
     again = run_of(finished, "again")
-    folder = Path(again.uri) / "checkpoints"
+    folder = Path(again.run.checkpoints)
     shutil.copytree(folder / "epoch-0005", folder / ".writing-0123")
     shutil.move(folder / "epoch-0005", folder / "epoch-0005.4567.old")  # killed between the two renames of `publish`
     judge(monkeypatch, SCRIPTS["best at last"])

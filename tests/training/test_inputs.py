@@ -19,11 +19,13 @@ from flowers.config import TrainConfig
 from flowers.data import images
 from flowers.data.crops import random_resized_crop
 from flowers.errors import DamagedFile, FlowersError
-from flowers.features.cache import BFLOAT16, FeatureCache, FrozenPart, Target
+from flowers.features.cache import BFLOAT16, FeatureCache
+from flowers.features.extractor import FeatureExtractor
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import inputs
-from flowers.training.batches import Order, epoch_order
-from flowers.training.inputs import CROP_SCALE, Cached, Side, Streamed, read_sides, steps_at_once
+from flowers.training.batches import EpochBatches, epoch_batches
+from flowers.training.inputs import CROP_SCALE, Cached, Streamed, Subset, read_subsets, steps_at_once
 from tests.e2e.conftest import draw
 from tests.parity.runs import tiny_network
 
@@ -34,7 +36,7 @@ def plan_of(folder: Path, **options: Any) -> Plan:
     config = TrainConfig(**{"storage": str(folder), "trainable": "all", "batch_size": BATCH, **options})
     return Plan(
         config=config,
-        uri=str(folder / "run"),
+        run=Run(str(folder / "run")),
         image_size=SIZE,
         weights="random",
         start_weights="random",
@@ -50,28 +52,28 @@ def joined(chunks: Iterator[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 # ---- cached
 
 
-def side(count: int) -> Side:
+def side(count: int) -> Subset:
     digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
     table = pa.table({"path": [f"/{number}.jpg" for number in range(count)], "sha256": pa.array(digests)})
-    return Side(table, np.zeros(count, np.int32))
+    return Subset(table, np.zeros(count, np.int32))
 
 
 def cached(
-    folder: Path, photos: Side, views: tuple[str, ...] = ("plain",), dtype: Any = np.float32
+    folder: Path, photos: Subset, views: tuple[str, ...] = ("plain",), dtype: Any = np.float32
 ) -> tuple[Cached, list[npt.NDArray[Any]]]:
     """Inputs [2, 3] of each photo and view, and their rows in the caches, which lie there in another order."""
     plan = plan_of(folder, augment="flip")
     rng = np.random.default_rng(1)
     rows = [rng.normal(size=(len(photos.labels), 6)).astype(dtype) for _ in views]
     for view, values in zip(views, rows, strict=True):
-        cache = FeatureCache(plan.cache(Target("somewhere", view)))
+        cache = FeatureCache(plan.cache(plan.feature("somewhere", view)))
         cache.add(photos.photos["sha256"].to_pylist()[::-1], values[::-1])
         cache.flush()
     return Cached(plan, "somewhere", views, photos, (2, 3)), [values.reshape(-1, 2, 3) for values in rows]
 
 
-def order_of(total: int, rank: int = 0, workers: int = 1, epoch: int = 0) -> Order:
-    return epoch_order(TrainConfig(batch_size=BATCH), epoch, total, rank, workers)
+def order_of(total: int, rank: int = 0, workers: int = 1, epoch: int = 0) -> EpochBatches:
+    return epoch_batches(TrainConfig(batch_size=BATCH), epoch, total, rank, workers)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
@@ -82,7 +84,7 @@ def test_cached_steps_are_the_rows_of_their_photos(tmp_path: Path, dtype: Any) -
         steps = joined(found.steps(order))
         assert steps.dtype == dtype
         assert steps.shape == (6, BATCH // 2, 2, 3)
-        np.testing.assert_array_equal(steps, rows[order.places])
+        np.testing.assert_array_equal(steps, rows[order.indices])
 
 
 def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
@@ -90,9 +92,9 @@ def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
     order = order_of(23)
     steps = joined(found.steps(order))
     assert 5 < order.mirrored.sum() < 19
-    for step, place in np.ndindex(order.places.shape):
+    for step, place in np.ndindex(order.indices.shape):
         rows = flipped if order.mirrored[step, place] else plain
-        np.testing.assert_array_equal(steps[step, place], rows[order.places[step, place]])
+        np.testing.assert_array_equal(steps[step, place], rows[order.indices[step, place]])
     np.testing.assert_array_equal(joined(found.rows(0, 1)), plain)  # validation sees them as they are
 
 
@@ -138,8 +140,8 @@ def test_caches_are_opened_once_for_both_sides(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(FeatureCache, "_read", noted)
     plan, photos, opened = plan_of(tmp_path, augment="flip"), side(23), {}
-    first = Side(photos.photos.slice(0, 20), photos.labels[:20])
-    last = Side(photos.photos.slice(20), photos.labels[20:])
+    first = Subset(photos.photos.slice(0, 20), photos.labels[:20])
+    last = Subset(photos.photos.slice(20), photos.labels[20:])
     train = Cached(plan, "somewhere", ("plain", "flip"), first, (2, 3), opened)
     validation = Cached(plan, "somewhere", ("plain",), last, (2, 3), opened)
     assert len(opening) == len(set(opening)) == 2
@@ -164,7 +166,7 @@ def test_the_sides_are_those_of_the_split(tmp_path: Path) -> None:
         }
     )
     pq.write_table(split, tmp_path / "split.parquet")
-    train, validation = read_sides(str(tmp_path), ["daisy", "rose", "tulip"])
+    train, validation = read_subsets(Run(str(tmp_path)), ["daisy", "rose", "tulip"])
     assert train.photos["path"].to_pylist() == ["a", "d", "e"]
     assert train.labels.tolist() == [1, 0, 2]
     assert validation.photos["path"].to_pylist() == ["b", "f"]
@@ -175,7 +177,7 @@ def test_the_sides_are_those_of_the_split(tmp_path: Path) -> None:
 # ---- streamed
 
 
-def pictures(folder: Path) -> Side:
+def pictures(folder: Path) -> Subset:
     """23 pictures of two classes."""
     files = sorted(draw(folder / "photos", 2, 12).rglob("*.jpg"))[1:]
     rows = {
@@ -183,16 +185,15 @@ def pictures(folder: Path) -> Side:
         "label": [file.parent.name for file in files],
         "sha256": pa.array([hashlib.sha256(file.read_bytes()).digest() for file in files], pa.binary(32)),
     }
-    return Side(pa.table(rows), np.zeros(len(files), np.int32))
+    return Subset(pa.table(rows), np.zeros(len(files), np.int32))
 
 
-def cache_pixels(plan: Plan, photos: Side) -> None:
+def cache_pixels(plan: Plan, photos: Subset) -> None:
     """What ingestion does, with a network that nothing is asked of."""
     decoded = np.stack([images.decode(Path(path.as_py()).read_bytes(), SIZE) for path in photos.photos["path"]])
-    network, targets = tiny_network("mobilenetv2", "", SIZE, ""), [Target("pixels", view) for view in plan.views]
-    part = FrozenPart(network, "mobilenetv2", SIZE, targets)
-    for target, rows in zip(part.targets, part.features(decoded), strict=True):
-        cache = FeatureCache(plan.cache(target))
+    network, specs = tiny_network("mobilenetv2", "", SIZE, ""), [plan.feature("pixels", view) for view in plan.views]
+    for spec, rows in zip(specs, FeatureExtractor(network, specs).features(decoded), strict=True):
+        cache = FeatureCache(plan.cache(spec))
         cache.add(photos.photos["sha256"].to_pylist(), rows)
         cache.flush()
 
@@ -226,11 +227,11 @@ def test_augmented_photos_are_cropped_by_the_draws_of_their_place(tmp_path: Path
     order = order_of(23, 1, 2, 5)
     found = joined(streamed.steps(order))
     contents = [Path(path.as_py()).read_bytes() for path in photos.photos["path"]]
-    for step, place in np.ndindex(order.places.shape):
+    for step, place in np.ndindex(order.indices.shape):
         crop = functools.partial(
             random_resized_crop, draws=order.draws[step, place].tolist(), scale=CROP_SCALE[augment]
         )
-        wanted = images.decode(contents[order.places[step, place]], SIZE, crop=crop)
+        wanted = images.decode(contents[order.indices[step, place]], SIZE, crop=crop)
         np.testing.assert_array_equal(found[step, place], wanted)
     middle = np.stack([images.decode(data, SIZE) for data in contents])
     np.testing.assert_array_equal(joined(streamed.rows(0, 1)), middle)  # validation photos are not augmented

@@ -12,13 +12,13 @@ import pytest
 from flowers.config import TrainConfig
 from flowers.errors import TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
-from flowers.features.cache import FeatureCache, Target
+from flowers.features.cache import FeatureCache
 from flowers.model import backbones, classifier, cuts
 from flowers.plan import Plan
 from flowers.training import checkpoints, inputs, trainer
 from flowers.training.batches import class_weights
 from flowers.training.history import History
-from flowers.training.inputs import Cached, read_sides
+from flowers.training.inputs import Cached, read_subsets
 from flowers.training.step import Batches, Step
 from tests.parity.runs import CLASSES, TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
 
@@ -72,7 +72,7 @@ def test_it_learns_what_can_be_learned(here: Place) -> None:
     assert lines[-1]["val_log_loss"] < lines[0]["val_log_loss"]
     assert lines[-1]["loss"] < lines[0]["loss"] < np.log(3) + 0.05
     assert newest(plan).state["lines"] == lines
-    best, last = trainer.best(plan.uri)
+    best, last = trainer.best(plan.run)
     assert last.epoch == 6
     assert lines[best.epoch - 1]["val_log_loss"] == min(line["val_log_loss"] for line in lines)
     assert [best.arrays[f"head:{number}"].shape for number in range(2)] == [(WIDTH, 3), (3,)]
@@ -113,12 +113,12 @@ def test_the_tail_starts_from_the_best_head(here: Place, monkeypatch: pytest.Mon
     monkeypatch.setattr(Step, "run", noted)
     monkeypatch.setattr(History, "add", judged)
     plan = fitted(here, "run", tail(epochs=1))
-    head_arrays = checkpoints.load(checkpoints.uri_of(f"{plan.uri}/checkpoints", best)).arrays
+    head_arrays = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, best)).arrays
     other = [epoch for epoch in kept(plan) if epoch < 3 and epoch != best]
     for number in range(2):
         np.testing.assert_array_equal(starts[0][f"head:{number}"], head_arrays[f"head:{number}"])
         for epoch in other:
-            arrays = checkpoints.load(checkpoints.uri_of(f"{plan.uri}/checkpoints", epoch)).arrays
+            arrays = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, epoch)).arrays
             assert not np.array_equal(starts[0][f"head:{number}"], arrays[f"head:{number}"])
     optimizer = [value for name, value in starts[0].items() if name.startswith("optimizer") and value.ndim]
     assert optimizer
@@ -128,7 +128,7 @@ def test_the_tail_starts_from_the_best_head(here: Place, monkeypatch: pytest.Mon
 
 def test_the_reported_validation_is_that_of_the_saved_head(here: Place) -> None:
     plan = fitted(here, "run", head(epochs=2))
-    train, validation = read_sides(plan.uri, list(CLASSES))
+    train, validation = read_subsets(plan.run, list(CLASSES))
     assert (len(train.labels), len(validation.labels)) == (TRAIN, VALIDATION)
     features, test = (Cached(plan, "pool", ("plain",), side, (-1,)).views[0] for side in (train, validation))
     model = classifier.build_head(*classifier.standardization(features), 3, 0.0)
@@ -265,7 +265,7 @@ def test_each_photo_counts_once_an_epoch_with_its_weight(
 ) -> None:
     config = head(epochs=1, class_weights="balanced" if balanced else "none")
     (batches,) = recorded(here, monkeypatch, "run", config)
-    side, _ = read_sides(str(here.folder / "run"), list(CLASSES))
+    side, _ = read_subsets(str(here.folder / "run"), list(CLASSES))
     per_class = class_weights(config, side.labels, 3)
     assert batches.inputs.shape == (STEPS, SIZE, WIDTH)
     assert batches.weights.dtype == np.float32
@@ -319,9 +319,9 @@ def test_a_feature_that_is_no_number_is_noticed(tmp_path: Path) -> None:
     plan = place.plan("run", head())
     features = np.random.default_rng(0).normal(size=(len(place.photos.digests), WIDTH)).astype(np.float32)
     features[7, 3] = np.nan
-    cache = FeatureCache(plan.cache(Target("pool")))
+    cache = FeatureCache(plan.cache(plan.feature("pool")))
     cache.add(place.photos.digests, features)
     cache.flush()
     with pytest.raises(TrainingDiverged, match=r"step \d+ \(epoch 1\)"):
         fit(plan)
-    assert not checkpoints.newest(f"{plan.uri}/checkpoints")[0]
+    assert not checkpoints.newest(plan.run.checkpoints)[0]

@@ -15,10 +15,10 @@ from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training import failures
 from flowers.training import phase as stages
-from flowers.training.batches import epoch_order
+from flowers.training.batches import epoch_batches
 from flowers.training.checkpoints import Checkpoint
-from flowers.training.inputs import Cached, Side, Streamed, read_sides
-from flowers.training.phase import Stage, Worker, make_stage, standard_of
+from flowers.training.inputs import Cached, Streamed, Subset, read_subsets
+from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
 from flowers.training.schedule import phases
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, TINY, Place, drawn, tiny_network
@@ -44,13 +44,13 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**TINY, "batch_size": 8, **changes})
 
 
-def made(plan: Plan, name: str, found: Checkpoint | None = None, rank: int = 0, workers: int = 1) -> Stage:
+def made(plan: Plan, name: str, found: Checkpoint | None = None, rank: int = 0, workers: int = 1) -> PreparedPhase:
     import tensorflow as tf
 
     (phase,) = (phase for phase in phases(plan.config) if phase.name == name)
     worker = Worker(rank, workers, tf.distribute.get_strategy())
-    return make_stage(
-        plan, phase, read_sides(plan.uri, list(CLASSES)), standard_of(found) if found else None, 3, worker
+    return prepare_phase(
+        plan, phase, read_subsets(plan.run, list(CLASSES)), standard_of(found) if found else None, 3, worker
     )
 
 
@@ -58,22 +58,22 @@ def head_done() -> Checkpoint:
     return Checkpoint(2, STANDARD, {})
 
 
-def train(stage: Stage, side: Side, epochs: int = 1, rate: float = 0.1) -> list[float]:
+def train(prepared: PreparedPhase, side: Subset, epochs: int = 1, rate: float = 0.1) -> list[float]:
     """Some epochs at one rate; returns the losses."""
     losses: list[float] = []
     for epoch in range(epochs):
-        order = epoch_order(stage.step.config, epoch, len(side.labels), 0, 1)
-        for number, inputs in enumerate(stage.train.steps(order)):
+        order = epoch_batches(prepared.step.config, epoch, len(side.labels), 0, 1)
+        for number, inputs in enumerate(prepared.train.steps(order)):
             assert number == 0
             batches = Batches(
                 inputs=inputs,
-                labels=side.labels[order.places],
+                labels=side.labels[order.indices],
                 weights=order.real.astype(np.float32),
                 rows=order.rows,
                 rates=np.full(len(order.rows), rate, np.float32),
                 first=len(losses),
             )
-            losses.extend(stage.step.run(batches).tolist())
+            losses.extend(prepared.step.run(batches).tolist())
     return losses
 
 
@@ -83,34 +83,34 @@ def train(stage: Stage, side: Side, epochs: int = 1, rate: float = 0.1) -> list[
 @pytest.mark.parametrize("augment", ["none", "flip"])
 def test_the_head_is_fed_with_the_pooled_features_of_every_view(place: Place, augment: str) -> None:
     plan = place.plan("run", config(trainable="head", augment=augment))
-    stage = made(plan, "head")
-    assert isinstance(stage.train, Cached)
-    assert isinstance(stage.validation, Cached)
+    prepared = made(plan, "head")
+    assert isinstance(prepared.train, Cached)
+    assert isinstance(prepared.validation, Cached)
     pixels = place.photos.of("train")
     views = [pixels] if augment == "none" else [pixels, pixels[:, :, ::-1]]
     features = [np.asarray(place.network(view, training=False)) for view in views]
-    assert len(stage.train.views) == len(views)
-    for found, wanted in zip(stage.train.views, features, strict=True):
+    assert len(prepared.train.views) == len(views)
+    for found, wanted in zip(prepared.train.views, features, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
     mean, variance = classifier.standardization(*features)
-    np.testing.assert_allclose(stage.standard[0], mean, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(stage.standard[1], variance, rtol=1e-3, atol=1e-5)
-    assert [view.shape for view in stage.validation.views] == [(17, WIDTH)]
-    assert {name.split(":")[0] for name in stage.step.variables()} == {"head", "optimizer"}
-    assert stage.step.trained.body is None
+    np.testing.assert_allclose(prepared.standard[0], mean, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(prepared.standard[1], variance, rtol=1e-3, atol=1e-5)
+    assert [view.shape for view in prepared.validation.views] == [(17, WIDTH)]
+    assert {name.split(":")[0] for name in prepared.step.variables()} == {"head", "optimizer"}
+    assert prepared.step.trained.body is None
 
 
 @pytest.mark.parametrize("name", ["head", "tail"])
 def test_a_resumed_phase_keeps_its_standardization(place: Place, name: str) -> None:
-    stage = made(place.plan("run", config()), name, head_done())
-    layer = stage.step.head.get_layer("standardize")
-    for found in (stage.standard, (layer.mean, layer.variance)):
+    prepared = made(place.plan("run", config()), name, head_done())
+    layer = prepared.step.head.get_layer("standardize")
+    for found in (prepared.standard, (layer.mean, layer.variance)):
         np.testing.assert_array_equal(np.asarray(found[0]).ravel(), STANDARD["standardize:mean"])
         np.testing.assert_array_equal(np.asarray(found[1]).ravel(), STANDARD["standardize:variance"])
-    arrays = stage.arrays(Counts.of(np.array([0, 1]), np.eye(3)[[0, 2]]))
+    arrays = prepared.arrays(Counts.of(np.array([0, 1]), np.eye(3)[[0, 2]]))
     np.testing.assert_array_equal(arrays["standardize:mean"], STANDARD["standardize:mean"])
     np.testing.assert_array_equal(arrays["standardize:variance"], STANDARD["standardize:variance"])
-    assert set(arrays) == set(stage.step.state()) | set(STANDARD) | {"validation"}
+    assert set(arrays) == set(prepared.step.state()) | set(STANDARD) | {"validation"}
     assert Counts.from_vector(arrays["validation"], 3).to_vector().tolist() == arrays["validation"].tolist()
 
 
@@ -123,10 +123,10 @@ def test_the_tail_needs_a_head(place: Place) -> None:
 
 
 def test_blocks_further_from_the_head_learn_slower(place: Place) -> None:
-    stage = made(place.plan("run", config(layer_decay=0.5)), "tail", head_done())
-    fractions = [fraction for fraction, _ in stage.step.trained.groups]
+    prepared = made(place.plan("run", config(layer_decay=0.5)), "tail", head_done())
+    fractions = [fraction for fraction, _ in prepared.step.trained.groups]
     assert fractions == [0.25, 0.5]
-    shapes = [[tuple(variable.shape) for variable in group] for _, group in stage.step.trained.groups]
+    shapes = [[tuple(variable.shape) for variable in group] for _, group in prepared.step.trained.groups]
     assert shapes == [[(3, 3, 4, 6), (6,)], [(3, 3, 6, WIDTH), (WIDTH,)]]
 
 
@@ -149,10 +149,10 @@ def test_streamed_photos_go_through_the_whole_network(place: Place, streamed: bo
     """Cached ones through the part above the cut; both share their layers, so validation sees what was trained."""
     place.plan("run", config())  # fills the caches
     plan = place.plan("run", config(), streamed=streamed, validation_streamed=validation)
-    stage = made(plan, "tail", head_done())
-    assert isinstance(stage.train, Streamed if streamed else Cached)
-    assert isinstance(stage.validation, Streamed if validation else Cached)
-    trained = stage.step.trained
+    prepared = made(plan, "tail", head_done())
+    assert isinstance(prepared.train, Streamed if streamed else Cached)
+    assert isinstance(prepared.validation, Streamed if validation else Cached)
+    trained = prepared.step.trained
     cut, pixels = (None, 16, 16, 4), (None, 32, 32, 3)
     assert trained.body.input_shape == (pixels if streamed else cut)
     assert trained.validation_body.input_shape == (pixels if validation else cut)
@@ -160,31 +160,31 @@ def test_streamed_photos_go_through_the_whole_network(place: Place, streamed: bo
         for variable in group:
             variable.assign(variable * 1.5)
     photos = place.photos.of("validation")
-    rows = photos if validation else next(stage.validation.rows(0, 1))
+    rows = photos if validation else next(prepared.validation.rows(0, 1))
     network = tiny_network("mobilenetv2", "", 32, "float32")
     for block in cuts.trained_variables(network, "mobilenetv2", plan.cut):
         for variable in block:
             variable.assign(variable * 1.5)
-    stage.step.head.get_layer("logits").set_weights([np.eye(WIDTH, 3), np.zeros(3)])
-    wanted = stage.step.head(network(photos, training=False), training=False)
-    np.testing.assert_allclose(stage.step.probabilities(rows), np.asarray(wanted), rtol=1e-4, atol=1e-6)
+    prepared.step.head.get_layer("logits").set_weights([np.eye(WIDTH, 3), np.zeros(3)])
+    wanted = prepared.step.head(network(photos, training=False), training=False)
+    np.testing.assert_allclose(prepared.step.probabilities(rows), np.asarray(wanted), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("workers", "nodes", "cpus"), [(1, 1, 1.0), (2, 1, 0.0), (1, 2, 0.0)])
 def test_readers_do_not_wait_for_cpus_that_workers_hold(place: Place, workers: int, nodes: int, cpus: float) -> None:
     plan = place.plan("run", config(), streamed=True, validation_streamed=True, workers=workers, nodes=nodes)
-    stage = made(plan, "tail", head_done(), 0, workers)
-    for inputs in (stage.train, stage.validation):
+    prepared = made(plan, "tail", head_done(), 0, workers)
+    for inputs in (prepared.train, prepared.validation):
         assert isinstance(inputs, Streamed)
         assert inputs._cpus == cpus
 
 
 def test_pieces_noted_by_an_earlier_attempt_are_taken(place: Place) -> None:
-    plan = place.plan("pieces", config(auto_batch=True))
-    assert made(plan, "tail", head_done()).step.pieces == 1
+    plan = place.plan("microbatches", config(auto_batch=True))
+    assert made(plan, "tail", head_done()).step.microbatches == 1
     failures.out_of_memory(plan, 1)
-    assert made(plan, "tail", head_done()).step.pieces == 2
-    assert made(plan, "head").step.pieces == 2
+    assert made(plan, "tail", head_done()).step.microbatches == 2
+    assert made(plan, "head").step.microbatches == 2
 
 
 def test_the_network_starts_from_the_weights_of_the_plan(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,14 +205,14 @@ def test_the_network_starts_from_the_weights_of_the_plan(place: Place, monkeypat
 def test_what_is_trained_is_float32_under_every_precision(place: Place, precision: str) -> None:
     network = tiny_network("mobilenetv2", "", 32, precision)
     plan = Place(place.folder, place.photos, network).plan("run", config(), precision=precision)
-    stage = made(plan, "tail", head_done())
-    assert isinstance(stage.train, Cached)
-    assert stage.train.views[0].dtype.name == precision
-    losses = train(stage, read_sides(plan.uri, list(CLASSES))[0], 3, rate=0.01)
+    prepared = made(plan, "tail", head_done())
+    assert isinstance(prepared.train, Cached)
+    assert prepared.train.views[0].dtype.name == precision
+    losses = train(prepared, read_subsets(plan.run, list(CLASSES))[0], 3, rate=0.01)
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) < 1.2
-    assert {array.dtype.kind for array in stage.arrays(Counts.zero(3)).values()} <= set("fi")
-    assert {array.dtype.name for name, array in stage.step.state().items() if "optimizer" not in name} == {"float32"}
-    assert stage.step.probabilities(next(stage.validation.rows(0, 1))).dtype == np.float32
+    assert {array.dtype.kind for array in prepared.arrays(Counts.zero(3)).values()} <= set("fi")
+    assert {array.dtype.name for name, array in prepared.step.state().items() if "optimizer" not in name} == {"float32"}
+    assert prepared.step.probabilities(next(prepared.validation.rows(0, 1))).dtype == np.float32
 
 
 def test_nothing_but_the_tail_of_a_real_network_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,14 +231,14 @@ def test_nothing_but_the_tail_of_a_real_network_changes(tmp_path: Path, monkeypa
     place = Place(tmp_path, drawn(24, 5), network)
     plan = place.plan("run", config(**options))
     ones = np.ones(2048, np.float32)
-    stage = made(plan, "tail", Checkpoint(1, {"standardize:mean": 0 * ones, "standardize:variance": ones}, {}))
+    prepared = made(plan, "tail", Checkpoint(1, {"standardize:mean": 0 * ones, "standardize:variance": ones}, {}))
     (used,) = kept
-    trained = {id(variable) for _, group in stage.step.trained.groups for variable in group}
+    trained = {id(variable) for _, group in prepared.step.trained.groups for variable in group}
     before = {id(variable): np.asarray(variable).copy() for variable in used.weights}
-    losses = train(stage, read_sides(plan.uri, list(CLASSES))[0], 1, rate=0.05)
+    losses = train(prepared, read_subsets(plan.run, list(CLASSES))[0], 1, rate=0.05)
     assert len(losses) == 3
     assert np.isfinite(losses).all()
-    stage.step.probabilities(next(stage.validation.rows(0, 1)))
+    prepared.step.probabilities(next(prepared.validation.rows(0, 1)))
     assert len(before) - len(trained) > 200
     for variable in used.weights:
         now, was = np.asarray(variable), before[id(variable)]

@@ -27,13 +27,13 @@ def config(**changes: Any) -> TrainConfig:
     return TrainConfig(**{**plain, **changes})
 
 
-def made(options: TrainConfig, kernel: npt.NDArray[np.float32] = KERNEL, pieces: int = 1) -> Step:
+def made(options: TrainConfig, kernel: npt.NDArray[np.float32] = KERNEL, microbatches: int = 1) -> Step:
     import tensorflow as tf
 
     def build() -> Trained:
         return Trained(build_head(MEAN, VARIANCE, CLASSES, options.dropout))
 
-    step = Step(options, tf.distribute.get_strategy(), build, pieces=pieces)
+    step = Step(options, tf.distribute.get_strategy(), build, microbatches=microbatches)
     step.head.get_layer("logits").set_weights([kernel, BIAS])
     return step
 
@@ -275,7 +275,7 @@ def body() -> Any:
     return model
 
 
-def tailed(options: TrainConfig, fractions: tuple[float, ...] = FRACTIONS, pieces: int = 1) -> Step:
+def tailed(options: TrainConfig, fractions: tuple[float, ...] = FRACTIONS, microbatches: int = 1) -> Step:
     import tensorflow as tf
 
     def build() -> Trained:
@@ -289,7 +289,7 @@ def tailed(options: TrainConfig, fractions: tuple[float, ...] = FRACTIONS, piece
             groups=tuple(zip(fractions, groups, strict=True)),
         )
 
-    step = Step(options, tf.distribute.get_strategy(), build, pieces=pieces)
+    step = Step(options, tf.distribute.get_strategy(), build, microbatches=microbatches)
     step.head.get_layer("logits").set_weights([KERNEL, BIAS])
     return step
 
@@ -395,11 +395,11 @@ def test_state_and_restore_of_a_tail(optimizer: str) -> None:
         np.testing.assert_array_equal(value, step.state()[name])
 
 
-@pytest.mark.parametrize(("optimizer", "pieces"), [("adamw", 2), ("adamw", 3), ("sgd", 3), ("sgd", 100)])
-def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, pieces: int) -> None:
-    """Also where dropout and the penalty take part, the pieces are uneven and the last batch is short."""
+@pytest.mark.parametrize(("optimizer", "microbatches"), [("adamw", 2), ("adamw", 3), ("sgd", 3), ("sgd", 100)])
+def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, microbatches: int) -> None:
+    """Also where dropout and the penalty take part, the microbatches are uneven and the last batch is short."""
     options = config(optimizer=optimizer, momentum=0.9, dropout=0.4, l2=0.02, label_smoothing=0.1)
-    whole, parts = tailed(options), tailed(options, pieces=pieces)
+    whole, parts = tailed(options), tailed(options, microbatches=microbatches)
     some = pictures(5, rows=5, rate=0.01, weights=np.linspace(0.5, 2, SIZE))
     np.testing.assert_allclose(parts.run(some), whole.run(some), rtol=1e-5)
     for name, value in whole.state().items():
@@ -407,7 +407,7 @@ def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, pieces
 
 
 def test_validation_photos_go_through_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, parts = made(config()), made(config(), pieces=3)
+    whole, parts = made(config()), made(config(), microbatches=3)
     sizes: list[int] = []
     infer = parts._infer
     monkeypatch.setattr(parts, "_infer", lambda inputs: (sizes.append(len(inputs)), infer(inputs))[1])

@@ -1,0 +1,45 @@
+"""The feature spec: which output of the network, of which view of a photo, and all that its numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from flowers.data.images import DECODER_VERSION
+
+PLAIN, FLIP = "plain", "flip"
+
+
+@dataclass(frozen=True, order=True, kw_only=True)
+class FeatureSpec:
+    """A feature of a photo: the output of the frozen network at a cut.
+
+    Attributes:
+        cut: where the output is taken (`flowers.model.cuts`).
+        view: "plain", or "flip" for the mirrored photo.
+        backbone: name of the network.
+        weights: key of its weights (`flowers.model.backbones.weights_key`).
+        image_size: height and width of the input, in pixels.
+        precision: "float32" or "bfloat16".
+        max_pixels: larger photos have no features.
+    """
+
+    cut: str
+    view: str = PLAIN
+    backbone: str
+    weights: str
+    image_size: int
+    precision: str
+    max_pixels: int
+
+    @property
+    def column(self) -> str:
+        """Its name in a block."""
+        return f"{self.cut}:{self.view}"
+
+    @property
+    def key(self) -> str:
+        """A short name for everything a feature depends on besides the photo; the name of its cache."""
+        parts = [self.backbone, self.weights, self.image_size, self.precision, self.max_pixels, self.cut, self.view]
+        return hashlib.sha256(json.dumps([*parts, DECODER_VERSION]).encode()).hexdigest()[:16]
