@@ -64,13 +64,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
     """
     lifeline = _watch(resume)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    code, text = DONE, ""
-    try:
-        # Not `command.main`, which ends without a word when a pipe breaks.
-        with command.make_context(name, sys.argv[1:]) as context:
-            command.invoke(context)
-    except BaseException as error:
-        code, text = _explained(error, name, resume)
+    code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()  # TensorFlow removes its temporary files
@@ -84,6 +78,21 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         say(text)
     os.write(lifeline, b"\n")
     os._exit(code)  # all is written; TensorFlow would take another second to take itself apart
+
+
+def outcome(command: click.Command, name: str, words: list[str], resume: str = "") -> tuple[int, str]:
+    """Runs a command on some words.
+
+    Returns:
+        The exit code, and the line that says why it is not 0.
+    """
+    try:
+        # Not `command.main`, which ends without a word when a pipe breaks.
+        with command.make_context(name, words) as context:
+            command.invoke(context)
+    except BaseException as error:
+        return _explained(error, name, resume)
+    return DONE, ""
 
 
 def say(text: str) -> None:

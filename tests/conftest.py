@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "no shared data"
 # Fixtures that start Ray, here or in another process: `make quick` leaves out the tests that ask for one.
-STARTS_RAY = {"ray", "job", "server", "cluster_of_two", "head"}
+STARTS_RAY = {"ray", "job", "process", "place", "server", "two_nodes", "head"}
+_shared_ray = ExitStack()
 
 
 # A shell ignores Ctrl-C for what it runs in the background, and so would the jobs that tests stop with it.
@@ -40,12 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("ray")
 
 
+def ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 @pytest.fixture(autouse=True)
 def marked(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that starts Ray without saying so would make `make quick` slow."""
+    before = ray_runs()
     yield
-    if "ray" in sys.modules and not request.node.get_closest_marker("ray"):
-        assert not sys.modules["ray"].is_initialized(), "a test that starts Ray needs the fixture `ray`"
+    if not request.node.get_closest_marker("ray"):
+        assert ray_runs() == before, "a test that starts Ray needs the fixture `ray`"
 
 
 @pytest.fixture(scope="session")
@@ -65,15 +72,27 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """Ray on this machine, for the tests of one file."""
+def start_ray() -> None:
+    """Starts Ray on this machine, once for all tests: it takes ten seconds."""
     from flowers.cluster.session import ray_session
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with ray_session(verbose=False):
-            yield
+    if not ray_runs():
+        os.environ.pop("RAY_ADDRESS", None)
+        _shared_ray.enter_context(ray_session(verbose=False))
+
+
+def stop_ray() -> None:
+    """For a test that needs another one."""
+    _shared_ray.close()
+
+
+def pytest_unconfigure() -> None:
+    stop_ray()
+
+
+@pytest.fixture
+def ray() -> None:
+    start_ray()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -42,13 +42,15 @@ def import_tensorflow(threads: int | None = None) -> None:
     import keras  # noqa: F401
     import tensorflow as tf
 
-    if threads:
+    if threads and threads != tf.config.threading.get_intra_op_parallelism_threads():
         tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 @contextmanager
 def ray_session(verbose: bool) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), or starts Ray on this machine for this job.
+
+    Ray that runs in this process already is used, and stays.
 
     Must be entered in a thread that lives as long as the session: Ray's processes end with the thread that started
     them.
@@ -59,6 +61,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     import ray
     import ray.data
 
+    if ray.is_initialized():  # somebody else's, who will end it
+        yield
+        return
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
     if "RAY_ADDRESS" not in os.environ:

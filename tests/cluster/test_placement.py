@@ -17,6 +17,7 @@ from flowers.cluster import nodes as cluster
 from flowers.cluster.nodes import Node, check_storage, cluster_nodes
 from flowers.cluster.placement import Placement, place
 from flowers.errors import InputError
+from tests.conftest import stop_ray
 
 ONE = [Node(2, 0)]
 GPU = Node(8, 1)
@@ -358,6 +359,7 @@ def two_nodes() -> Iterator[None]:
     import ray
     from ray.cluster_utils import Cluster
 
+    stop_ray()
     # Ray's sockets need a short path, so this is not pytest's folder.
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", scratch)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+
+from flowers import cli
+from jobs.train import main
+from tests.conftest import start_ray
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,8 +46,12 @@ class Done:
 Job = Callable[..., Done]
 
 
+def words(storage: Path, name: str, *arguments: object) -> list[str]:
+    return ["--storage", str(storage), "--name", name, *map(str, arguments)]
+
+
 def command(storage: Path, name: str, *arguments: object) -> list[str]:
-    return [sys.executable, "-m", "jobs.train", "--storage", str(storage), "--name", name, *map(str, arguments)]
+    return [sys.executable, "-m", "jobs.train", *words(storage, name, *arguments)]
 
 
 def environment() -> dict[str, str]:
@@ -49,8 +59,8 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def job() -> Job:
-    """Runs the training job to its end."""
+def process() -> Job:
+    """Runs the training job to its end, in a process of its own with a Ray of its own, as people do."""
 
     def run(storage: Path, name: str, *arguments: object, code: int = 0) -> Done:
         done = subprocess.run(
@@ -58,6 +68,23 @@ def job() -> Job:
         )
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return Done(done.returncode, done.stdout, done.stderr, storage / name)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def job() -> Job:
+    """The same in this process, on the Ray that all tests share: in a fifth of the time."""
+
+    def run(storage: Path, name: str, *arguments: object, code: int = 0) -> Done:
+        start_ray()
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.setattr(cli, "_hide_logs", lambda: None)
+            patch.chdir(ROOT)
+            found, text = cli.outcome(main, "python -m jobs.train", words(storage, name, *arguments))
+        assert found == code, f"exit code {found}\n{out.getvalue()}\n{err.getvalue()}{text}"
+        return Done(found, out.getvalue(), f"{text}\n" if text else "", storage / name)
 
     return run
 

@@ -16,13 +16,13 @@ SUBSETS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
-def first(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
+def first(process: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
     """60 small pictures of 3 classes with a bad file among them, trained."""
     place = tmp_path_factory.mktemp("train")
     data = draw(place / "data", classes=3, each=20)
     (data / "class0" / "broken.jpg").write_bytes((data / "class0" / "000.jpg").read_bytes()[:300])
     (data / "class1" / "notes.txt").write_text("not a photo")
-    return job(place / "runs", "first", "--data", data, *SMALL, "--epochs", 12)
+    return process(place / "runs", "first", "--data", data, *SMALL, "--epochs", 12)
 
 
 def again(job: Job, first: Done, name: str, *arguments: object) -> Done:
@@ -132,7 +132,7 @@ def test_finished_run_does_nothing_and_another_one_is_refused(job: Job, first: D
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done) -> None:
     storage, data = first.run.parent, first.run.parent.parent / "data"
-    options = ("--data", data, *SMALL, "--epochs", 400, "--patience", 0)
+    options = ("--data", data, *SMALL, "--epochs", 150, "--patience", 0)
     words = command(storage, "stopped", *options)
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -152,7 +152,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     assert "the same command goes on" in err
     assert "Traceback" not in err
     done = len(metrics.read_text().splitlines())
-    assert done < 400
+    assert done < 150
     resumed = job(storage, "stopped", *options)
     (after,) = re.findall(r"going on after epoch (\d+)", resumed.out)
     assert int(after) - done in (0, 1), "the checkpoint is written just before its line of metrics"

@@ -15,6 +15,7 @@ from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.cache import FeatureCache
 from flowers.model import backbones, classifier, cuts
 from flowers.plan import Plan
+from flowers.runs import Run
 from flowers.training import checkpoints, inputs, trainer
 from flowers.training.batches import class_weights
 from flowers.training.history import History
@@ -265,7 +266,7 @@ def test_each_photo_counts_once_an_epoch_with_its_weight(
 ) -> None:
     config = head(epochs=1, class_weights="balanced" if balanced else "none")
     (batches,) = recorded(here, monkeypatch, "run", config)
-    side, _ = read_subsets(str(here.folder / "run"), list(CLASSES))
+    side, _ = read_subsets(Run(str(here.folder / "run")), list(CLASSES))
     per_class = class_weights(config, side.labels, 3)
     assert batches.inputs.shape == (STEPS, SIZE, WIDTH)
     assert batches.weights.dtype == np.float32
