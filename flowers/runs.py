@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 from datetime import UTC, datetime
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +15,6 @@ from flowers.config import TrainConfig, flag
 from flowers.data.ledger import Ledger
 from flowers.data.split import SIDES
 from flowers.errors import DamagedFile, InputError, first_line
-from flowers.report.html import render_html
 
 CONFIG, REPORT, SPLIT, LEDGER = "config.json", "report.json", "split.parquet", "ledger.parquet"
 
@@ -46,11 +44,6 @@ def open_run(config: TrainConfig) -> tuple[str, bool]:
     except OSError as error:
         raise InputError(f"--storage: {uri} cannot be written: {error.strerror or error}") from error
     return uri, REPORT in found
-
-
-def read_report(uri: str) -> dict[str, Any]:
-    """The report of a finished run."""
-    return dict(json.loads(storage.read(storage.join(uri, REPORT))))
 
 
 def _compare(uri: str, config: TrainConfig) -> None:
@@ -128,13 +121,3 @@ def _photos(split: pa.Table) -> dict[bytes, tuple[str, str]]:
     """Label and side of each photo by its digest, in the order of the digests."""
     digests, *columns = (split[name].to_pylist() for name in ("sha256", "label", "split"))
     return dict(zip(digests, zip(*columns, strict=True), strict=True))
-
-
-def write_report(uri: str, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.html and, last, report.json, which marks the run as finished; returns the whole report."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    report = {"created": created, **report}
-    storage.write(storage.join(uri, "report.html"), render_html(report).encode())
-    plain = [{name: row[name] for name in row if name != "thumbnail"} for row in report["predictions"]]
-    storage.write(storage.join(uri, REPORT), json.dumps({**report, "predictions": plain}, indent=2).encode())
-    return report

@@ -58,11 +58,11 @@ def main(recipe: str | None, **values: Any) -> None:
     with cli.console(bool(given.get("verbose"))) as out:
         config = build_config(recipe, given)
         from flowers.pipelines import train
-        from flowers.report.text import summary
+        from flowers.report.text import render_text
 
         report = train.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
-        out.print(summary(report))
-        run = _from_here(report["bundle"].removesuffix("/best"))
+        out.print(render_text(report))
+        run = _from_here(report.bundle.removesuffix("/best"))
         out.print(f"report    {run}/report.html\nbundle    {run}/best", highlight=False)
 
 

@@ -36,8 +36,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "bundle": [*BASE, "data", "model"],
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
-    "report": [*BASE, "evaluation"],
-    "runs": [*BASE, "config", "data", "report"],
+    "runs": [*BASE, "config", "data"],
     "plan": [*BASE, "config", "model", "features"],
     "features": [*BASE, "config", "data", "model", "plan", "progress"],
     "training": [
@@ -51,10 +50,11 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
         "bundle",
         "predictor",
         "evaluation",
+        "runs",
         "plan",
     ],
+    "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],
 }
-FLOWERS_IMPORTS["outcome"] = list(FLOWERS_IMPORTS)
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
 
 VAGUE = {"utils.py", "common.py", "helpers.py"}

@@ -17,18 +17,22 @@ from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
 from flowers.errors import InputError
+from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.cache import FrozenPart, Target
 from flowers.features.extraction import Frozen, Ingested, fill, ingest, open_caches
 from flowers.model import backbones, cuts
-from flowers.outcome import describe, measure, save_best
 from flowers.plan import Plan, choose_inputs
 from flowers.progress import Stopwatch
+from flowers.report.build import build_report
+from flowers.report.files import read_report, write_report
+from flowers.report.record import Report
 from flowers.training import trainer
+from flowers.training.best import save_best
 from flowers.training.contact_sheet import write_sheet
 from flowers.training.progress import follow
 
 
-def train(config: TrainConfig, out: Console, began: float, command: str = "") -> dict[str, Any]:
+def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
     """Runs a training job, goes on with it, or finds it finished.
 
     Args:
@@ -38,7 +42,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         command: how the job was called, for the report.
 
     Returns:
-        The content of report.json; fresh from a run, its `predictions` have thumbnails.
+        The report; fresh from a run, its `predictions` have thumbnails.
 
     Raises:
         FlowersError: one line that says what is wrong.
@@ -50,7 +54,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     uri, finished = runs.open_run(config)
     if finished:
         out.print(f"The run {config.run_name()!r} is finished; --fresh starts it over.", highlight=False)
-        return runs.read_report(uri)
+        return read_report(uri)
     local = "~/.cache/flowers" if storage.is_remote(config.storage) else config.storage
     datasets = storage.join(storage.absolute(local), "datasets")
     listing = list_photos(config.data, datasets=datasets, per_class=config.per_class, seed=config.seed)
@@ -96,13 +100,16 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
             trainer.fit(plan, ledger.classes, say)
         watch.lap("train")
 
-        saved = save_best(plan, ledger, network())
+        best = save_best(plan, ledger, network())
         watch.lap("save")
-        tested = measure(plan, ledger, saved["bundle"], listing.source)
+        evaluation = evaluate_bundle(
+            best.bundle, ledger, listing.source, max_pixels=config.max_pixels, readers=plan.readers
+        )
         watch.lap("evaluate")
-        report = {"command": command, **describe(plan, listing, ingested, watch.report()), **saved, **tested}
-        written = background(lambda: runs.write_report(uri, report), "write the report")  # while Ray ends
-    return written.result()
+        report = build_report(command, plan, listing, ingested, best, evaluation, watch.report())
+        written = background(lambda: write_report(uri, report), "write the report")  # while Ray ends
+    written.result()
+    return report
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
