@@ -285,7 +285,7 @@ def test_a_wrong_name_in_the_template_is_an_error() -> None:
     environment = template().environment
     filters = ("percent", "count", "short", "fixed(2)", "value(true)", "interval(true)", "seconds", "css")
     for wrong in ("{{ r.features.key }}", *(f"{{{{ r.features.key | {name} }}}}" for name in filters)):
-        with pytest.raises((jinja2.UndefinedError, TypeError), match="no attribute|Undefined"):
+        with pytest.raises((jinja2.UndefinedError, TypeError), match=r"no attribute|Undefined"):
             environment.from_string(wrong).render(r=fake_report())
 
 
