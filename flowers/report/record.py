@@ -1,7 +1,7 @@
 """The record of a run: everything its text, its page and report.json say.
 
-The names of the fields are the keys of report.json. Keys of later versions are ignored; fields with a default were
-added after the first version and may be absent.
+The names of the fields are the keys of report.json, but for `schema`. Keys of later versions are ignored; fields with a
+default were added after the first version and may be absent.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class Report(BaseModel, frozen=True):
     Attributes:
         created: when, ISO 8601.
         command: how the job was called.
-        version: of this record, the key `schema`.
+        schema_version: of this record, the key `schema`.
         name: of the run.
         sample: whether its pictures were drawn.
         data: its photos.
@@ -152,7 +152,7 @@ class Report(BaseModel, frozen=True):
 
     created: str
     command: str
-    version: Literal[1] = Field(default=1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     name: str
     sample: bool
     data: DataUsed
