@@ -58,12 +58,13 @@ def main(recipe: str | None, **values: Any) -> None:
     with cli.console(bool(given.get("verbose"))) as out:
         config = build_config(recipe, given)
         from flowers.pipelines import train
-        from flowers.report.text import summary
+        from flowers.report.text import render_text
+        from flowers.runs import Run
 
         report = train.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
-        out.print(summary(report))
-        run = _from_here(report["bundle"].removesuffix("/best"))
-        out.print(f"report    {run}/report.html\nbundle    {run}/best", highlight=False)
+        out.print(render_text(report))
+        run = Run.of(config)
+        out.print(f"report    {_from_here(run.page)}\nbundle    {_from_here(run.bundle)}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -40,9 +40,8 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
     "training": [*BASE, "config", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],
-    "report": [*BASE, "evaluation"],
+    "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],
 }
-FLOWERS_IMPORTS["outcome"] = list(FLOWERS_IMPORTS)
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
 
 VAGUE = {"utils.py", "common.py", "helpers.py"}

@@ -5,34 +5,109 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
+from pydantic import BaseModel, Field
 
+from flowers import bundle
+from flowers.data import reading
+from flowers.data.ledger import Ledger
+from flowers.data.listing import listing_of
 from flowers.errors import DamagedFile
-from flowers.evaluation.metrics import Counts
+from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.predictor import Predictor
+
+EXAMPLES = 5
+
+
+class ClassScore(BaseModel, frozen=True):
+    """The probability of a class."""
+
+    label: str
+    score: float
+
+
+class Example(BaseModel, frozen=True):
+    """A photo and what the bundle said of it.
+
+    Attributes:
+        path: of the photo, from the folder where the photos were listed.
+        label: its class.
+        predicted: the class of the highest score.
+        score: that score.
+        top: the highest scores, at most three.
+        thumbnail: a small picture as a data URI, for the page; it is not in the JSON.
+    """
+
+    path: str
+    label: str
+    predicted: str
+    score: float
+    top: list[ClassScore]
+    thumbnail: str = Field(default="", exclude=True, repr=False)
+
+    @property
+    def right(self) -> bool:
+        """Whether the prediction is the label."""
+        return self.predicted == self.label
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The quality of a bundle on test photos, with examples."""
+
+    summary: Summary
+    examples: list[Example]
+
+
+def evaluate_bundle(uri: str, ledger: Ledger, source: str, *, max_pixels: int, readers: int) -> Evaluation:
+    """Loads a bundle and measures it on the test photos, which are read and decoded again.
+
+    Args:
+        uri: the bundle.
+        ledger: the photos.
+        source: folder where they were listed; examples are named from there.
+        max_pixels: photos with more are refused.
+        readers: tasks that read and decode at once.
+    """
+    predictor = Predictor(bundle.load_bundle(uri), max_pixels)
+    photos = ledger.subset("test")
+    tables: Iterable[pa.Table] = ()
+    if photos.num_rows:
+        stream = reading.stream_pixels(
+            listing_of(photos),
+            size=predictor.bundle.image_size,
+            max_pixels=max_pixels,
+            known=reading.digests_array([]),
+            readers=readers,
+        )
+        tables = reading.tables(stream)
+    counts, examples = evaluate(tables, predictor, EXAMPLES, source)
+    return Evaluation(summarize(counts, ledger.classes), examples)
 
 
 def evaluate(
-    tables: Iterable[pa.Table], predictor: Predictor, examples: int = 0
-) -> tuple[Counts, list[dict[str, Any]]]:
+    tables: Iterable[pa.Table], predictor: Predictor, examples: int = 0, source: str = ""
+) -> tuple[Counts, list[Example]]:
     """Counts every decoded photo and describes the first few.
 
     Args:
         tables: schema `flowers.data.reading.PIXELS`.
         predictor: the bundle.
-        examples: photos to describe: path, label, predicted, score, top and a thumbnail (data URI).
+        examples: photos to describe.
+        source: folder that examples are named from.
 
     Raises:
         DamagedFile: a photo of the split can no longer be read.
     """
     classes, size = predictor.bundle.classes, predictor.bundle.image_size
     counts = Counts.zero(len(classes))
-    described: list[dict[str, Any]] = []
+    described: list[Example] = []
     for table in tables:
         lost = table.filter(pc.is_valid(table["code"]))
         if lost.num_rows:
@@ -48,14 +123,14 @@ def evaluate(
             answer = predictor.prediction(probabilities[index], heat[index])
             order = np.argsort(-answer.probabilities, kind="stable")[:3]
             described.append(
-                {
-                    "path": table["path"][index].as_py(),
-                    "label": labels[index],
-                    "predicted": answer.label,
-                    "score": answer.score,
-                    "top": [{"label": classes[at], "score": float(answer.probabilities[at])} for at in order],
-                    "thumbnail": thumbnail(photos[index]),
-                }
+                Example(
+                    path=table["path"][index].as_py().removeprefix(f"{source.rstrip('/')}/"),
+                    label=labels[index],
+                    predicted=answer.label,
+                    score=answer.score,
+                    top=[ClassScore(label=classes[at], score=float(answer.probabilities[at])) for at in order],
+                    thumbnail=thumbnail(photos[index]),
+                )
             )
     return counts, described
 

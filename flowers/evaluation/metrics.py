@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -120,6 +121,75 @@ class Counts:
         return cls(ints[: k * k].reshape(k, k), ints[k * k :], vector[-2 * k : -k], vector[-k:])
 
 
+class Metric(BaseModel, frozen=True):
+    """A measured number and its 95 % interval; all but `n` are None where it is undefined, never NaN.
+
+    Attributes:
+        value: the metric.
+        n: rows it was measured on.
+        low: lower limit of the interval.
+        high: upper limit.
+    """
+
+    value: float | None
+    n: int
+    low: float | None
+    high: float | None
+
+
+class ClassSummary(BaseModel, frozen=True):
+    """The metrics of one class; `n` is the number of its rows."""
+
+    n: int
+    precision: Metric
+    recall: Metric
+    f1: Metric
+    log_loss: Metric
+
+
+class ConfusedPair(BaseModel, frozen=True):
+    """How often rows of class `true` were taken for class `predicted`."""
+
+    true: str
+    predicted: str
+    count: int
+
+
+class Summary(BaseModel, frozen=True):
+    """The metrics of a set of rows.
+
+    Attributes:
+        n: rows.
+        accuracy: share of rows that were right (ML.NET's MicroAccuracy).
+        macro_accuracy: mean recall of the classes that occur (ML.NET's MacroAccuracy).
+        macro_f1: mean F1 of the classes that occur or are predicted.
+        log_loss: mean log-loss, in nats.
+        log_loss_reduction: (H - log-loss) / H with H the entropy of the class frequencies (ML.NET's
+            LogLossReduction, as a fraction of 1); undefined when only one class occurs.
+        top_k: by k, share of rows whose class was among the k highest scores.
+        per_class: metrics by class.
+        classes: K class names in index order.
+        confusion_matrix: K rows by true class, of K columns by predicted class.
+        most_confused: the most frequent mistakes, at most ten.
+    """
+
+    n: int
+    accuracy: Metric
+    macro_accuracy: Metric
+    macro_f1: Metric
+    log_loss: Metric
+    log_loss_reduction: Metric
+    top_k: dict[int, Metric]
+    per_class: dict[str, ClassSummary]
+    classes: list[str]
+    confusion_matrix: list[list[int]]
+    most_confused: list[ConfusedPair]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON has it."""
+        return self.model_dump(mode="json")
+
+
 def wilson(hits: npt.ArrayLike, n: npt.ArrayLike) -> tuple[Floats, Floats]:
     """95 % score interval of proportions `hits` / `n`; needs n > 0.
 
@@ -139,19 +209,15 @@ def wilson(hits: npt.ArrayLike, n: npt.ArrayLike) -> tuple[Floats, Floats]:
     return np.where(x == 0, 0.0, low), np.where(x == m, 1.0, high)
 
 
-def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> dict[str, Any]:
-    """Every metric with its number of rows and 95 % interval, ready for JSON.
+def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> Summary:
+    """Every metric with its number of rows and 95 % interval.
 
-    A metric is ``{"value", "n", "low", "high"}``; all but `n` are None where it is undefined, never NaN.
-    Macro accuracy averages recall over the classes that occur (ML.NET's MacroAccuracy); macro F1 averages
-    over the classes that occur or are predicted. Their intervals, and those of F1, are described at `_mover`
-    and `_f1`. Log-loss reduction is (H - log-loss) / H with H the entropy of the evaluated class frequencies
-    (ML.NET's LogLossReduction, as a fraction of 1); it is undefined when only one class occurs.
+    The intervals of the macro metrics and of F1 are described at `_mover` and `_f1`.
 
     Args:
         counts: the summed counts of K classes.
         classes: K class names in index order.
-        top_k: largest k of `top_k`, which holds "2" .. str(min(top_k, K - 1)).
+        top_k: largest k of `top_k`, which holds 2 .. min(top_k, K - 1).
 
     Raises:
         ValueError: the names are not K distinct ones.
@@ -173,43 +239,43 @@ def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> dict[st
     off = matrix - np.diag(hits)
     order = np.argsort(-off, axis=None, kind="stable")[:10]
     confused = [(int(i) // k, int(i) % k) for i in order if off.flat[i]]
-    return {
-        "n": n,
-        "accuracy": _proportion(int(hits.sum()), n),
-        "macro_accuracy": _mover(recall, *wilson(hits[occurs], support[occurs]), n),
-        "macro_f1": _mover(_f1(jaccard[0]), _f1(jaccard[1]), _f1(jaccard[2]), n),
-        "log_loss": log_loss,
-        "log_loss_reduction": reduction,
-        "top_k": {str(i): _proportion(int(counts.rank_counts[:i].sum()), n) for i in range(2, min(top_k, k - 1) + 1)},
-        "per_class": {
-            name: {
-                "n": int(support[i]),
-                "precision": _proportion(hits[i], predicted[i]),
-                "recall": _proportion(hits[i], support[i]),
-                "f1": _mapped(_proportion(hits[i], union[i]), _f1),
-                "log_loss": _mean(counts.log_loss[i], counts.log_loss_sq[i], support[i]),
-            }
+    return Summary(
+        n=n,
+        accuracy=_proportion(int(hits.sum()), n),
+        macro_accuracy=_mover(recall, *wilson(hits[occurs], support[occurs]), n),
+        macro_f1=_mover(_f1(jaccard[0]), _f1(jaccard[1]), _f1(jaccard[2]), n),
+        log_loss=log_loss,
+        log_loss_reduction=reduction,
+        top_k={i: _proportion(int(counts.rank_counts[:i].sum()), n) for i in range(2, min(top_k, k - 1) + 1)},
+        per_class={
+            name: ClassSummary(
+                n=int(support[i]),
+                precision=_proportion(hits[i], predicted[i]),
+                recall=_proportion(hits[i], support[i]),
+                f1=_mapped(_proportion(hits[i], union[i]), _f1),
+                log_loss=_mean(counts.log_loss[i], counts.log_loss_sq[i], support[i]),
+            )
             for i, name in enumerate(classes)
         },
-        "classes": list(classes),
-        "confusion_matrix": matrix.tolist(),
-        "most_confused": [{"true": classes[i], "predicted": classes[j], "count": int(off[i, j])} for i, j in confused],
-    }
+        classes=list(classes),
+        confusion_matrix=matrix.tolist(),
+        most_confused=[ConfusedPair(true=classes[i], predicted=classes[j], count=int(off[i, j])) for i, j in confused],
+    )
 
 
-def _metric(value: float | None, n: int, low: float | None, high: float | None) -> dict[str, Any]:
-    """One metric for JSON; rounding must not push the value out of its own interval."""
+def _metric(value: float | None, n: int, low: float | None, high: float | None) -> Metric:
+    """A metric of plain numbers; rounding must not push the value out of its own interval."""
     if value is not None and low is not None and high is not None:
         low, high = float(min(low, value)), float(max(high, value))
-    return {"value": None if value is None else float(value), "n": int(n), "low": low, "high": high}
+    return Metric(value=None if value is None else float(value), n=int(n), low=low, high=high)
 
 
-def _mapped(metric: dict[str, Any], f: Callable[[Any], Any]) -> dict[str, Any]:
+def _mapped(metric: Metric, f: Callable[[Any], Any]) -> Metric:
     """A metric through a monotone map, limits included (a falling map swaps them)."""
-    value, low, high = (None if metric[key] is None else f(metric[key]) for key in ("value", "low", "high"))
+    value, low, high = (None if x is None else f(x) for x in (metric.value, metric.low, metric.high))
     if low is not None and low > high:
         low, high = high, low
-    return _metric(value, metric["n"], low, high)
+    return _metric(value, metric.n, low, high)
 
 
 def _f1(jaccard: Any) -> Any:
@@ -220,14 +286,14 @@ def _f1(jaccard: Any) -> Any:
     return 2 * jaccard / (1 + jaccard)
 
 
-def _proportion(hits: int, n: int) -> dict[str, Any]:
+def _proportion(hits: int, n: int) -> Metric:
     if not n:
         return _metric(None, 0, None, None)
     low, high = wilson(hits, n)
     return _metric(hits / n, n, float(low), float(high))
 
 
-def _mover(values: Floats, low: Floats, high: Floats, n: int) -> dict[str, Any]:
+def _mover(values: Floats, low: Floats, high: Floats, n: int) -> Metric:
     """Plain mean of class values, float64[K], with the interval recovered from theirs (MOVER).
 
     Zou & Donner, "Construction of confidence limits about effect measures" (Statistics in Medicine 27,
@@ -242,7 +308,7 @@ def _mover(values: Floats, low: Floats, high: Floats, n: int) -> dict[str, Any]:
     return _metric(mean, n, max(0.0, mean - below / k), min(1.0, mean + above / k))
 
 
-def _mean(total: float, total_sq: float, n: int) -> dict[str, Any]:
+def _mean(total: float, total_sq: float, n: int) -> Metric:
     """Mean log-loss +- 1.96 s / sqrt(n), s the sample standard deviation; one row has no interval."""
     if n < 2:
         return _metric(total / n if n else None, n, None, None)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import Console
 
-from flowers import outcome, runs, storage
+from flowers import runs, storage
 from flowers.cluster.nodes import Node, check_storage, cluster_nodes
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
@@ -19,14 +18,19 @@ from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
 from flowers.data.split import SUBSETS
+from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.extraction import ActorPool, Backend, Extraction, InProcess, extract, fill, open_caches
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.spec import FeatureSpec
 from flowers.model import backbones, cuts
 from flowers.plan import Facts, Plan, check_workers, image_size, make_plan
 from flowers.progress import Stopwatch, progress_bar
+from flowers.report.build import build_report
+from flowers.report.files import read_report, write_report
+from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.training import trainer
+from flowers.training.best import save_best
 from flowers.training.contact_sheet import write_sheet
 from flowers.training.progress import follow
 
@@ -34,7 +38,7 @@ if TYPE_CHECKING:
     import ray.data
 
 
-def train(config: TrainConfig, out: Console, began: float, command: str = "") -> dict[str, Any]:
+def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
     """Runs a training job, goes on with it, or finds it finished.
 
     Args:
@@ -44,7 +48,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         command: how the job was called, for the report.
 
     Returns:
-        The content of report.json; fresh from a run, its `predictions` have thumbnails.
+        The report of the run.
 
     Raises:
         FlowersError: one line that says what is wrong.
@@ -56,7 +60,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     run.open(config)
     if run.finished():
         out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
-        return dict(json.loads(storage.read(run.report)))
+        return read_report(run)
     listing = _list(config)
     out.print(_announcement(config, listing), highlight=False)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
@@ -109,13 +113,15 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
                 trainer.fit(plan, ledger.classes, say)
             stopwatch.lap("train")
 
-            saved = outcome.save_best(plan, ledger, network())
+            best = save_best(plan, ledger, network())
             stopwatch.lap("save")
-            tested = outcome.measure(plan, ledger, listing.source)
+            evaluation = evaluate_bundle(
+                best.bundle, ledger, listing.source, max_pixels=config.max_pixels, readers=plan.readers
+            )
             stopwatch.lap("evaluate")
-            described = outcome.describe(plan, listing, extraction, stopwatch.report())
-            report = {"command": command, **described, **saved, **tested}
-            return outcome.write_report(run, report)
+            report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report())
+            write_report(run, report)
+    return report
 
 
 def _list(config: TrainConfig) -> Listing:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import re
 import threading
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from flowers.report.formatting import short
+from flowers.report.record import Report
+
+Points = list[tuple[int, float]]
 
 _SVG_LOCK = threading.Lock()
 # Stand-in colours: the page's own (light or dark) replace them in the finished SVG.
@@ -18,26 +20,39 @@ _INK, _FIRST, _SECOND, _GRID = "#010203", "#010204", "#010205", "#010206"
 _COLOURS = {_INK: "currentColor", _FIRST: "var(--c1)", _SECOND: "var(--c2)", _GRID: "var(--line)"}
 
 
-def curves(history: list[Mapping[str, Any]], monitor: str, best: int | None) -> list[dict[str, Any]]:
-    """Plots of the losses and of the monitored metric over epochs, each an inline SVG with a caption."""
-    losses = [("training loss", "loss"), ("validation log-loss", "val_log_loss")]
+@dataclass(frozen=True)
+class Curve:
+    """A plot, as inline SVG, and its caption."""
+
+    svg: Markup
+    caption: str
+
+
+def curves(report: Report) -> list[Curve]:
+    """Plots of the losses and of the monitored metric over epochs."""
+    history, monitor = report.history, report.monitor
+    losses = {
+        "training loss": [(row.epoch, row.loss) for row in history],
+        "validation log-loss": _known([(row.epoch, row.val_log_loss) for row in history]),
+    }
+    monitored = {"": _known([(row.epoch, row.monitored(monitor)) for row in history])}
     found = []
     for caption, series in (
         ("Loss by epoch", losses),
-        (f"Validation {monitor.replace('_', ' ')} by epoch", [("", f"val_{monitor}")]),
+        (f"Validation {monitor.replace('_', ' ')} by epoch", monitored),
     ):
-        lines = [
-            (name, [(row["epoch"], row[key]) for row in history if isinstance(row.get(key), (int, float))])
-            for name, key in series
-        ]
-        if lines := [(name, points) for name, points in lines if points]:
-            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}".strip() for name, p in lines]
-            svg = _svg(lines, best, alt=f"{caption}: {', '.join(said)}.", salt=caption)
-            found.append({"svg": svg, "caption": caption})
+        if lines := {name: points for name, points in series.items() if points}:
+            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}".strip() for name, p in lines.items()]
+            svg = _svg(lines, report.best_epoch, alt=f"{caption}: {', '.join(said)}.", salt=caption)
+            found.append(Curve(svg, caption))
     return found
 
 
-def _svg(lines: list[tuple[str, list[tuple[int, float]]]], best: int | None, alt: str, salt: str) -> Markup:
+def _known(points: list[tuple[int, float | None]]) -> Points:
+    return [(epoch, y) for epoch, y in points if y is not None]
+
+
+def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
     """Draw lines over epochs, with the mark of the best epoch on the last line (the validation metric).
 
     Uses Figure directly: pyplot keeps global state and is not safe in threads.
@@ -57,11 +72,11 @@ def _svg(lines: list[tuple[str, list[tuple[int, float]]]], best: int | None, alt
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.set_xlabel("epoch", color=_INK, fontsize=10)
-    for (name, points), colour, dash in zip(lines, (_FIRST, _SECOND), ("-", "--"), strict=False):
+    for (name, points), colour, dash in zip(lines.items(), (_FIRST, _SECOND), ("-", "--"), strict=False):
         x, y = zip(*points, strict=True)
         axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3)
-    at_best = dict(lines[-1][1])
-    if best is not None and best in at_best:
+    at_best = dict(list(lines.values())[-1])
+    if best in at_best:
         axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
         axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
     if axes.get_legend_handles_labels()[1]:

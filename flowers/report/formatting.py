@@ -3,83 +3,117 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
-Report = Mapping[str, Any]
+from flowers.evaluation.metrics import Metric, Summary
+from flowers.report.record import Report
 
 LARGE = 12
 """Above this many classes the tables scroll inside the page and the terminal lists the worst only."""
 
 
-def number(x: Any, digits: int) -> str:
+@dataclass(frozen=True)
+class MetricRow:
+    """A row of the table of metrics.
+
+    Attributes:
+        name: of the metric.
+        percent: whether it is a share.
+        headline: whether it is one of the few that are shown first.
+        test: the metric of the test photos.
+        validation: of the validation photos.
+        held: of the set to report on.
+    """
+
+    name: str
+    percent: bool
+    headline: bool
+    test: Metric
+    validation: Metric
+    held: Metric
+
+
+@dataclass(frozen=True)
+class TimePart:
+    """A stage's seconds, its share of the total, and its images a second if it has a speed."""
+
+    name: str
+    seconds: float
+    share: float
+    rate: float | None
+
+
+def number(x: float | None, digits: int) -> str:
     """A number with so many digits, a dash where there is none."""
-    return f"{x:.{digits}f}" if isinstance(x, (int, float)) and math.isfinite(x) else "–"
+    return "–" if x is None or not math.isfinite(x) else f"{x:.{digits}f}"
 
 
-def percent(x: Any) -> str:
+def percent(x: float | None) -> str:
     """A fraction as per cent."""
-    return number(100 * x, 1) + " %" if isinstance(x, (int, float)) else "–"
+    return "–" if x is None else f"{number(100 * x, 1)} %"
 
 
-def count(x: Any) -> str:
+def count(x: int) -> str:
     """A whole number with thousands separated."""
-    return f"{x:,}" if isinstance(x, int) else "–"
+    return f"{x:,}"
 
 
-def short(x: Any) -> str:
-    """At most four digits, whole counts in full: for rates and histories of any magnitude."""
-    if isinstance(x, int) or not isinstance(x, float):
-        return count(x)
-    return f"{x:,.0f}" if 1000 <= abs(x) < math.inf else f"{x:.4g}" if math.isfinite(x) else "–"
-
-
-def value(metric: Any, as_percent: bool) -> str:
-    """The value of a metric."""
-    x = (metric or {}).get("value")
-    return percent(x) if as_percent else number(x, 3)
-
-
-def interval(metric: Any, as_percent: bool) -> str:
-    """The 95 % interval of a metric."""
-    low, high = (metric or {}).get("low"), (metric or {}).get("high")
-    if low is None or high is None:
+def short(x: float | None) -> str:
+    """At most four digits, or a whole number: for rates and histories of any magnitude."""
+    if x is None or not math.isfinite(x):
         return "–"
-    return f"{100 * low:.1f}–{100 * high:.1f} %" if as_percent else f"{low:.3f}–{high:.3f}"
+    return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
-def held_out(report: Report) -> tuple[str, Mapping[str, Any]]:
+def value(metric: Metric, as_percent: bool) -> str:
+    """The value of a metric."""
+    return percent(metric.value) if as_percent else number(metric.value, 3)
+
+
+def interval(metric: Metric, as_percent: bool) -> str:
+    """The 95 % interval of a metric."""
+    if metric.low is None or metric.high is None:
+        return "–"
+    if as_percent:
+        return f"{100 * metric.low:.1f}–{100 * metric.high:.1f} %"
+    return f"{metric.low:.3f}–{metric.high:.3f}"
+
+
+def held_out(report: Report) -> tuple[str, Summary]:
     """The set to report on: the test photos, or the validation photos when there are none."""
-    test, validation = report.get("test") or {}, report.get("validation") or {}
-    return ("test", test) if test.get("n") or not validation.get("n") else ("validation", validation)
+    return ("validation", report.validation) if report.validation.n and not report.test.n else ("test", report.test)
 
 
-def metric_rows(report: Report) -> list[dict[str, Any]]:
-    """Rows of the table of metrics: name, key and the metric of each set."""
-    _, held = held_out(report)
-    sets = {"test": report.get("test") or {}, "validation": report.get("validation") or {}, "held": held}
-    names = {"accuracy": "Accuracy", "macro_accuracy": "Macro accuracy", "macro_f1": "Macro F1"}
-    rows = [{"name": name, "key": key, "percent": True} for key, name in names.items()]
-    rows += [{"name": f"Top-{k} accuracy", "key": k, "percent": True} for k in (held.get("top_k") or {})]
-    rows += [{"name": "Log-loss", "key": "log_loss", "percent": False}]
-    rows += [{"name": "Log-loss reduction", "key": "log_loss_reduction", "percent": False}]
-    for row in rows:
-        key = row["key"]
-        row |= {name: {**(s.get("top_k") or {}), **s}.get(key) or {} for name, s in sets.items()}
-    return rows
+def metric_rows(report: Report) -> list[MetricRow]:
+    """Rows of the table of metrics."""
+    test, validation, (_, held) = report.test, report.validation, held_out(report)
 
+    def row(name: str, metric: Callable[[Summary], Metric], percent: bool = True, headline: bool = True) -> MetricRow:
+        return MetricRow(name, percent, headline, metric(test), metric(validation), metric(held))
 
-def timing_parts(report: Report) -> dict[str, Any] | None:
-    """Seconds by step with shares of the total; what no step accounts for is "other"."""
-    steps = dict(report.get("timing_s") or {})
-    total = max(steps.pop("total", 0.0), sum(steps.values()))
-    if total <= 0:
-        return None
-    if (other := total - sum(steps.values())) > 0.005 * total:
-        steps["other"] = other
-    rates = report.get("images_per_s") or {}
-    parts = [
-        {"name": name, "seconds": s, "share": s / total, "weight": round(s / total, 4), "rate": rates.get(name)}
-        for name, s in steps.items()
+    def top(k: int) -> MetricRow:
+        return row(f"Top-{k} accuracy", lambda summary: summary.top_k[k], headline=False)
+
+    return [
+        row("Accuracy", lambda summary: summary.accuracy),
+        row("Macro accuracy", lambda summary: summary.macro_accuracy),
+        row("Macro F1", lambda summary: summary.macro_f1),
+        *map(top, held.top_k),
+        row("Log-loss", lambda summary: summary.log_loss, percent=False),
+        row("Log-loss reduction", lambda summary: summary.log_loss_reduction, percent=False, headline=False),
     ]
-    return {"total": total, "parts": parts}
+
+
+def time_parts(report: Report) -> list[TimePart]:
+    """Seconds by stage with shares of the total; what no stage accounts for is "other"."""
+    timing, speed = report.timing_s, report.images_per_s
+    stages = timing.stages()
+    known = sum(seconds for _, seconds in stages)
+    total = max(timing.total, known)
+    if total <= 0:
+        return []
+    if (other := total - known) > 0.005 * total:
+        stages.append(("other", other))
+    rates = {"read": speed.read, "features": speed.features}
+    return [TimePart(name, seconds, seconds / total, rates.get(name)) for name, seconds in stages]

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from flowers.evaluation.metrics import Summary
 from flowers.report.charts import curves
 from flowers.report.formatting import (
     LARGE,
-    Report,
     count,
     held_out,
     interval,
@@ -24,17 +25,28 @@ from flowers.report.formatting import (
     number,
     percent,
     short,
-    timing_parts,
+    time_parts,
     value,
 )
+from flowers.report.record import Report
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the confusion matrix; `shade` is an opacity that keeps it readable."""
+
+    n: int
+    right: bool
+    shade: float
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def template() -> jinja2.Template:
+    """The template of the page: it reads attributes only, and a wrong name in it is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
-        undefined=jinja2.ChainableUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
     environment.filters |= {
@@ -45,44 +57,30 @@ def _template() -> jinja2.Template:
         "value": value,
         "interval": interval,
         "seconds": lambda x: f"{x:.1f} s" if x < 120 else f"{round(x) // 60} min {round(x) % 60} s",
-        "css": lambda x: f"{100 * x:.1f}%" if isinstance(x, (int, float)) else "0%",
+        "css": lambda x: f"{100 * x:.1f}%",
     }
     return environment.get_template("report.html")
 
 
 def render_html(report: Report) -> str:
-    """The report as one page; keys missing from `report` leave their part out.
-
-    Args:
-        report: what the job writes to report.json, plus a `thumbnail` data URI in each prediction.
-    """
+    """The report as one page."""
     held_name, held = held_out(report)
-    monitor = report.get("monitor") or "accuracy"
-    metrics = metric_rows(report)
-    data, split = report.get("data") or {}, report.get("split") or {}
-    ends = [*(split.get(part) for part in ("train", "validation", "test")), data.get("quarantined")]
-    known = [n for n in (data.get("found"), *ends) if n is not None]
-    history = report.get("history") or []
-    run = {key: report.get(key) for key in ("bundle", "weights_sha256", "precision_reason", "seed")}
-    run |= {"split sha256": split.get("sha256"), "feature key": (report.get("features") or {}).get("key")}
-    page = _template().render(
+    page = template().render(
         r=report,
         facts=_facts(report),
         held=held,
         held_name=held_name,
-        headline=[m for m in metrics if m["key"] in ("accuracy", "macro_accuracy", "macro_f1", "log_loss")],
-        metrics=metrics,
+        metrics=metric_rows(report),
         matrix=_matrix(held),
-        large=len(held.get("classes") or ()) > LARGE,
-        curves=curves(history, monitor, report.get("best_epoch")),
-        history_keys=list(dict.fromkeys(key for row in history for key in row)),
-        monitor=monitor.replace("_", " "),
-        timing=timing_parts(report),
-        unaccounted=known[0] - sum(known[1:]) if len(known) == 5 else 0,
+        large=len(held.classes) > LARGE,
+        curves=curves(report),
+        monitor=report.monitor.replace("_", " "),
+        time_parts=time_parts(report),
+        unaccounted=report.data.found - report.split.total - report.data.quarantined,
         details=[
-            ("Run", [(key, value) for key, value in run.items() if value is not None]),
-            ("Configuration", list(_flat(report.get("config") or {}))),
-            ("Versions", list(_flat(report.get("versions") or {}))),
+            ("Run", _run(report)),
+            ("Configuration", list(_flat(report.config))),
+            ("Versions", list(report.versions.items())),
         ],
     )
     # A file name that is not UTF-8 arrives as lone surrogates, which no UTF-8 file can hold.
@@ -90,24 +88,34 @@ def render_html(report: Report) -> str:
 
 
 def _facts(report: Report) -> list[str]:
-    size = report.get("image_size")
-    size = "×".join(map(str, size)) if isinstance(size, (list, tuple)) else size
-    created = str(report.get("created") or "").replace("T", " ").replace("+00:00", " UTC")
-    facts = [created, report.get("backbone"), report.get("weights")]
-    facts += [f"{size} px" if size else None, report.get("precision")]
-    facts += [f"trained from {report['trainable']}" if report.get("trainable", "head") != "head" else None]
-    facts += [f"augmented: {report['augment']}" if report.get("augment", "none") != "none" else None]
-    facts += [f"seed {report['seed']}" if "seed" in report else None]
-    return [str(fact) for fact in facts if fact]
+    facts = [report.created.replace("T", " ").replace("+00:00", " UTC"), report.backbone, report.weights]
+    facts += [f"{report.image_size} px", report.precision]
+    facts += [f"trained from {report.trainable}"] if report.trainable != "head" else []
+    facts += [f"augmented: {report.augment}"] if report.augment != "none" else []
+    return [*facts, f"seed {report.seed}"]
 
 
-def _matrix(held: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the confusion matrix; `shade` is an opacity that keeps the text readable on it."""
+def _run(report: Report) -> list[tuple[str, object]]:
+    return [
+        ("bundle", report.bundle),
+        ("weights sha256", report.weights_sha256),
+        ("split sha256", report.split.sha256),
+        ("feature cache", report.features.cache),
+        ("precision", f"{report.precision}: {report.precision_reason}"),
+        ("trained after layer", report.cut),
+        ("training photos", "decoded again each epoch" if report.streamed else "from the feature cache"),
+        ("workers", report.workers),
+        ("seed", report.seed),
+    ]
+
+
+def _matrix(held: Summary) -> list[tuple[str, list[Cell]]]:
+    """Names and cells of the rows of the confusion matrix."""
     rows = []
-    for i, counts in enumerate(held.get("confusion_matrix") or ()):
+    for i, counts in enumerate(held.confusion_matrix):
         shade = 0.55 / max(1, sum(counts))
-        cells = [{"n": n, "right": i == j, "shade": round(0.04 + n * shade, 2)} for j, n in enumerate(counts)]
-        rows.append({"name": held["classes"][i], "cells": cells})
+        cells = [Cell(n, i == j, round(0.04 + n * shade, 2)) for j, n in enumerate(counts)]
+        rows.append((held.classes[i], cells))
     return rows
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.cells import cell_len
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from flowers.evaluation.metrics import ClassSummary
 from flowers.report.formatting import (
     LARGE,
-    Report,
     count,
     held_out,
     interval,
     metric_rows,
     number,
-    timing_parts,
+    time_parts,
     value,
 )
+from flowers.report.record import Report
 
 
-def summary(report: Report) -> Group:
+def render_text(report: Report) -> Group:
     """The report in about twenty terminal lines of at most 80 columns; print it with a rich console."""
     name, held = held_out(report)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -31,52 +29,48 @@ def summary(report: Report) -> Group:
     for title in ("test", "95 %", "validation", "95 %"):
         table.add_column(title, justify="right" if title != "95 %" else "left")
     for row in metric_rows(report):
-        if row["key"] in ("accuracy", "macro_accuracy", "macro_f1", "log_loss"):
-            pairs = [f(row[s], row["percent"]) for s in ("test", "validation") for f in (value, interval)]
-            table.add_row(row["name"].lower(), *pairs)
-    photos = [count((report.get(s) or {}).get("n")) for s in ("test", "validation")]
-    table.add_row("photos", photos[0], "", photos[1], "")
+        if row.headline:
+            pairs = [f(metric, row.percent) for metric in (row.test, row.validation) for f in (value, interval)]
+            table.add_row(row.name.lower(), *pairs)
+    table.add_row("photos", count(report.test.n), "", count(report.validation.n), "")
     parts: list[Table | Text] = [table]
 
-    classes = sorted((held.get("per_class") or {}).items(), key=lambda item: _worst_first(item[1]))
-    if classes:
-        few = len(classes) > LARGE
-        title = f"recall by class, {name} photos" + (f", lowest {LARGE} of {len(classes)}" if few else "")
-        recall = Table.grid(padding=(0, 2, 0, 2))
-        for label, m in classes[:LARGE]:
-            numbers = value(m["recall"], True), interval(m["recall"], True), f"n = {count(m['n'])}"
-            recall.add_row(Text(_cut(_plain(label), 36)), *numbers)
-        parts += [Text(f"\n{title}", style="bold"), recall]
+    classes = sorted(held.per_class.items(), key=lambda item: _worst_first(item[1]))
+    few = len(classes) > LARGE
+    title = f"recall by class, {name} photos" + (f", lowest {LARGE} of {len(classes)}" if few else "")
+    recall = Table.grid(padding=(0, 2, 0, 2))
+    for label, m in classes[:LARGE]:
+        numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
+        recall.add_row(Text(_cut(_plain(label), 36)), *numbers)
+    parts += [Text(f"\n{title}", style="bold"), recall]
 
-    if predictions := report.get("predictions"):
+    if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
-    for p in predictions or ():
-        right = p["label"] == p["predicted"]
-        label, predicted = (_cut(_plain(p[key]), 20) for key in ("label", "predicted"))
-        rest = f" | original: {label} | predicted: {predicted} ({number(p['score'], 2)})"
-        path = _cut(_plain(p["path"]), 80 - cell_len(rest), keep_end=True)
-        parts.append(Text(path + rest, style="" if right else "bold"))
+    for example in report.predictions:
+        label, predicted = (_cut(_plain(name), 20) for name in (example.label, example.predicted))
+        rest = f" | original: {label} | predicted: {predicted} ({number(example.score, 2)})"
+        path = _cut(_plain(example.path), 80 - cell_len(rest), keep_end=True)
+        parts.append(Text(path + rest, style="" if example.right else "bold"))
 
-    if timing := timing_parts(report):
-        steps = [
-            f"{part['name']} {part['seconds']:.1f} s" + (f" ({part['rate']:.0f} images/s)" if part["rate"] else "")
-            for part in timing["parts"]
-        ]
-        parts += [Text("\nwhere the time went", style="bold"), Text(f"{timing['total']:.1f} s: {', '.join(steps)}")]
-    parts += [Text(f"warning: {_plain(w)}", style="bold") for w in report.get("warnings") or ()]
-    if report.get("sample"):
+    steps = [
+        f"{part.name} {part.seconds:.1f} s" + (f" ({part.rate:.0f} images/s)" if part.rate is not None else "")
+        for part in time_parts(report)
+    ]
+    parts.append(Text("\nwhere the time went", style="bold"))
+    parts.append(Text(f"{report.timing_s.total:.1f} s: {', '.join(steps)}"))
+    parts += [Text(f"warning: {_plain(text)}", style="bold") for text in report.warnings]
+    if report.sample:
         parts.append(Text("sample run: drawn pictures, random weights; accuracy says nothing about flowers"))
     return Group(*parts)
 
 
-def _worst_first(metrics: Mapping[str, Any]) -> float:
-    value = metrics["recall"]["value"]
-    return 2.0 if value is None else float(value)
+def _worst_first(metrics: ClassSummary) -> float:
+    return 2.0 if metrics.recall.value is None else metrics.recall.value
 
 
-def _plain(text: Any) -> str:
+def _plain(text: str) -> str:
     """Text without control characters: a file name must not steer the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in str(text))
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _cut(text: str, width: int, keep_end: bool = False) -> str:

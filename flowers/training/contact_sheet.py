@@ -1,23 +1,25 @@
-"""A sheet of augmented training photos, to be looked at before one trusts an augmentation."""
+"""A contact sheet of augmented training photos, to be looked at before one trusts an augmentation."""
 
 from __future__ import annotations
 
 import functools
+import io
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from flowers import storage
 from flowers.data import images
 from flowers.data.crops import random_resized_crop
 from flowers.data.ledger import Ledger
-from flowers.evaluation.sheet import contact_sheet
 from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training.inputs import CROP_SCALE
 
 PHOTOS, VARIANTS = 6, 6
+_GAP = 4  # pixels of white around each picture
 
 
 def write_sheet(plan: Plan, ledger: Ledger) -> None:
@@ -32,6 +34,32 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
         columns += _augmented(plan, contents)
     rows = [[column[row] for column in columns] for row in range(len(contents))]
     storage.write(plan.run.contact_sheet, contact_sheet(rows))
+
+
+def contact_sheet(rows: list[list[npt.NDArray[np.uint8]]]) -> bytes:
+    """Lays out pictures, for instance a photo in each row: first as it is, then as training sees it.
+
+    Args:
+        rows: uint8 [height, width, 3] pictures, all of one size; a row may be shorter than others.
+
+    Returns:
+        The bytes of a JPEG file.
+
+    Raises:
+        ValueError: no pictures, or of different sizes.
+    """
+    shapes = {picture.shape for row in rows for picture in row}
+    if len(shapes) != 1:
+        raise ValueError(f"pictures: received sizes {sorted(shapes)}, required is one")
+    height, width, _ = shapes.pop()
+    down, across = height + _GAP, width + _GAP
+    sheet = Image.new("RGB", (max(map(len, rows)) * across + _GAP, len(rows) * down + _GAP), "white")
+    for line, row in enumerate(rows):
+        for place, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (_GAP + place * across, _GAP + line * down))
+    out = io.BytesIO()
+    sheet.save(out, "JPEG", quality=90)
+    return out.getvalue()
 
 
 def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]:

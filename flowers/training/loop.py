@@ -129,7 +129,9 @@ def _epoch(
         "epoch": epoch + 1,
         "phase": prepared.phase.name,
         "loss": float(np.average(np.concatenate(losses), weights=order.rows)),
-        **{f"val_{name}": summary[name]["value"] for name in ("accuracy", "macro_accuracy", "log_loss")},
+        "val_accuracy": summary.accuracy.value,
+        "val_macro_accuracy": summary.macro_accuracy.value,
+        "val_log_loss": summary.log_loss.value,
         "learning_rate": rates[-1],
         "seconds": round(time.perf_counter() - started, 3),
     }

@@ -43,20 +43,33 @@ def tables(*parts: list[int]) -> Iterator[pa.Table]:
 
 def test_what_is_shown_is_the_prediction_not_the_truth(predictor: Predictor) -> None:
     _, examples = evaluate(tables([0, 1, 2]), predictor, examples=3)
-    assert [row["label"] for row in examples] == ["blue", "green", "red"]
-    assert [row["predicted"] for row in examples] == ["red", "green", "blue"]
+    assert [row.label for row in examples] == ["blue", "green", "red"]
+    assert [row.predicted for row in examples] == ["red", "green", "blue"]
     for place, row in enumerate(examples):
-        assert row["path"] == f"{place}.png"
-        assert row["score"] == row["top"][0]["score"] > 0.5
-        assert row["top"][0]["label"] == row["predicted"]
-        scores = [entry["score"] for entry in row["top"]]
+        assert row.path == f"{place}.png"
+        assert row.score == row.top[0].score > 0.5
+        assert row.top[0].label == row.predicted
+        scores = [entry.score for entry in row.top]
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) == pytest.approx(1)
-        kind, data = row["thumbnail"].split(",")
+        kind, data = row.thumbnail.split(",")
         assert kind == "data:image/jpeg;base64"
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             shown = np.asarray(picture).mean(axis=(0, 1))
         assert shown.argmax() == COLORS[place].argmax()
+
+
+def test_examples_are_named_from_the_source(predictor: Predictor) -> None:
+    for source in ("/photos", "/photos/"):
+        _, (one, other) = evaluate(iter([table([0, 1], path=["/photos/a/1.png", "/else/2.png"])]), predictor, 2, source)
+        assert (one.path, other.path) == ("a/1.png", "/else/2.png")
+
+
+def test_thumbnails_are_not_in_the_json(predictor: Predictor) -> None:
+    _, (example,) = evaluate(tables([0]), predictor, examples=1)
+    written = example.model_dump(mode="json")
+    assert list(written) == ["path", "label", "predicted", "score", "top"]
+    assert list(written["top"][0]) == ["label", "score"]
 
 
 def test_every_photo_is_counted(predictor: Predictor) -> None:
@@ -76,14 +89,14 @@ def test_the_counts_match_the_labels_of_the_examples(predictor: Predictor) -> No
     counts, examples = evaluate(tables(labels[:7], labels[7:]), predictor, examples=30)
     matrix = np.zeros((3, 3), int)
     for row in examples:
-        matrix[CLASSES.index(row["label"]), CLASSES.index(row["predicted"])] += 1
+        matrix[CLASSES.index(row.label), CLASSES.index(row.predicted)] += 1
     np.testing.assert_array_equal(matrix, counts.confusion)
 
 
 @pytest.mark.parametrize(("asked", "shown"), [(0, 0), (1, 1), (4, 4), (5, 5), (99, 6)])
 def test_examples_are_limited_over_all_blocks(predictor: Predictor, asked: int, shown: int) -> None:
     _, examples = evaluate(tables([0, 1], [2], [0, 1, 2]), predictor, examples=asked)
-    assert [row["label"] for row in examples] == [CLASSES[label] for label in [0, 1, 2, 0, 1, 2][:shown]]
+    assert [row.label for row in examples] == [CLASSES[label] for label in [0, 1, 2, 0, 1, 2][:shown]]
 
 
 def test_a_photo_that_was_lost_stops_the_evaluation(predictor: Predictor) -> None:

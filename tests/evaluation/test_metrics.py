@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers.evaluation.metrics import EPSILON, Counts, summarize, wilson
+from flowers.evaluation.metrics import EPSILON, ConfusedPair, Counts, Metric, Summary, summarize, wilson
+
+NOTHING = Metric(value=None, n=0, low=None, high=None)
 
 
 def random_batch(seed: int, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,48 +66,60 @@ def test_wilson_matches_published_values(hits: int, n: int, low: float, high: fl
 
 def test_values_computed_by_hand() -> None:
     s = summarize(from_confusion([[4, 1, 0], [2, 3, 0], [0, 1, 1]]), ["a", "b", "c"])
-    assert s["n"] == 12
-    assert s["accuracy"]["value"] == pytest.approx(8 / 12)
-    assert s["macro_accuracy"]["value"] == pytest.approx((4 / 5 + 3 / 5 + 1 / 2) / 3)
-    assert s["per_class"]["a"]["precision"] == {
-        "value": pytest.approx(4 / 6), "n": 6, "low": pytest.approx(0.3000, abs=1e-4),
-        "high": pytest.approx(0.9032, abs=1e-4),
-    }  # fmt: skip
-    assert s["per_class"]["b"]["recall"]["value"] == pytest.approx(3 / 5)
+    assert s.n == 12
+    assert s.accuracy.value == pytest.approx(8 / 12)
+    assert s.macro_accuracy.value == pytest.approx((4 / 5 + 3 / 5 + 1 / 2) / 3)
+    assert s.per_class["a"].precision.n == 6
+    assert s.per_class["a"].precision.value == pytest.approx(4 / 6)
+    assert s.per_class["a"].precision.low == pytest.approx(0.3000, abs=1e-4)
+    assert s.per_class["a"].precision.high == pytest.approx(0.9032, abs=1e-4)
+    assert s.per_class["b"].recall.value == pytest.approx(3 / 5)
     f1 = [8 / 11, 6 / 10, 2 / 3]
-    assert [s["per_class"][c]["f1"]["value"] for c in "abc"] == pytest.approx(f1)
-    assert s["macro_f1"]["value"] == pytest.approx(np.mean(f1))
+    assert [s.per_class[c].f1.value for c in "abc"] == pytest.approx(f1)
+    assert s.macro_f1.value == pytest.approx(np.mean(f1))
     loss = [-math.log(0.9)] * 8 + [-math.log(0.05)] * 4
     half = 1.959964 * np.std(loss, ddof=1) / math.sqrt(12)
-    assert s["log_loss"]["value"] == pytest.approx(np.mean(loss))
-    assert s["log_loss"]["high"] == pytest.approx(np.mean(loss) + half)
-    assert s["most_confused"] == [
-        {"true": "b", "predicted": "a", "count": 2},
-        {"true": "a", "predicted": "b", "count": 1},
-        {"true": "c", "predicted": "b", "count": 1},
+    assert s.log_loss.value == pytest.approx(np.mean(loss))
+    assert s.log_loss.high == pytest.approx(np.mean(loss) + half)
+    assert s.most_confused == [
+        ConfusedPair(true="b", predicted="a", count=2),
+        ConfusedPair(true="a", predicted="b", count=1),
+        ConfusedPair(true="c", predicted="b", count=1),
     ]
-    assert s["confusion_matrix"] == [[4, 1, 0], [2, 3, 0], [0, 1, 1]]
-    assert list(s["top_k"]) == ["2"]
+    assert s.confusion_matrix == [[4, 1, 0], [2, 3, 0], [0, 1, 1]]
+    assert list(s.top_k) == [2]
+
+
+def test_the_json_of_a_summary() -> None:
+    written = summarize(from_confusion([[4, 1, 0], [2, 3, 0], [0, 1, 1]]), ["a", "b", "c"]).to_json()
+    assert list(written) == [
+        "n", "accuracy", "macro_accuracy", "macro_f1", "log_loss", "log_loss_reduction", "top_k", "per_class",
+        "classes", "confusion_matrix", "most_confused",
+    ]  # fmt: skip
+    assert list(written["accuracy"]) == ["value", "n", "low", "high"]
+    assert list(written["top_k"]) == ["2"]
+    assert list(written["per_class"]["a"]) == ["n", "precision", "recall", "f1", "log_loss"]
+    assert written["most_confused"][0] == {"true": "b", "predicted": "a", "count": 2}
 
 
 def test_macro_accuracy_interval_is_mover() -> None:
     s = summarize(from_confusion([[9, 1], [4, 6]]), ["a", "b"])
     (l1, u1), (l2, u2) = ([float(x) for x in wilson(h, 10)] for h in (9, 6))
-    assert s["macro_accuracy"]["low"] == pytest.approx(0.75 - math.hypot(0.9 - l1, 0.6 - l2) / 2)
-    assert s["macro_accuracy"]["high"] == pytest.approx(0.75 + math.hypot(u1 - 0.9, u2 - 0.6) / 2)
+    assert s.macro_accuracy.low == pytest.approx(0.75 - math.hypot(0.9 - l1, 0.6 - l2) / 2)
+    assert s.macro_accuracy.high == pytest.approx(0.75 + math.hypot(u1 - 0.9, u2 - 0.6) / 2)
 
 
 def test_log_loss_reduction_is_relative_to_the_prior() -> None:
     prior = Counts.of([0, 0, 0, 1], [[0.75, 0.25]] * 4)
-    assert summarize(prior, ["a", "b"])["log_loss_reduction"]["value"] == pytest.approx(0)
+    assert summarize(prior, ["a", "b"]).log_loss_reduction.value == pytest.approx(0)
     better = summarize(Counts.of([0, 0, 0, 1], [[0.9, 0.1]] * 3 + [[0.2, 0.8]]), ["a", "b"])
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     loss = -(3 * math.log(0.9) + math.log(0.8)) / 4
-    reduction = better["log_loss_reduction"]
-    assert reduction["value"] == pytest.approx((entropy - loss) / entropy)
-    assert reduction["low"] == pytest.approx((entropy - better["log_loss"]["high"]) / entropy)
+    reduction = better.log_loss_reduction
+    assert reduction.value == pytest.approx((entropy - loss) / entropy)
+    assert reduction.low == pytest.approx((entropy - better.log_loss.high) / entropy)
     one_class = summarize(Counts.of([1, 1], [[0.5, 0.5]] * 2), ["a", "b"])
-    assert one_class["log_loss_reduction"] == {"value": None, "n": 2, "low": None, "high": None}
+    assert one_class.log_loss_reduction == Metric(value=None, n=2, low=None, high=None)
 
 
 @settings(max_examples=60, deadline=None)
@@ -125,15 +139,16 @@ def test_counts_equal_a_plain_loop_and_every_value_is_in_its_interval(seed: int,
     assert got.rank_counts[0] == np.trace(got.confusion)
 
     s = summarize(got, names(k))
-    json.dumps(s, allow_nan=False)
-    for m in metrics_in(s):
+    written = json.dumps(s.to_json(), allow_nan=False)
+    assert Summary.model_validate(json.loads(written)) == s
+    for m in metrics_in(s.to_json()):
         assert set(m) == {"value", "n", "low", "high"}
         assert (m["value"] is not None) or m["low"] is None
         if m["low"] is not None:
             assert m["low"] <= m["value"] <= m["high"]
-    tops = [s["accuracy"], *s["top_k"].values()]
+    tops = [s.accuracy, *s.top_k.values()]
     if n:
-        assert [m["value"] for m in tops] == sorted(m["value"] for m in tops)
+        assert [m.value for m in tops] == sorted(m.value for m in tops)
 
 
 @settings(max_examples=60, deadline=None)
@@ -174,37 +189,38 @@ def test_ties_go_to_the_first_class() -> None:
 
 def test_perfect_and_all_wrong() -> None:
     perfect = summarize(Counts.of([0, 1, 2], np.eye(3)), names(3))
-    assert perfect["accuracy"]["value"] == perfect["accuracy"]["high"] == 1
-    assert perfect["macro_f1"]["value"] == perfect["log_loss_reduction"]["value"] == 1
-    assert perfect["log_loss"]["value"] == 0
-    assert perfect["most_confused"] == []
+    assert perfect.accuracy.value == perfect.accuracy.high == 1
+    assert perfect.macro_f1.value == perfect.log_loss_reduction.value == 1
+    assert perfect.log_loss.value == 0
+    assert perfect.most_confused == []
     wrong = summarize(Counts.of([0, 1, 2], np.eye(3)[[1, 2, 0]]), names(3))
-    assert wrong["accuracy"]["value"] == wrong["accuracy"]["low"] == wrong["macro_f1"]["value"] == 0
-    assert wrong["log_loss"]["value"] == pytest.approx(-math.log(1e-15))
-    assert wrong["log_loss_reduction"]["value"] < -1
+    assert wrong.accuracy.value == wrong.accuracy.low == wrong.macro_f1.value == 0
+    assert wrong.log_loss.value == pytest.approx(-math.log(1e-15))
+    assert wrong.log_loss_reduction.value < -1
 
 
 def test_empty_set_has_no_values() -> None:
     s = summarize(Counts.zero(3), names(3))
-    everything = list(metrics_in(s))
+    everything = list(metrics_in(s.to_json()))
     assert len(everything) == 5 + 1 + 3 * 4
-    assert all(m == {"value": None, "n": 0, "low": None, "high": None} for m in everything)
-    json.dumps(s, allow_nan=False)
+    assert all(m == NOTHING.model_dump() for m in everything)
+    json.dumps(s.to_json(), allow_nan=False)
 
 
 def test_absent_and_never_predicted_classes() -> None:
     # "c" neither occurs nor is predicted; "b" occurs and is never predicted.
     s = summarize(from_confusion([[3, 0, 0], [2, 0, 0], [0, 0, 0]]), ["a", "b", "c"])
-    assert s["macro_accuracy"]["value"] == pytest.approx(0.5)
-    assert s["per_class"]["b"]["precision"] == {"value": None, "n": 0, "low": None, "high": None}
-    assert s["per_class"]["b"]["recall"]["value"] == s["per_class"]["b"]["f1"]["value"] == 0
-    assert s["per_class"]["c"]["f1"]["value"] is None
-    assert s["macro_f1"]["value"] == pytest.approx(6 / 8 / 2)
+    assert s.macro_accuracy.value == pytest.approx(0.5)
+    assert s.per_class["b"].precision == NOTHING
+    assert s.per_class["b"].recall.value == s.per_class["b"].f1.value == 0
+    assert s.per_class["c"].f1.value is None
+    assert s.macro_f1.value == pytest.approx(6 / 8 / 2)
 
 
 def test_one_row_has_a_log_loss_without_interval() -> None:
     s = summarize(Counts.of([0], [[0.5, 0.5]]), names(2))
-    assert s["log_loss"] == {"value": pytest.approx(math.log(2)), "n": 1, "low": None, "high": None}
+    assert (s.log_loss.n, s.log_loss.low, s.log_loss.high) == (1, None, None)
+    assert s.log_loss.value == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_training_alone(place: Place, reference: Done, damage: Damage, left: int
     assert [line.startswith("warning: skipped a checkpoint ") for line in said] == [True] * skipped
     assert before == (EPOCHS if skipped else left)
     assert Done(0, "", "", run).metrics() == reference.metrics()
-    for mine, wanted in zip(trainer.best(str(run)), trainer.best(str(reference.run)), strict=True):
+    for mine, wanted in zip(trainer.best(Run(str(run))), trainer.best(Run(str(reference.run))), strict=True):
         assert mine.epoch == wanted.epoch
         assert mine.arrays.keys() == wanted.arrays.keys()
         for name, array in wanted.arrays.items():

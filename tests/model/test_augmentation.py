@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 from functools import cache
 from typing import Any
@@ -10,9 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from PIL import Image
 
-from flowers.evaluation.sheet import contact_sheet
 from flowers.model.augmentation import KINDS, Augmenter
 
 SIZE, BATCH, CLASSES = 24, 16, 5
@@ -208,16 +205,3 @@ def test_refusals(kind: str, batch: int, workers: int) -> None:
 
 def test_an_odd_share_is_enough_where_nothing_is_mixed() -> None:
     Augmenter("standard", size=8, batch_size=6, workers=2, rank=0, seed=0)
-
-
-def test_contact_sheet() -> None:
-    red, blue = (np.full((40, 30, 3), colour, np.uint8) for colour in ((255, 0, 0), (0, 0, 255)))
-    sheet = np.asarray(Image.open(io.BytesIO(contact_sheet([[red, blue, red], [blue]]))).convert("RGB"))
-    assert sheet.shape == (2 * 44 + 4, 3 * 34 + 4, 3)
-    for top, left, colour in ((0, 0, red), (0, 1, blue), (1, 0, blue)):
-        inside = sheet[4 + 44 * top + 10, 4 + 34 * left + 10]
-        np.testing.assert_allclose(inside, colour[0, 0], atol=12)
-    np.testing.assert_allclose(sheet[60, 60], 255, atol=8)
-    for rows in ([], [[]], [[red, blue[1:]]]):
-        with pytest.raises(ValueError, match="required is one"):
-            contact_sheet(rows)

@@ -1,4 +1,4 @@
-"""The page and the terminal summary: rendered from a realistic report and from hostile ones."""
+"""The page and the text for the terminal: rendered from a realistic report and from hostile ones."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
+import pydantic
 import pytest
+from jinja2 import meta, nodes
 from PIL import Image, ImageDraw
 from rich.cells import cell_len
 from rich.console import Console
 
-from flowers.evaluation.metrics import Counts, summarize
-from flowers.report.html import render_html
-from flowers.report.text import summary
+from flowers.config import MONITORS
+from flowers.evaluation.metrics import Counts, Summary, summarize
+from flowers.report.html import render_html, template
+from flowers.report.record import Report
+from flowers.report.text import render_text
 
 FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 HOSTILE = "<script>alert(1)</script>"
 
 
-def evaluated(classes: list[str], n: int, seed: int) -> dict[str, Any]:
+def evaluated(classes: list[str], n: int, seed: int) -> Summary:
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, len(classes), size=n)
     logits = rng.normal(size=(n, len(classes))) * 1.6
@@ -47,14 +53,15 @@ def thumbnail(seed: int) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> dict[str, Any]:
+def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> Report:
     k = len(classes)
     rows = [(i, classes[i % k], classes[(i + (i == 3)) % k]) for i in range(5)]
     history = [
         {
-            "epoch": e, "loss": 0.11 + 1.45 * 0.72**e, "learning_rate": 0.01 * 0.94**e,
-            "val_accuracy": 0.93 - 0.5 * 0.6**e - 0.0016 * max(0, e - 12), "val_macro_accuracy": 0.92 - 0.5 * 0.6**e,
-            "val_log_loss": 0.24 + 1.2 * 0.68**e + 0.003 * max(0, e - 10), "seconds": 0.31,
+            "epoch": e, "phase": "head" if e < 15 else "tail", "loss": 0.11 + 1.45 * 0.72**e,
+            "learning_rate": 0.01 * 0.94**e, "val_accuracy": 0.93 - 0.5 * 0.6**e - 0.0016 * max(0, e - 12),
+            "val_macro_accuracy": 0.92 - 0.5 * 0.6**e, "val_log_loss": 0.24 + 1.2 * 0.68**e + 0.003 * max(0, e - 10),
+            "seconds": 0.31,
         }
         for e in range(1, 21)
     ]  # fmt: skip
@@ -84,7 +91,7 @@ def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> d
             "total": 96.4, "start": 6.1, "read": 14.2, "features": 58.3, "train": 9.7, "evaluate": 2.4, "save": 3.2,
         },
         "images_per_s": {"features": 62.7, "read": 257.5},
-        "features": {"hits": 0, "computed": 3657, "key": "5d0ce7a1"},
+        "features": {"hits": 0, "computed": 3657, "cache": "runs/cache/features/5d0ce7a1"},
         "backbone": "mobilenet_v3_large", "weights": "imagenet", "weights_sha256": "ab12" * 16, "image_size": 224,
         "precision": "float32", "precision_reason": "the processor has no bfloat16 units", "seed": 7,
         "bundle": "runs/flowers-20261107/bundle",
@@ -92,7 +99,20 @@ def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> d
         "config": {"epochs": 20, "batch_size": 64, "optimizer": {"name": "adam", "learning_rate": 0.01}},
         "versions": {"python": "3.11.7", "keras": "3.15.0", "ray": "2.60.0"},
     }  # fmt: skip
-    return report | changes
+    return Report.model_validate(report | changes)
+
+
+def least(**changes: Any) -> Report:
+    """A report of one class, with everything empty that can be."""
+    empty = summarize(Counts.zero(1), ["one"])
+    report = fake_report(["one"], test=empty, validation=empty, history=[], predictions=[], warnings=[], config={})
+    none = {"train": 0, "validation": 0, "test": 0}
+    data = report.data.model_copy(update={"found": 0, "used": 0, "quarantined": 0, "reasons": {}})
+    split = report.split.model_copy(update=none | {"per_class": {}})
+    timing = report.timing_s.model_validate(dict.fromkeys(type(report.timing_s).model_fields, 0.0))
+    speed = report.images_per_s.model_copy(update={"read": None, "features": None})
+    parts = {"data": data, "split": split, "timing_s": timing, "images_per_s": speed, "versions": {}, "command": ""}
+    return report.model_copy(update=parts | changes)
 
 
 class Page(HTMLParser):
@@ -133,14 +153,14 @@ class Page(HTMLParser):
         self.text += data
 
 
-def terminal(report: dict[str, Any], width: int = 80) -> str:
+def terminal(report: Report, width: int = 80) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(summary(report))
+    Console(file=out, width=width, color_system=None).print(render_text(report))
     return out.getvalue()
 
 
 def test_page_is_complete_and_self_contained() -> None:
-    html = render_html(fake_report())
+    html = render_html(fake_report(trainable="block_12", cut="block_12_add", streamed=True))
     page = Page(html)
     outside = [a for a in page.addresses if not a.startswith(("data:image/", "#", "ledger.parquet"))]
     assert outside == []
@@ -151,7 +171,10 @@ def test_page_is_complete_and_self_contained() -> None:
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("table") == page.tags.count("caption")
     assert page.tags.count("svg") == 2
-    for text in ("Results on test photos", "3,670", "truncated", "62.7", "✗ wrong", "best, epoch 12"):
+    for text in (
+        "Results on test photos", "3,670", "truncated", "62.7", "✗ wrong", "best, epoch 12", "feature cache",
+        "runs/cache/features/5d0ce7a1", "bfloat16", "decoded again each epoch", "block_12", "tail", "9c1f9c1f",
+    ):  # fmt: skip
         assert text in page.text
     assert "does not add up" not in page.text
     assert "sample run" not in page.text
@@ -181,9 +204,9 @@ def test_sample_banner_and_warnings() -> None:
 def test_hostile_texts_are_escaped() -> None:
     classes = [HOSTILE, '"><img src=x onerror=1>', "a & b", "naïve", "雛菊"]
     report = fake_report(classes, name=HOSTILE, command=HOSTILE, warnings=[HOSTILE], config={HOSTILE: HOSTILE})
-    report["data"]["reasons"] = {HOSTILE: 1}
-    report["data"]["source"] = HOSTILE
-    report["predictions"][0] |= {"path": HOSTILE + "\udcff", "thumbnail": "javascript:alert(1)"}
+    data = report.data.model_copy(update={"reasons": {HOSTILE: 1}, "source": HOSTILE})
+    odd = report.predictions[0].model_copy(update={"path": HOSTILE + "\udcff", "thumbnail": "javascript:alert(1)"})
+    report = report.model_copy(update={"data": data, "predictions": [odd, *report.predictions[1:]]})
     page = Page(render_html(report))
     assert "script" not in page.tags
     assert page.tags.count("img") == 4
@@ -219,29 +242,70 @@ def test_without_test_photos_validation_is_reported() -> None:
 
 def test_files_that_do_not_add_up_are_named() -> None:
     report = fake_report()
-    report["data"]["found"] += 2
+    data = report.data.model_copy(update={"found": report.data.found + 2})
+    report = report.model_copy(update={"data": data})
     assert "does not add up: 2 unaccounted for" in Page(render_html(report)).text
 
 
-@pytest.mark.parametrize("key", [None, *fake_report()])
-def test_every_key_is_optional(key: str | None) -> None:
-    report = {} if key is None else fake_report()
-    report.pop(key or "", None)
-    if key not in ("history", "best_epoch", "monitor"):
-        report["history"] = []  # spares the plots, which take most of the time
-    Page(render_html(report))
-    terminal(report)
+def test_the_least_report() -> None:
+    for report in (least(), least(created="", precision_reason=""), least(sample=True)):
+        page = Page(render_html(report))
+        assert page.tags.count("svg") == 0
+        assert "nan" not in page.text.lower().split()
+        assert "–" in terminal(report)
+
+
+def field(model: Any, name: str) -> Any:
+    """What an attribute of a model is declared as; fails when it has none of that name."""
+    found = model.model_fields[name].annotation if name in model.model_fields else getattr(model, name)
+    return found if isinstance(found, type) and issubclass(found, pydantic.BaseModel) else None
+
+
+def test_the_page_reads_what_the_report_has() -> None:
+    """Also in branches that no report of these tests takes; below the first level as far as the types say."""
+    page = template()
+    tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
+    given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
+    assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
+    read = 0
+    for node in tree.find_all(nodes.Getattr):
+        names = [node.attr]
+        while isinstance(node.node, nodes.Getattr):
+            node = node.node
+            names.append(node.attr)
+        if isinstance(node.node, nodes.Name) and node.node.name in ("r", "held"):
+            model: Any = Report if node.node.name == "r" else Summary
+            for name in reversed(names):
+                model = field(model, name) if model is not None else None
+            read += 1
+    assert read > 20
+
+
+def test_a_wrong_name_in_the_template_is_an_error() -> None:
+    environment = template().environment
+    filters = ("percent", "count", "short", "fixed(2)", "value(true)", "interval(true)", "seconds", "css")
+    for wrong in ("{{ r.features.key }}", *(f"{{{{ r.features.key | {name} }}}}" for name in filters)):
+        with pytest.raises((jinja2.UndefinedError, TypeError), match=r"no attribute|Undefined"):
+            environment.from_string(wrong).render(r=fake_report())
 
 
 def test_history_with_gaps_and_one_epoch() -> None:
-    for history in ([{"epoch": 1, "loss": 0.5}], [{"epoch": 1, "loss": None, "val_accuracy": 0.5}], []):
-        Page(render_html(fake_report(history=history, best_epoch=1)))
+    line = fake_report().history[0]
+    gap = line.model_copy(update={"val_accuracy": None, "val_log_loss": None, "phase": None})
+    for history, plots in (([line], 2), ([gap], 1), ([gap, line], 2), ([], 0)):
+        assert Page(render_html(fake_report(history=history, best_epoch=1))).tags.count("svg") == plots
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_the_monitored_metric_is_drawn(monitor: str) -> None:
+    assert f"Validation {monitor.replace('_', ' ')} by epoch" in Page(render_html(fake_report(monitor=monitor))).text
 
 
 @pytest.mark.parametrize("classes", [FLOWERS, ["x" * 70, "雛菊" * 30, "c"]])
 def test_summary_fits_80_columns(classes: list[str]) -> None:
     report = fake_report(classes)
-    report["predictions"][1]["path"] = "deep/" * 40 + "file.jpg"
+    deep = report.predictions[1].model_copy(update={"path": "deep/" * 40 + "file.jpg"})
+    report = report.model_copy(update={"predictions": [report.predictions[0], deep, *report.predictions[2:]]})
     text = terminal(report)
     assert max(cell_len(line) for line in text.splitlines()) <= 80
     assert len(re.findall(r"^\S.* \| original: .+ \| predicted: .+ \(0\.\d\d\)$", text, re.M)) == 5

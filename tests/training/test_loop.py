@@ -157,9 +157,9 @@ def test_the_reported_validation_is_that_of_the_saved_tail(here: Place) -> None:
 def check_summary(plan: Plan, counts: Counts) -> None:
     summary = summarize(counts, CLASSES)
     for name in ("accuracy", "macro_accuracy", "log_loss"):
-        assert lines_of(plan)[-1][f"val_{name}"] == pytest.approx(summary[name]["value"], rel=1e-5)
+        assert lines_of(plan)[-1][f"val_{name}"] == pytest.approx(getattr(summary, name).value, rel=1e-5)
     saved = Counts.from_vector(newest(plan).arrays["validation"], 3)
-    assert summarize(saved, CLASSES)["log_loss"]["value"] == pytest.approx(lines_of(plan)[-1]["val_log_loss"])
+    assert summarize(saved, CLASSES).log_loss.value == pytest.approx(lines_of(plan)[-1]["val_log_loss"])
 
 
 # ---- the same again

@@ -1,0 +1,108 @@
+"""Makes the report of a run out of what its parts found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowers import runs
+from flowers.data.ledger import Ledger
+from flowers.data.listing import Listing
+from flowers.evaluation.evaluate import Evaluation
+from flowers.features.extraction import Extraction
+from flowers.plan import Plan
+from flowers.report.record import (
+    DataUsed,
+    EpochMetrics,
+    FeatureUse,
+    ImagesPerSecond,
+    Report,
+    SideCounts,
+    SplitCounts,
+    StageSeconds,
+)
+from flowers.training.best import BestModel
+
+
+def build_report(
+    command: str,
+    plan: Plan,
+    listing: Listing,
+    extraction: Extraction,
+    best: BestModel,
+    evaluation: Evaluation,
+    seconds: Mapping[str, float],
+) -> Report:
+    """The report of a run that has just ended.
+
+    Args:
+        command: how the job was called.
+        plan: of the run.
+        listing: its files.
+        extraction: what became of them.
+        best: the saved model.
+        evaluation: of that model on the test photos.
+        seconds: what `flowers.progress.Stopwatch.report` returned.
+    """
+    ledger, config = extraction.ledger, plan.config
+    timing = StageSeconds.model_validate(seconds, extra="forbid")  # a new stage must not go missing
+    reading = timing.read + timing.features
+    return Report(
+        created=runs.now(),
+        command=command,
+        name=config.run_name(),
+        sample=listing.drawn,
+        data=_data(listing, ledger),
+        split=_split(ledger),
+        monitor=config.monitor,
+        timing_s=timing,
+        images_per_s=ImagesPerSecond(
+            read=round(ledger.table.num_rows / reading, 1) if reading else None,
+            features=round(extraction.computed / reading, 1) if extraction.computed and reading else None,
+        ),
+        features=FeatureUse(hits=extraction.hits, computed=extraction.computed, cache=plan.cache(plan.features[0])),
+        trainable=config.trainable,
+        augment=config.augment,
+        cut=plan.cut,
+        streamed=plan.streamed,
+        workers=plan.workers,
+        backbone=config.backbone,
+        weights=config.weights,
+        image_size=plan.image_size,
+        precision=plan.precision,
+        precision_reason=plan.precision_reason,
+        seed=config.seed,
+        warnings=ledger.warnings(),
+        config=config.identity(),
+        versions=best.versions,
+        validation=best.validation,
+        best_epoch=best.epoch,
+        history=[EpochMetrics.model_validate(line) for line in best.history],
+        weights_sha256=best.weights_sha256,
+        bundle=best.bundle,
+        test=evaluation.summary,
+        predictions=evaluation.examples,
+    )
+
+
+def _data(listing: Listing, ledger: Ledger) -> DataUsed:
+    return DataUsed(
+        source=listing.source,
+        listed=listing.listed,
+        found=ledger.table.num_rows,
+        used=ledger.used().num_rows,
+        quarantined=ledger.counts().get("quarantined", 0),
+        reasons=ledger.reasons(),
+        classes=list(ledger.classes),
+        per_class={label: sum(sides.values()) for label, sides in ledger.per_class().items()},
+    )
+
+
+def _split(ledger: Ledger) -> SplitCounts:
+    counts = ledger.counts()
+    return SplitCounts(
+        train=counts.get("train", 0),
+        validation=counts.get("validation", 0),
+        test=counts.get("test", 0),
+        per_class={label: SideCounts.model_validate(sides) for label, sides in ledger.per_class().items()},
+        sha256=runs.split_sha256(ledger),
+    )

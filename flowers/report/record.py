@@ -1,0 +1,204 @@
+"""The record of a run: everything its text, its page and report.json say.
+
+The names of the fields are the keys of report.json, but for `schema`. Keys of later versions are ignored; fields with a
+default were added after the first version and may be absent.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flowers.errors import DamagedFile
+from flowers.evaluation.evaluate import Example
+from flowers.evaluation.metrics import Summary
+
+
+class DataUsed(BaseModel, frozen=True):
+    """The photos of a run.
+
+    Attributes:
+        source: where they were listed.
+        listed: files there, before `--per-class`.
+        found: files of the run.
+        used: photos on one of the sides.
+        quarantined: files that were left out.
+        reasons: how many by reason, the most frequent first.
+        classes: names of the classes, in the order of the model's outputs.
+        per_class: photos used by class.
+    """
+
+    source: str
+    listed: int
+    found: int
+    used: int
+    quarantined: int
+    reasons: dict[str, int]
+    classes: list[str]
+    per_class: dict[str, int]
+
+
+class SideCounts(BaseModel, frozen=True):
+    """Photos on each side of the split."""
+
+    train: int
+    validation: int
+    test: int
+
+    @property
+    def total(self) -> int:
+        """Photos on all sides."""
+        return self.train + self.validation + self.test
+
+
+class SplitCounts(SideCounts, frozen=True):
+    """The same by class too, and the hash of who is on which side."""
+
+    per_class: dict[str, SideCounts]
+    sha256: str
+
+
+class StageSeconds(BaseModel, frozen=True):
+    """Wall time of the job and of each of its stages, which add up to it."""
+
+    total: float
+    start: float
+    read: float
+    features: float
+    train: float
+    save: float
+    evaluate: float
+
+    def stages(self) -> list[tuple[str, float]]:
+        """Names and seconds of the stages, in their order."""
+        return [(name, seconds) for name, seconds in self if name != "total"]
+
+
+class ImagesPerSecond(BaseModel, frozen=True):
+    """Speed of the stages that go through all photos; None where nothing was done."""
+
+    read: float | None
+    features: float | None
+
+
+class FeatureUse(BaseModel, frozen=True):
+    """Photos whose features were in the cache, photos they were computed of, and the cache's URI."""
+
+    hits: int
+    computed: int
+    cache: str
+
+
+class EpochMetrics(BaseModel, frozen=True):
+    """A line of metrics.jsonl."""
+
+    epoch: int
+    phase: str | None = None
+    loss: float
+    val_accuracy: float | None
+    val_macro_accuracy: float | None
+    val_log_loss: float | None
+    learning_rate: float
+    seconds: float
+
+    def monitored(self, monitor: str) -> float | None:
+        """The validation metric of that name."""
+        return {
+            "accuracy": self.val_accuracy,
+            "macro_accuracy": self.val_macro_accuracy,
+            "log_loss": self.val_log_loss,
+        }[monitor]
+
+
+class Report(BaseModel, frozen=True):
+    """The record of a finished run; `flowers.report.build` makes it.
+
+    Attributes:
+        created: when, ISO 8601.
+        command: how the job was called.
+        schema_version: of this record, the key `schema`.
+        name: of the run.
+        sample: whether its pictures were drawn.
+        data: its photos.
+        split: photos by side.
+        monitor: the validation metric that decides which epoch is the best.
+        timing_s: seconds by stage.
+        images_per_s: photos a second by stage.
+        features: use of the feature cache.
+        trainable: what of the network was trained.
+        augment: how training photos were varied.
+        cut: layer after which training started.
+        streamed: whether training photos were decoded again each epoch.
+        workers: training processes.
+        backbone: the network without its head.
+        weights: its start weights.
+        image_size: height and width of its input, in pixels.
+        precision: of its computations.
+        precision_reason: why.
+        seed: of everything random.
+        warnings: what one should know before trusting the numbers.
+        config: the options that decide the result.
+        versions: of what the result depends on.
+        validation: metrics of the best epoch on the validation photos.
+        best_epoch: its number.
+        history: metrics of every epoch.
+        weights_sha256: hash of the bundle's weights.
+        bundle: URI of the bundle.
+        test: metrics of the bundle on the test photos.
+        predictions: the first test photos.
+    """
+
+    created: str
+    command: str
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    name: str
+    sample: bool
+    data: DataUsed
+    split: SplitCounts
+    monitor: str
+    timing_s: StageSeconds
+    images_per_s: ImagesPerSecond
+    features: FeatureUse
+    trainable: str = "head"
+    augment: str = "none"
+    cut: str = "pool"
+    streamed: bool = False
+    workers: int = 1
+    backbone: str
+    weights: str
+    image_size: int
+    precision: str
+    precision_reason: str
+    seed: int
+    warnings: list[str]
+    config: dict[str, Any]
+    versions: dict[str, str]
+    validation: Summary
+    best_epoch: int
+    history: list[EpochMetrics]
+    weights_sha256: str
+    bundle: str
+    test: Summary
+    predictions: list[Example]
+
+    def to_json(self) -> str:
+        """The text of report.json; it has no thumbnails."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """The report that a report.json holds.
+
+        Raises:
+            DamagedFile: it holds none; the text names the first key that is wrong.
+        """
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise DamagedFile(f"{place}: {first['msg']}" if place else first["msg"]) from error
+        except ValueError as error:
+            raise DamagedFile(f"it is no JSON: {error}") from error

@@ -1,0 +1,86 @@
+"""The model of the best epoch: taken out of its checkpoint, joined with the backbone, saved as a bundle."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from flowers import __version__, bundle, runs
+from flowers.data.ledger import Ledger
+from flowers.evaluation.metrics import Counts, Summary, summarize
+from flowers.model import classifier, cuts
+from flowers.plan import Plan
+from flowers.training import trainer
+
+
+@dataclass(frozen=True)
+class BestModel:
+    """The saved model of a run.
+
+    Attributes:
+        bundle: URI of the bundle.
+        weights_sha256: hash of its weights.
+        epoch: that they are of.
+        validation: metrics of that epoch.
+        history: a line of metrics for every epoch of the run, as in metrics.jsonl.
+        versions: of what the result depends on.
+    """
+
+    bundle: str
+    weights_sha256: str
+    epoch: int
+    validation: Summary
+    history: list[dict[str, Any]]
+    versions: dict[str, str]
+
+
+def save_best(plan: Plan, ledger: Ledger, network: Any) -> BestModel:
+    """Gives the network the weights of the best epoch and saves it.
+
+    Args:
+        plan: of the run.
+        ledger: its photos.
+        network: what `flowers.model.backbones.build_backbone` returned, with its start weights.
+    """
+    classes, backbone = ledger.classes, plan.config.backbone
+    best, last = trainer.best(plan.run)
+    arrays = best.arrays
+    head = classifier.build_head(
+        arrays["standardize:mean"], arrays["standardize:variance"], len(classes), plan.config.dropout
+    )
+    blocks = cuts.trained_variables(network, backbone, plan.cut) if "tail:0" in arrays else []
+    tail = [variable for block in blocks for variable in block]
+    for kind, variables in (("head", head.trainable_variables), ("tail", tail)):
+        for number, variable in enumerate(variables):
+            variable.assign(arrays[f"{kind}:{number}"])
+    model = classifier.join(network, head)
+    saved = BestModel(
+        bundle=plan.run.bundle,
+        weights_sha256=classifier.weights_sha256(model),
+        epoch=best.epoch,
+        validation=summarize(Counts.from_vector(arrays["validation"], len(classes)), classes),
+        history=last.state["lines"],
+        versions=_versions(),
+    )
+    manifest = {
+        "classes": list(classes),
+        "image_size": plan.image_size,
+        "backbone": backbone,
+        "precision": plan.precision,
+        "start_weights": plan.start_weights,
+        "weights_sha256": saved.weights_sha256,
+        "split_sha256": runs.split_sha256(ledger),
+        "epoch": saved.epoch,
+        "validation": saved.validation.to_json(),
+        "config": plan.config.identity(),
+        "versions": saved.versions,
+    }
+    bundle.save_bundle(model, manifest, saved.bundle)
+    return saved
+
+
+def _versions() -> dict[str, str]:
+    names = ("ray", "tensorflow", "keras", "pyarrow", "numpy", "pillow")
+    return {"flowers": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}
