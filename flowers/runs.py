@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.config import TrainConfig, flag
+from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.split import SIDES
 from flowers.errors import DamagedFile, InputError, first_line
@@ -55,16 +55,13 @@ def read_report(uri: str) -> dict[str, Any]:
 
 def _compare(uri: str, config: TrainConfig) -> None:
     try:
-        before = dict(json.loads(storage.read(storage.join(uri, CONFIG)))["options"])
-    except (ValueError, KeyError, TypeError) as error:
+        before = dict(json.loads(storage.read(storage.join(uri, CONFIG)))["options"].items())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{uri}/{CONFIG} is damaged; --fresh starts over") from error
-    now = config.identity()
-    names = [name for name in now if before.get(name) != now[name]]
-    if names:
-        changes = "; ".join(f"{flag(name)} was {before.get(name)!r}, now {now[name]!r}" for name in names)
+    if changes := config.differences(before):
         raise InputError(
-            f"the run {config.run_name()!r} exists with other options ({changes}); choose another --name, or --fresh "
-            "to start over"
+            f"the run {config.run_name()!r} exists with other options ({'; '.join(changes)}); choose another --name, "
+            "or --fresh to start over"
         )
 
 
