@@ -11,7 +11,7 @@ PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)
 WANTED := Python 3.11 to 3.13 with its venv module (on Debian and Ubuntu also the package python3-venv)
 
 .DEFAULT_GOAL := help
-.PHONY: help train serve test quick check lock clean
+.PHONY: help train serve test quick check docs lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1@/p' Makefile | column -t -s@ 2>/dev/null || sed -n 's/^\([a-z]*\):.*## /  make \1  /p' Makefile
@@ -33,6 +33,9 @@ check: $(VENV)/.installed  ## ruff and mypy only
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
+
+docs: $(VENV)/.installed  ## docs/cli.md, made from the options
+	$(PY) -m docs.cli
 
 lock: $(VENV)/.installed  ## resolve constraints.txt for every supported Python (ARGS="--upgrade": the newest versions)
 	$(PY) -m uv pip compile pyproject.toml -o constraints.txt --custom-compile-command 'make lock' --quiet $(ARGS)

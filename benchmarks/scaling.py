@@ -36,6 +36,7 @@ def one(data: str) -> None:
     """Reads, decodes and splits one folder; prints seconds and the split."""
     from flowers.cluster.session import cluster_shape, ray_session
     from flowers.data import reading
+    from flowers.data.images import MAX_PIXELS
     from flowers.data.ledger import ROW, settle
     from flowers.data.listing import list_photos
 
@@ -49,7 +50,7 @@ def one(data: str) -> None:
         photos = reading.stream_pixels(
             listing.table,
             size=224,
-            max_pixels=10**8,
+            max_pixels=MAX_PIXELS,
             known=reading.digests_array([]),
             readers=cpus,
         )

@@ -14,13 +14,14 @@ import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn
 
 import click
 from rich.console import Console
 
 from flowers.errors import FlowersError, InputError, first_line
+from flowers.options import Option, OptionSet, described, flag
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -40,6 +41,56 @@ class _Output(Console):
         os.dup2(nowhere, 1)
         os.close(nowhere)
         say("warning: nobody reads the output any more; the program goes on without it")
+
+
+class Parameter(click.Option):
+    """An option of a command; what is given for it stays a text, for its model reads and checks it.
+
+    Attributes:
+        described: what its help and its documentation are made from.
+    """
+
+    def __init__(self, option: Option) -> None:
+        kind: dict[str, Any] = {"type": str, "nargs": option.count, "metavar": option.metavar}
+        if option.metavar is None:
+            kind = {"is_flag": True, "default": None}
+        limits = f"; {option.required}" if option.ranged else ""
+        text = f"{option.help}  [default: {option.default}{limits}]"
+        super().__init__([flag(option.name), option.name], help=text, **kind)
+        self.described = option
+
+
+class Command(click.Command):
+    """A command whose help lists the options by their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See `click.Command`."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            title = parameter.described.group if isinstance(parameter, Parameter) else "Other"
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(title, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def command(help: str, *models: type[OptionSet]) -> Callable[[Callable[..., None]], Command]:
+    """Makes a function a command with the options of all `models`; one that is not given is None."""
+    parameters = [Parameter(option) for model in models for option in described(model).values()]
+    settings = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
+
+    def decorate(function: Callable[..., None]) -> Command:
+        return Command(
+            function.__name__, callback=function, params=list(parameters), help=help, context_settings=settings
+        )
+
+    return decorate
+
+
+def given(values: Mapping[str, Any], model: type[OptionSet]) -> dict[str, Any]:
+    """The options of `model` that were given."""
+    return {name: values[name] for name in described(model) if values.get(name) is not None}
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.config import TrainConfig, flag
+from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
@@ -135,16 +135,13 @@ class Run:
 
     def _compare(self, config: TrainConfig) -> None:
         try:
-            before = dict(json.loads(storage.read(self.config))["options"])
-        except (ValueError, KeyError, TypeError) as error:
+            before = dict(json.loads(storage.read(self.config))["options"].items())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedFile(f"{self.config} is damaged; --fresh starts over") from error
-        now = config.identity()
-        names = [name for name in now if before.get(name) != now[name]]
-        if names:
-            changes = "; ".join(f"{flag(name)} was {before.get(name)!r}, now {now[name]!r}" for name in names)
+        if changes := config.differences(before):
             raise InputError(
-                f"the run {self.name!r} exists with other options ({changes}); choose another --name, or --fresh "
-                "to start over"
+                f"the run {self.name!r} exists with other options ({'; '.join(changes)}); choose another --name, or "
+                "--fresh to start over"
             )
 
     def begin(self, config: TrainConfig, ledger: Ledger) -> None:

@@ -6,16 +6,14 @@ import os
 import shlex
 import sys
 from importlib import resources
-from typing import Any
+from typing import Annotated, Any
 
-import click
 import yaml
 
 from flowers import cli
 from flowers.config import TrainConfig
-from flowers.errors import InputError
+from flowers.options import OneOf, OptionSet, described, option
 from jobs import STARTED
-from jobs.options import options
 
 _HELP = """Turn a folder of photos, one sub-folder a class, into a trained and tested image classifier.
 
@@ -33,13 +31,23 @@ def recipe_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _RECIPES.iterdir() if entry.name.endswith(".yaml"))
 
 
+class Start(OptionSet):
+    """Where the options come from that are not given."""
+
+    recipe: Annotated[str, OneOf(tuple(recipe_names()))] | None = option(
+        None,
+        "Named options to start from.",
+        group=described(TrainConfig)["data"].group,
+        result=True,
+        absent="as --data",
+    )
+
+
 def build_config(recipe: str | None, given: dict[str, Any]) -> TrainConfig:
     """Options that were given, over the recipe's, over the defaults; `--data NAME` implies the recipe of that name."""
     if recipe is None:
-        data = given.get("data", "sample")
+        data = given.get("data", TrainConfig.model_fields["data"].default)
         recipe = data if data in recipe_names() else None
-    if recipe is not None and recipe not in recipe_names():
-        raise InputError(f"--recipe: there is no recipe {recipe!r}; there are {', '.join(recipe_names())}")
     values = yaml.safe_load((_RECIPES / f"{recipe}.yaml").read_text("utf-8")) if recipe else {}
     return TrainConfig(**{**values, **given})
 
@@ -49,14 +57,11 @@ def _from_here(path: str) -> str:
     return path.removeprefix(f"{os.getcwd()}/")
 
 
-@click.command(help=_HELP, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
-@click.option("--recipe", help=f"Named options to start from: {', '.join(recipe_names())}.  [default: as --data]")
-@options(TrainConfig)
-def main(recipe: str | None, **values: Any) -> None:
+@cli.command(_HELP, Start, TrainConfig)
+def main(**values: Any) -> None:
     """Parses, runs, reports."""
-    given = {name: value for name, value in values.items() if value is not None}
-    with cli.console(bool(given.get("verbose"))) as out:
-        config = build_config(recipe, given)
+    with cli.console(bool(values["verbose"])) as out:
+        config = build_config(Start(**cli.given(values, Start)).recipe, cli.given(values, TrainConfig))
         from flowers.pipelines import train
         from flowers.report.text import render_text
         from flowers.runs import Run

@@ -11,43 +11,29 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import click
-import pydantic
-
 from flowers import cli, storage
 from flowers.errors import FlowersError, InputError
-from serving.options import Options, Tuning, first_problem
+from serving.options import RUNS, Address, Options, Tuning
 
-_HELP = """Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
+_HELP = f"""Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
 TensorFlow Serving (/v1), the Open Inference Protocol (/v2) and ML.NET's sample.
 
 \b
-The newest run of ./runs:   python -m serving
-A run, a bundle, models:    python -m serving --bundle runs/NAME
+The newest run of ./{RUNS}:   python -m serving
+A run, a bundle, models:    python -m serving --bundle {RUNS}/NAME
 """
 # Ray Serve would run our code in a loop of its own, lest it block: ours does not, and each change of loop costs time.
 _ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+# Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
+_SPARE_S = 5
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-def _options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes each field of `Options`, and of its tuning, an option; one that is not given is None."""
-    fields = {**Options.model_fields, **Tuning.model_fields}
-    for name, field in reversed(fields.items()):
-        if name in ("tuning", "bundle"):
-            continue
-        kind = next((kind for kind in (int, float) if str(field.annotation).count(kind.__name__)), str)
-        default = "none" if field.default is None else field.default
-        flag = f"--{name.replace('_', '-')}"
-        function = click.option(flag, name, type=kind, help=f"{field.description}  [default: {default}]")(function)
-    return function
-
-
-def newest_run(folder: str = "runs") -> str:
+def newest_run(folder: str = RUNS) -> str:
     """The run of `folder` that was finished last.
 
     Raises:
@@ -63,45 +49,40 @@ def newest_run(folder: str = "runs") -> str:
     return max(finished, key=lambda run: os.path.getmtime(os.path.join(run, "report.json")))
 
 
-def build_options(bundle: str | None, given: dict[str, Any]) -> Options:
+def build_options(given: Mapping[str, Any]) -> Options:
     """Options that were given, over the defaults.
 
     Raises:
         InputError: one is wrong.
     """
-    tuning = {name: given.pop(name) for name in Tuning.model_fields if name in given}
-    try:
-        return Options(bundle=storage.absolute(bundle or newest_run()), tuning=Tuning(**tuning), **given)
-    except pydantic.ValidationError as error:
-        raise InputError(f"--{first_problem(error).replace('_', '-')}") from error
+    tuning = {name: given[name] for name in Tuning.model_fields if name in given}
+    plain = {name: given[name] for name in Options.model_fields if name in given}
+    chosen = Options(**{"bundle": "", **plain, "tuning": tuning})
+    return chosen.replace(bundle=storage.absolute(chosen.bundle or newest_run()))
 
 
-@click.command(help=_HELP, context_settings={"max_content_width": 110, "help_option_names": ["-h", "--help"]})
-@click.option("--bundle", help=f"{Options.model_fields['bundle'].description}  [default: the newest run of ./runs]")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at; 0.0.0.0: all.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535), help="Port to listen at.")
-@click.option("--verbose", is_flag=True, help="Show everything that Ray and TensorFlow log.")
-@_options
-def main(bundle: str | None, host: str, port: int, verbose: bool, **values: Any) -> None:
+@cli.command(_HELP, Options, Address)
+def main(**values: Any) -> None:
     """Parses, starts, waits."""
-    with cli.console(verbose) as out:
-        options = build_options(bundle, {name: value for name, value in values.items() if value is not None})
+    with cli.console(bool(values["verbose"])) as out:
+        address = Address(**cli.given(values, Address))
+        options = build_options(cli.given(values, Options))
         from serving.http.middleware import read_tokens
         from serving.inference.versions import find
 
         tokens = read_tokens(options.tokens_file)
         read_tokens(options.admin_token_file)
         found = find(options.bundle, options.name)
-        _check_port(host, port)
+        _check_port(address.host, address.port)
         say = functools.partial(out.print, highlight=False, markup=False)
         say(f"Serving {options.bundle}, version {max(found) if options.version is None else options.version}")
-        if host not in _LOOPBACK:
+        if address.host not in _LOOPBACK:
             who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
-            say(f"WARNING: listening at {host}: {who} who reaches this machine can ask.")
-        with _served(options, host, port, verbose):
-            address = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-            say(f"ready     {address}/    (the API: {address}/docs)")
-            say(f"try       {_curl(options.bundle, address, bool(tokens))}")
+            say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
+        with _served(options, address):
+            url = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{address.port}"
+            say(f"ready     {url}/    (the API: {url}/docs)")
+            say(f"try       {_curl(options.bundle, url, bool(tokens))}")
             _wait_for_the_end()
             say("Stopping: what was accepted is answered.")
 
@@ -115,7 +96,7 @@ def _wait_for_the_end() -> None:
 
 
 @contextmanager
-def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[None]:
+def _served(options: Options, address: Address) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
 
@@ -126,14 +107,14 @@ def _served(options: Options, host: str, port: int, verbose: bool) -> Iterator[N
     from serving.app import build_app
     from serving.metrics import FOLDER
 
-    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(verbose):
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose):
         os.environ[FOLDER] = folder
-        if not verbose:
+        if not address.verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         try:
             try:
-                http = {"host": host, "port": port, "request_timeout_s": options.timeout_s + 5}
-                serve.start(http_options=http, logging_config={"enable_access_log": verbose})
+                http = {"host": address.host, "port": address.port, "request_timeout_s": options.timeout_s + _SPARE_S}
+                serve.start(http_options=http, logging_config={"enable_access_log": address.verbose})
                 serve.run(build_app(options), name=options.name, route_prefix="/")
             except RuntimeError as error:
                 raise FlowersError(f"the server did not start: {_reason(str(error))}") from error

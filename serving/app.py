@@ -49,4 +49,4 @@ def build_app(args: Options) -> Application:
     else:
         options["num_replicas"] = args.replicas
     made = serve.deployment(**options)(serve.ingress()(Classifier))
-    return made.bind(args.model_copy(update={"cpus": cpus}).model_dump())
+    return made.bind(args.replace(cpus=cpus).model_dump())

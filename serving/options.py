@@ -2,93 +2,87 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import model_validator
 
+from flowers.config import TrainConfig
 from flowers.data.images import MAX_PIXELS
+from flowers.options import OptionSet, flag, option, wrong
+
+RUNS: str = TrainConfig.model_fields["storage"].default
 
 
-class Tuning(BaseModel):
+class Tuning(OptionSet):
     """What can be changed while the server runs, as the deployment's `user_config`."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    max_batch_size: int = Field(
-        default=32, ge=1, le=1024, description="Photos that go through the network together, at most."
+    max_batch_size: int = option(
+        32, "Photos that go through the network together, at most.", group="Batches", ge=1, le=1024
     )
-    batch_wait_ms: float = Field(
-        default=0.0,
+    batch_wait_ms: float = option(
+        0.0,
+        "Time that an idle network waits for more photos; while it is busy they gather by themselves.",
         ge=0,
         le=1000,
-        description="Time that an idle network waits for more photos; while it is busy they gather by themselves.",
     )
 
 
-class Options(BaseModel):
+class Options(OptionSet):
     """How a bundle is served."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    bundle: str = Field(
-        description="What to serve: a run folder, a bundle, or a folder MODELS with MODELS/<name>/<number>/ bundles."
+    bundle: str = option(
+        ...,
+        "What to serve: a run folder, a bundle, or a folder MODELS with MODELS/<name>/<number>/ bundles.",
+        group="Model",
+        absent=f"the newest run of ./{RUNS}",
     )
-    name: str = Field(default="flowers", pattern=r"^[A-Za-z0-9_.-]+$", description="The model's name in URLs.")
-    version: int | None = Field(default=None, ge=0, description="Serve this version and no newer one.")
-    watch_s: float = Field(default=2.0, ge=0, description="Look for a new version so often, in seconds; 0 never looks.")
+    name: str = option(
+        "flowers",
+        "The model's name in URLs.",
+        required="letters, digits, '.', '_' and '-'",
+        pattern="^[A-Za-z0-9_.-]+$",
+    )
+    version: int | None = option(None, "Serve this version and no newer one.", absent="the newest", ge=0)
+    watch_s: float = option(2.0, "Look for a new version so often, in seconds; 0 never looks.", ge=0)
     tuning: Tuning = Tuning()
 
-    max_request_bytes: int = Field(default=32 << 20, ge=1, description="Largest request.")
-    max_items: int = Field(default=64, ge=1, description="Photos a request, at most.")
-    max_pixels: int = Field(
-        default=MAX_PIXELS, ge=1, description="Photos with more pixels are refused before decoding."
+    max_request_bytes: int = option(32 << 20, "Largest request.", group="Limits", ge=1)
+    max_items: int = option(64, "Photos a request, at most.", ge=1)
+    max_pixels: int = option(MAX_PIXELS, "Photos with more pixels are refused before decoding.", ge=1)
+    max_wait_s: float = option(3.0, "Photos that would wait longer for the network get 503, in seconds.", gt=0)
+    max_waiting: int = option(512, "Photos that may wait in a replica; a request beyond gets 503.", ge=1)
+    max_held_bytes: int = option(
+        512 << 20, "Bytes of requests in a replica at a time; a request beyond gets 503.", ge=1
     )
-    max_wait_s: float = Field(
-        default=3.0, gt=0, description="Photos that would wait longer for the network get 503, in seconds."
-    )
-    max_waiting: int = Field(
-        default=512, ge=1, description="Photos that may wait in a replica; a request beyond gets 503."
-    )
-    max_held_bytes: int = Field(
-        default=512 << 20, ge=1, description="Bytes of requests in a replica at a time; a request beyond gets 503."
-    )
-    timeout_s: float = Field(default=30.0, gt=0, description="A request that takes longer gets 503, in seconds.")
-    body_timeout_s: float = Field(
-        default=20.0, gt=0, description="A request must have arrived in this time, in seconds."
-    )
-    tokens_file: str | None = Field(
-        default=None, description="A file of bearer tokens, one a line; without, all may ask."
-    )
-    admin_token_file: str | None = Field(default=None, description="A file with the token of POST /admin/reload.")
+    timeout_s: float = option(30.0, "A request that takes longer gets 503, in seconds.", gt=0)
+    body_timeout_s: float = option(20.0, "A request must have arrived in this time, in seconds.", gt=0)
 
-    replicas: int = Field(default=1, ge=1, description="Copies of the model to start with, and to keep at least.")
-    max_replicas: int | None = Field(default=None, ge=1, description="Add replicas up to this number under load.")
-    cpus: float = Field(
-        default=0, ge=0, description="CPUs of a replica; 0 takes all of one machine, divided by the replicas."
-    )
-    gpus: float = Field(default=0, ge=0, description="GPUs of a replica.")
+    tokens_file: str | None = option(None, "A file of bearer tokens, one a line; without, all may ask.", group="Access")
+    admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.")
+
+    replicas: int = option(1, "Copies of the model to start with, and to keep at least.", group="Machine", ge=1)
+    max_replicas: int | None = option(None, "Add replicas up to this number under load.", ge=1)
+    cpus: float = option(0.0, "CPUs of a replica; 0 takes all of one machine, divided by the replicas.", ge=0)
+    gpus: float = option(0.0, "GPUs of a replica.", ge=0)
 
     @model_validator(mode="after")
-    def _consistent(self) -> Options:
+    def _consistent(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas is {self.max_replicas}, required is at least replicas, {self.replicas}")
-        if self.max_request_bytes > self.max_held_bytes:
-            raise ValueError(
-                f"max_request_bytes is {self.max_request_bytes}, required is at most max_held_bytes, "
-                f"{self.max_held_bytes}"
-            )
-        if self.max_items > self.max_waiting:
-            raise ValueError(f"max_items is {self.max_items}, required is at most max_waiting, {self.max_waiting}")
+            raise wrong("max_replicas", self.max_replicas, f"at least {flag('replicas')} ({self.replicas})")
+        for name, limit in (("max_request_bytes", "max_held_bytes"), ("max_items", "max_waiting")):
+            if getattr(self, name) > getattr(self, limit):
+                raise wrong(name, getattr(self, name), f"at most {flag(limit)} ({getattr(self, limit)})")
         return self
+
+
+class Address(OptionSet):
+    """Where `python -m serving` listens, and what it shows; on a cluster serve.yaml says it in Ray's words."""
+
+    host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0: all.", group="Address")
+    port: int = option(8000, "Port to listen at.", ge=1, le=65535)
+    verbose: bool = option(False, "Show everything that Ray and TensorFlow log.")
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
     """The sizes that batches are padded to: powers of two, and the largest."""
     return (*(1 << power for power in range((most - 1).bit_length())), most)
-
-
-def first_problem(error: Any) -> str:
-    """The first thing that pydantic found wrong, as one line."""
-    found = error.errors()[0]
-    where = ".".join(str(part) for part in found["loc"])
-    return f"{where + ': ' if where else ''}{found['msg']}" + (f", received {found['input']!r}" if where else "")

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import pydantic
 from ray import serve
 
-from flowers.errors import BadImage
+from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
 from serving.inference.batching import Batches, Item, Row
 from serving.inference.versions import Loaded, Versions
-from serving.options import Options, Tuning, first_problem
+from serving.options import Options, Tuning
 from serving.service import Answer, BadRequest, Description, Refusal, UnknownVersion
 
 T = TypeVar("T")
 
 # Decoding lets go of the interpreter, and is short beside the network.
 _DECODERS = 2
+_TUNING = Tuning()
 
 
 class Classifier:
@@ -65,9 +65,8 @@ class Classifier:
         """Takes what can be tuned while running. Never raises: Ray Serve would end the replica for it."""
         try:
             tuning = Tuning(**user_config)
-        except (pydantic.ValidationError, TypeError) as error:
-            what = first_problem(error) if isinstance(error, pydantic.ValidationError) else str(error)
-            self._wrong_tuning = f"user_config is refused: {what}"
+        except (InputError, TypeError) as error:
+            self._wrong_tuning = f"user_config is refused: {error}"
             return
         self._wrong_tuning = None
         self._batches.most = tuning.max_batch_size
@@ -145,7 +144,11 @@ class Classifier:
         )
 
     # Many at once: what was gathered gathers once more in `Batches` while the network is busy.
-    @serve.batch(max_batch_size=32, batch_wait_timeout_s=0.0, max_concurrent_batches=1 << 16)
+    @serve.batch(
+        max_batch_size=_TUNING.max_batch_size,
+        batch_wait_timeout_s=_TUNING.batch_wait_ms / 1000,
+        max_concurrent_batches=1 << 16,
+    )
     async def _gather(self, items: list[Item]) -> list[Row | None]:
         return await self._batches.run(items)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import json
 import math
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers.config import BACKBONES, MONITORS, TrainConfig, flag
+from flowers import config as module
+from flowers.config import BACKBONES, TrainConfig
 from flowers.errors import InputError
+from flowers.options import described, flag
 
-FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
+OPTIONS = described(TrainConfig)
 NAN, INF = math.nan, math.inf
 
 WRONG: dict[str, list[Any]] = {
@@ -72,7 +76,7 @@ def test_a_wrong_value_is_named(name: str, value: Any) -> None:
     with pytest.raises(InputError) as caught:
         TrainConfig(**{name: value})
     text = str(caught.value)
-    shown = " ".join(map(str, map(float, value))) if name == "split" else value
+    shown = " ".join(map(str, value)) if name == "split" else value
     assert text.startswith(f"{flag(name)}: received {shown!r}, required is ")
     assert len(text.splitlines()) == 1
 
@@ -91,19 +95,20 @@ def test_the_head_alone_takes_no_random_views(augment: str) -> None:
     TrainConfig(augment="flip")
 
 
-def test_defaults_are_valid_and_every_option_has_help() -> None:
-    config = TrainConfig()
-    assert config.split == (0.7, 0.27, 0.03)
-    for field in dataclasses.fields(config):
-        assert len(field.metadata["help"]) > 10
-        assert field.metadata["help"].endswith(".")
+def test_every_option_has_help_a_group_and_a_word_on_the_result() -> None:
+    assert TrainConfig().split == (0.7, 0.27, 0.03)
+    for option in OPTIONS.values():
+        assert len(option.help) > 10
+        assert option.help.endswith(".")
+        assert option.group
+        assert option.result in (True, False), f"{option.name}: is it deciding or neutral?"
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         *[("backbone", name) for name in BACKBONES],
-        *[("monitor", name) for name in MONITORS],
+        *[("monitor", name) for name in OPTIONS["monitor"].choices],
         ("split", [0.8, 0.2, 0]),
         ("seed", (1 << 31) - 1),
         ("feature_actors", "0"),
@@ -152,13 +157,87 @@ CHANGES: dict[str, Any] = {
 
 
 def test_every_other_option_is() -> None:
-    assert set(CHANGES) | set(WHERE) == set(FIELDS), "a new option: say in CHANGES or WHERE what it decides"
+    assert set(CHANGES) | set(WHERE) == set(OPTIONS), "a new option: say in CHANGES or WHERE what it decides"
     assert not set(CHANGES) & set(WHERE)
     plain = TrainConfig()
     for name, value in CHANGES.items():
         changed = TrainConfig(**{name: value})
         assert {key for key, was in plain.identity().items() if changed.identity()[key] != was} == {name}
         assert changed.run_name() != plain.run_name()
+
+
+# What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.
+IDENTITIES: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "e2a624e093efc467", "sample-resnet50v2-44136fa3"),
+    ({"name": "mine", "workers": "4", "auto_batch": True}, "e2a624e093efc467", "mine"),
+    (
+        {
+            "data": "/x/photos", "backbone": "mobilenetv2", "weights": "random", "image_size": 64, "epochs": 3,
+            "per_class": 12,
+        },
+        "bb157ebfcecc200b",
+        "photos-mobilenetv2-84457db5",
+    ),
+    (
+        {
+            "split": (0.8, 0.2, 0), "trainable": "stage5", "augment": "strong", "learning_rate": 0.5,
+            "warmup_epochs": 2.0, "seed": 7, "optimizer": "sgd", "monitor": "accuracy", "split_file": "s.parquet",
+        },
+        "ad04045cc99a50e7",
+        "sample-resnet50v2-d7db2a5b",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "sha256", "name"), IDENTITIES)
+def test_identity_and_name_stay(options: dict[str, Any], sha256: str, name: str) -> None:
+    config = TrainConfig(**options)
+    text = json.dumps(config.identity(), sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == sha256
+    assert config.run_name() == name
+
+
+def test_a_number_is_the_same_however_it_is_written() -> None:
+    written = TrainConfig(learning_rate="1", warmup_epochs=2, split=["0.8", "0.2", 0], seed="7", name=2024)
+    assert written == TrainConfig(learning_rate=1.0, warmup_epochs=2.0, split=(0.8, 0.2, 0.0), seed=7, name="2024")
+
+
+def test_a_new_option_changes_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = TrainConfig(epochs=3)
+    known = TrainConfig.identity
+    monkeypatch.setattr(TrainConfig, "identity", lambda self: {**known(self), "resize": "crop"})
+    assert TrainConfig(epochs=3).run_name() == before.run_name()
+
+
+def test_what_keeps_a_run_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(epochs=3)
+    before = config.identity()
+    assert config.differences(before) == []
+    del before["dropout"]
+    assert config.differences(before) == [], "new since then, and its default"
+    assert config.replace(dropout=0.5).differences(before) == ["--dropout was 0.2, now 0.5"]
+    assert config.differences({**before, "workers": "2"}) == [], "was part of the identity, is no more"
+    assert config.differences({**before, "resize": "squash", "epochs": 4}) == [
+        "--epochs was 4, now 3",
+        "--resize was 'squash', now there is no such option",
+    ]
+    monkeypatch.setitem(module.REMOVED, "resize", "crop")
+    assert config.differences({**before, "resize": "crop"}) == []
+    assert config.differences({**before, "resize": "squash"})
+
+
+def test_a_config_travels_and_does_not_change() -> None:
+    config = TrainConfig(epochs=3, split=(0.8, 0.2, 0))
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
+    with pytest.raises(ValueError, match="frozen"):
+        config.epochs = 4  # type: ignore[misc]
+    other = config.replace(epochs=4)
+    assert (config.epochs, other.epochs, other.split) == (3, 4, config.split)
+    with pytest.raises(InputError, match="--epochs: received 0, required is 1 or more"):
+        config.replace(epochs=0)
+    with pytest.raises(InputError, match="--augment: received 'strong'"):
+        config.replace(augment="strong")
 
 
 def test_the_name_is_the_same_in_every_process() -> None:

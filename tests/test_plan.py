@@ -60,8 +60,8 @@ def test_each_cache_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
         dataclasses.replace(plan, image_size=96),
         dataclasses.replace(plan, start_weights="imagenet"),
         dataclasses.replace(plan, precision="bfloat16"),
-        dataclasses.replace(plan, config=dataclasses.replace(plan.config, backbone="resnet50")),
-        dataclasses.replace(plan, config=dataclasses.replace(plan.config, max_pixels=1000)),
+        dataclasses.replace(plan, config=plan.config.replace(backbone="resnet50")),
+        dataclasses.replace(plan, config=plan.config.replace(max_pixels=1000)),
     ]
     places = [other.cache(other.feature("pool")) for other in others]
     places += [

@@ -135,6 +135,22 @@ def test_other_options_are_named_with_both_values(config: TrainConfig, folder: P
     assert contents(folder) == before
 
 
+def test_a_run_goes_on_after_an_upgrade(config: TrainConfig, folder: Path) -> None:
+    begun(config)
+    stored = json.loads((folder / "config.json").read_text())
+    for name in ("layer_decay", "monitor"):
+        del stored["options"][name]
+    (folder / "config.json").write_text(json.dumps(stored))
+    before = contents(folder)
+    begun(config)
+    assert contents(folder) == before
+    text = refusal(other(config, monitor="accuracy"))
+    assert "exists with other options (--monitor was 'log_loss', now 'accuracy'); choose another" in text
+    stored["options"]["resize"] = "squash"
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert "(--resize was 'squash', now there is no such option)" in refusal(config)
+
+
 def test_fresh_starts_over(config: TrainConfig, folder: Path) -> None:
     begun(config)
     (folder / "report.json").write_text("{}")
@@ -164,7 +180,20 @@ def test_a_storage_that_cannot_be_written(config: TrainConfig, folder: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "5", "{}", '{"options": 5}', '{"options": null}', '{"options": "x"}', "\xff"]
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "5",
+        "{}",
+        '{"options": 5}',
+        '{"options": null}',
+        '{"options": []}',
+        '{"options": "x"}',
+        "\xff",
+    ],
 )
 def test_a_damaged_config(config: TrainConfig, folder: Path, text: str) -> None:
     begun(config)

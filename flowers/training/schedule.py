@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from flowers.config import TrainConfig
+from flowers.config import HEAD_EPOCHS, TAIL_EPOCHS, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Phase:
 def phases(config: TrainConfig) -> list[Phase]:
     """First the head alone, so that its first, wild gradients do not reach the network; then the tail with it."""
     if config.trainable == "head":
-        return [Phase("head", config.epochs or 60, config.learning_rate)]
+        return [Phase("head", config.epochs or HEAD_EPOCHS, config.learning_rate)]
     return [
         Phase("head", config.head_epochs, config.learning_rate),
-        Phase("tail", config.epochs or 12, config.tail_learning_rate),
+        Phase("tail", config.epochs or TAIL_EPOCHS, config.tail_learning_rate),
     ]
 
 

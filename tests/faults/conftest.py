@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowers.config import TrainConfig, flag
+from flowers.config import TrainConfig
+from flowers.options import flag
 from tests.e2e.conftest import Done, Job, command, draw
 from tests.e2e.conftest import job as job
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -93,7 +92,7 @@ class Place:
 
     def plan(self, name: str, config: TrainConfig, **changes: Any) -> Plan:
         """The plan of a run, whose folder has its split from then on, and whose caches are filled."""
-        config = dataclasses.replace(config, storage=str(self.folder), name=name)
+        config = config.replace(storage=str(self.folder), name=name)
         (self.folder / name).mkdir(parents=True, exist_ok=True)
         pq.write_table(self.photos.split, self.folder / name / "split.parquet")
         found = {

@@ -135,14 +135,14 @@ def test_what_later_versions_add_is_ignored() -> None:
 def test_a_damaged_report(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "report.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DamagedFile, match=rf"report\.json is damaged \({says}.*--fresh starts over") as caught:
-        read_report(str(tmp_path))
+        read_report(Run(str(tmp_path)))
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
     report = Report.from_json(json.dumps(written() | {"command": "--data \udcff"}))
-    write_report(str(tmp_path), report)
-    assert read_report(str(tmp_path)) == report
+    write_report(Run(str(tmp_path)), report)
+    assert read_report(Run(str(tmp_path))) == report
 
 
 def build(tmp_path: Path, **seconds: float) -> Report:
@@ -193,11 +193,11 @@ def test_a_report_is_built_and_kept(tmp_path: Path) -> None:
     assert report.split.total == sum(sides.total for sides in report.split.per_class.values()) == 40
     assert (report.images_per_s.read, report.images_per_s.features) == (5.1, 3.8)
     assert report.features.cache.startswith(f"{tmp_path}/cache/features/")
-    write_report(str(tmp_path), report)
+    write_report(Run(str(tmp_path)), report)
     assert "thumbnail" not in (tmp_path / runs.REPORT).read_text()
     assert "data:image/jpeg;base64,x" in (tmp_path / "report.html").read_text()
     shown = [example.model_copy(update={"thumbnail": ""}) for example in report.predictions]
-    assert read_report(str(tmp_path)) == report.model_copy(update={"predictions": shown})
+    assert read_report(Run(str(tmp_path))) == report.model_copy(update={"predictions": shown})
 
 
 def test_a_stage_that_the_report_does_not_know_is_refused(tmp_path: Path) -> None:

@@ -21,8 +21,9 @@ from PIL import Image, ImageDraw
 from rich.cells import cell_len
 from rich.console import Console
 
-from flowers.config import MONITORS
+from flowers.config import TrainConfig
 from flowers.evaluation.metrics import Counts, Summary, summarize
+from flowers.options import described
 from flowers.report.html import render_html, template
 from flowers.report.record import Report
 from flowers.report.text import render_text
@@ -296,7 +297,7 @@ def test_history_with_gaps_and_one_epoch() -> None:
         assert Page(render_html(fake_report(history=history, best_epoch=1))).tags.count("svg") == plots
 
 
-@pytest.mark.parametrize("monitor", MONITORS)
+@pytest.mark.parametrize("monitor", described(TrainConfig)["monitor"].choices)
 def test_the_monitored_metric_is_drawn(monitor: str) -> None:
     assert f"Validation {monitor.replace('_', ' ')} by epoch" in Page(render_html(fake_report(monitor=monitor))).text
 

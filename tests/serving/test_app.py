@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
+from serving.options import Address, Options, Tuning
 from tests.serving.server import publish
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
@@ -42,8 +43,23 @@ def test_options_become_those_of_the_deployment() -> None:
 
 
 def test_a_wrong_option_is_named() -> None:
-    with pytest.raises(ValidationError, match="max_itms"):
-        built({"bundle": "x", "max_itms": 3})
+    for wrong, text in {
+        "max_itms": "--max-itms: there is no such option",
+        "max_items": "--max-items: received 0, required is 1 or more",
+    }.items():
+        with pytest.raises(InputError, match=f"^{text}$"):
+            built({"bundle": "x", wrong: 0})
+    with pytest.raises(InputError, match=r"^--bundle is missing$"):
+        built({})
+
+
+def test_the_config_file_shows_the_defaults() -> None:
+    (application,) = CONFIG["applications"]
+    assert application["deployments"][0]["user_config"] == Tuning().model_dump()
+    assert {name: CONFIG["http_options"][name] for name in ("host", "port")} == Address().model_dump(
+        exclude={"verbose"}
+    )
+    assert CONFIG["http_options"]["request_timeout_s"] > Options(bundle="x").timeout_s
 
 
 def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

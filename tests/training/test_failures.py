@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ def test_auto_batch_goes_on_with_parts_and_gives_the_same(
     apart = ("phase", "seconds")
     for mine, other in zip(lines_of(plain, *apart), lines_of(plan, *apart), strict=True):
         assert mine == pytest.approx(other, rel=1e-5)
-    assert dataclasses.replace(plan.config, auto_batch=False).identity() == plain.config.identity()
+    assert plan.config.replace(auto_batch=False).identity() == plain.config.identity()
 
 
 @pytest.mark.usefixtures("tiny")
