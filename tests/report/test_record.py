@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from flowers import runs
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, settle
 from flowers.data.listing import LISTING, Listing
@@ -194,7 +193,7 @@ def test_a_report_is_built_and_kept(tmp_path: Path) -> None:
     assert (report.images_per_s.read, report.images_per_s.features) == (5.1, 3.8)
     assert report.features.cache.startswith(f"{tmp_path}/cache/features/")
     write_report(Run(str(tmp_path)), report)
-    assert "thumbnail" not in (tmp_path / runs.REPORT).read_text()
+    assert "thumbnail" not in Path(Run(str(tmp_path)).report).read_text()
     assert "data:image/jpeg;base64,x" in (tmp_path / "report.html").read_text()
     shown = [example.model_copy(update={"thumbnail": ""}) for example in report.predictions]
     assert read_report(Run(str(tmp_path))) == report.model_copy(update={"predictions": shown})
