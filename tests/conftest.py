@@ -86,6 +86,20 @@ def stop_ray() -> None:
     _shared_ray.close()
 
 
+# Tests that cannot run where CI does, by the reason that they give.
+CANNOT = ("root writes everywhere",)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI a test that was skipped without need counts as one that failed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = [str(report.longrepr) for report in reporter.stats.get("skipped", [])] if reporter else []
+    needless = [text for text in skipped if not any(reason in text for reason in CANNOT)]
+    if os.environ.get("CI") and needless:
+        reporter.write_line(f"{len(needless)} test(s) that CI can run were skipped: {needless[0]}", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_unconfigure() -> None:
     stop_ray()
 
