@@ -43,7 +43,8 @@ def main() -> None:
         command += ["--trainable", arguments.trainable, "--head-epochs", "2", "--epochs", str(arguments.epochs)]
         command += ["--patience", "0", "--workers", str(arguments.workers), *more]
         job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
-        metrics, sizes = Path(storage, "memory", "metrics.jsonl"), []
+        metrics = Path(storage, "memory", "metrics.jsonl")
+        sizes: list[float] = []
         while job.poll() is None:
             lines = metrics.read_text().count("\n") if metrics.exists() else 0
             if lines > len(sizes):

@@ -34,7 +34,8 @@ def multiply(data: Path, folder: Path, times: int) -> int:
 
 def one(data: str) -> None:
     """Reads, decodes and splits one folder; prints seconds and the split."""
-    from flowers.cluster.session import cluster_shape, ray_session
+    from flowers.cluster.nodes import cluster_nodes
+    from flowers.cluster.session import ray_session
     from flowers.data import reading
     from flowers.data.images import MAX_PIXELS
     from flowers.data.ledger import ROW, settle
@@ -43,7 +44,7 @@ def one(data: str) -> None:
     with ray_session(verbose=False):
         import pyarrow as pa
 
-        _, cpus, _ = cluster_shape()
+        cpus = int(sum(node.cpus for node in cluster_nodes()))
         began = time.perf_counter()
         listing = list_photos(data, datasets="", per_class=None, seed=0)
         listed = time.perf_counter()

@@ -29,7 +29,7 @@ from typing import Any
 
 import aiohttp  # Ray's own
 
-from benchmarks.serve_speed import ROOT
+from benchmarks.train_speed import ROOT
 from tests.faults.processes import end, members
 from tests.serving.server import Server, damage, serve
 

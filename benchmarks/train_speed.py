@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def subset(data: str, folder: str, per_class: int) -> str:
     return folder
 
 
-def show(case: str, rows: list[tuple[float, ...]], names: tuple[str, ...], target: str) -> None:
+def show(case: str, rows: Sequence[tuple[float, ...]], names: tuple[str, ...], target: str) -> None:
     """One line: the medians, and the median of the rounds' ratios of the first two."""
     medians = "  ".join(
         f"{name} {statistics.median(column):.1f}" for name, column in zip(names, zip(*rows, strict=True), strict=True)

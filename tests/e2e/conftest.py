@@ -35,7 +35,7 @@ class Done:
 
     @property
     def report(self) -> dict[str, Any]:
-        return json.loads((self.run / "report.json").read_text())
+        return dict(json.loads((self.run / "report.json").read_text()))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl without the times."""

@@ -63,7 +63,7 @@ class Server:
         return self.post(f"/predict{query}", photo, headers={"Content-Type": "image/jpeg"})
 
     def version(self) -> str:
-        return self.status()["version"]
+        return str(self.status()["version"])
 
     def status(self) -> dict[str, Any]:
         status: dict[str, Any] = json.loads(self.get("/v1/models/flowers").text)["model_version_status"][0]
@@ -93,6 +93,7 @@ def serve(bundle: Path, logs: Path, *arguments: object) -> Iterator[Server]:
     ]
     with running(words, logs) as job:
         found = job.until(lambda: re.search(r"^ready +(http\S+?)/ ", job.out.read_text(), re.MULTILINE), pause=0.05)
+        assert found
         server = Server(found[1], job)
         yield server
         if job.process.poll() is None:
