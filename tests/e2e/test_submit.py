@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.conftest import stop_ray
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, draw, environment
 
 RAY = Path(sys.executable).parent / "ray"
@@ -27,6 +28,7 @@ def free_port() -> int:
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head of its own, as `ray start --head` makes it: the address of its jobs, and the environment to use."""
+    stop_ray()  # two on one machine would want the same port for the agent that starts jobs
     port, dashboard = free_port(), free_port()
     env = {**environment(), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     # As a cluster should be: nobody without the token submits jobs to it.
@@ -59,7 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
 
 
 def test_submitted_job_ends_with_the_same_metrics(
-    job: Job, cluster: tuple[str, dict[str, str]], tmp_path: Path
+    process: Job, cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
     address, env = cluster
     data = draw(tmp_path / "data", classes=3, each=12)
@@ -75,7 +77,7 @@ def test_submitted_job_ends_with_the_same_metrics(
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     submitted = Done(0, done.stdout, done.stderr, tmp_path / "submitted" / "run")
-    local = job(tmp_path / "local", "run", *options)
+    local = process(tmp_path / "local", "run", *options)
     assert submitted.metrics() == local.metrics()
     assert submitted.report["test"] == local.report["test"]
     assert submitted.report["weights_sha256"] == local.report["weights_sha256"]
