@@ -10,17 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowers.errors import InputError
+from flowers.model.registry import BACKBONES, trainable_help
 
-BACKBONES = (
-    "resnet50v2",
-    "resnet101v2",
-    "resnet152v2",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "mobilenetv2",
-    "inceptionv3",
-)
 # Options that change where and how a run is computed, not what comes out: an unfinished run may go on with others.
 _WHERE = (
     "storage",
@@ -65,7 +56,7 @@ class TrainConfig:
     max_bad_fraction: float = option(0.1, "Stop if more than this fraction of the files is unusable.")
     max_pixels: int = option(100_000_000, "Refuse pictures of more pixels, before decoding them.")
 
-    backbone: str = option("resnet50v2", "The network whose last layer is replaced and trained.", BACKBONES)
+    backbone: str = option("resnet50v2", "The network whose last layer is replaced and trained.", tuple(BACKBONES))
     weights: str = option(
         "imagenet",
         "Start weights of the backbone: imagenet (downloaded by Keras), random, or a .weights.h5, .h5 or .keras file.",
@@ -83,8 +74,8 @@ class TrainConfig:
 
     trainable: str = option(
         "head",
-        "How deep to train: head (the last layer), stage5, stage4 or stage3 (a ResNet from that stage on), all, or a "
-        "block's name where there are no stages (mobilenetv2: block_1 to block_16; inceptionv3: mixed1 to mixed10).",
+        "How deep to train: head (the last layer), all, or the name of a part, to train the network from there on: "
+        f"{trainable_help()}.",
     )
     augment: str = option(
         "none",

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers.config import BACKBONES, MONITORS, TrainConfig, flag
+from flowers.config import MONITORS, TrainConfig, flag
 from flowers.errors import InputError
+from flowers.model.registry import BACKBONES
 
 FIELDS = [field.name for field in dataclasses.fields(TrainConfig)]
 NAN, INF = math.nan, math.inf

@@ -20,6 +20,7 @@ from flowers.errors import InputError
 from flowers.features.cache import FrozenPart, Target
 from flowers.features.extraction import Frozen, Ingested, fill, ingest, open_caches
 from flowers.model import backbones, cuts
+from flowers.model.registry import BACKBONES
 from flowers.outcome import describe, measure, save_best
 from flowers.plan import Plan, choose_inputs
 from flowers.progress import Stopwatch
@@ -127,7 +128,7 @@ def _plan(config: TrainConfig, uri: str, cut: str, nodes: list[Node], actors: in
     return Plan(
         config=config,
         uri=uri,
-        image_size=config.image_size or backbones.REGISTRY[config.backbone].image_size,
+        image_size=config.image_size or BACKBONES[config.backbone].image_size,
         weights=config.weights if config.weights in ("imagenet", "random") else storage.absolute(config.weights),
         start_weights=backbones.weights_key(config.backbone, config.weights),
         precision=precision,
