@@ -10,19 +10,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, model_validator
 
+from flowers import storage
+from flowers import storage
 from flowers.data.images import MAX_PIXELS
+from flowers.model.registry import BACKBONES, trainable_help
 from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 
-BACKBONES = (
-    "resnet50v2",
-    "resnet101v2",
-    "resnet152v2",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "mobilenetv2",
-    "inceptionv3",
-)
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
 # Options that are no more, each with the value that means what is done now: a run that began with it may go on, one
@@ -88,7 +81,7 @@ class TrainConfig(OptionSet):
     max_bad_fraction: float = deciding(0.1, "Stop if more than this fraction of the files is unusable.", ge=0, le=1)
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)
 
-    backbone: Annotated[str, OneOf(BACKBONES)] = deciding(
+    backbone: Annotated[str, OneOf(tuple(BACKBONES))] = deciding(
         "resnet50v2", "The network whose last layer is replaced and trained.", group="Network"
     )
     weights: str = deciding(
@@ -104,8 +97,8 @@ class TrainConfig(OptionSet):
 
     trainable: str = deciding(
         "head",
-        "How deep to train: head (the last layer), stage5, stage4 or stage3 (a ResNet from that stage on), all, or a "
-        "block's name where there are no stages (mobilenetv2: block_1 to block_16; inceptionv3: mixed1 to mixed10).",
+        "How deep to train: head (the last layer), all, or the name of a part, to train the network from there on: "
+        f"{trainable_help()}.",
         group="Training",
     )
     augment: Literal["none", "flip", "standard", "strong"] = deciding(
@@ -242,6 +235,6 @@ class TrainConfig(OptionSet):
         defaults = TrainConfig().identity()
         chosen = {name: value for name, value in self.identity().items() if value != defaults[name]}
         digest = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:8]
-        stem = self.data.rstrip("/").rsplit("/", 1)[-1].split(".")[0] or "data"
+        stem = storage.name(self.data).split(".")[0] or "data"
         plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)
         return f"{plain[:40]}-{self.backbone}-{digest}"

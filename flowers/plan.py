@@ -11,6 +11,7 @@ from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec
 from flowers.model import backbones, cuts
+from flowers.model.registry import BACKBONES
 from flowers.runs import Run
 
 
@@ -118,7 +119,7 @@ class Plan:
 
 def image_size(config: TrainConfig) -> int:
     """Height and width that the network sees: as asked, or what the backbone was made for."""
-    return config.image_size or backbones.REGISTRY[config.backbone].image_size
+    return config.image_size or BACKBONES[config.backbone].image_size
 
 
 def make_plan(config: TrainConfig, facts: Facts) -> Plan:

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers import config as module
-from flowers.config import BACKBONES, TrainConfig
+from flowers.config import TrainConfig
 from flowers.errors import InputError
+from flowers.model.registry import BACKBONES
 from flowers.options import described, flag
 
 OPTIONS = described(TrainConfig)

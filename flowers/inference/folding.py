@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from flowers.model.depthwise import is_depthwise
+
 Array = npt.NDArray[np.float32]
 
 
@@ -83,7 +85,7 @@ def _is_plain(layer: Any) -> bool:
     return (
         type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
         and layer.data_format == "channels_last"
-        and getattr(layer, "groups", 1) == 1
+        and (getattr(layer, "groups", 1) == 1 or is_depthwise(layer))
         and tuple(layer.dilation_rate) == (1, 1)
         and layer.activation is keras.activations.linear
         and getattr(layer, "depth_multiplier", 1) == 1
@@ -100,7 +102,9 @@ def _factor_and_offset(norm: Any) -> tuple[Array, Array]:
 
 def _convolution(layer: Any, norm: Any) -> Any:
     kernel, bias = layer.kernel.numpy(), layer.bias.numpy() if layer.use_bias else 0.0
-    deep = kernel.shape[-1] == 1 and hasattr(layer, "depth_multiplier")
+    if is_depthwise(layer):
+        kernel = kernel.transpose(0, 1, 3, 2)
+    deep = is_depthwise(layer) or hasattr(layer, "depth_multiplier")
     if norm is not None:
         factor, offset = _factor_and_offset(norm)
         kernel = kernel * (factor[:, None] if deep else factor)

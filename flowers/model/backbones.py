@@ -9,7 +9,6 @@ import importlib.metadata
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,41 +16,12 @@ import numpy as np
 from flowers import storage
 from flowers.errors import InputError, first_line
 from flowers.model.cuts import POOL, SCALE
+from flowers.model.depthwise import use_depthwise
+from flowers.model.registry import BACKBONES, Preprocessing
 
 NAMED_WEIGHTS = ("imagenet", "random")
 # Random weights have a seed of their own: another --seed need not compute all features again.
 RANDOM_SEED = 1
-# Mean of ImageNet in blue, green, red, subtracted by the Caffe models (keras.applications, mode "caffe").
-_CAFFE_MEAN = (103.939, 116.779, 123.68)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What `keras.applications` calls a backbone and how it is fed.
-
-    Attributes:
-        builder: its function in `keras.applications`.
-        image_size: height and width it was trained at, in pixels.
-        scaling: "tf" scales to [-1, 1]; "caffe" swaps to BGR and subtracts the mean.
-        smallest: height and width it needs at least, in pixels.
-    """
-
-    builder: str
-    image_size: int = 224
-    scaling: str = "tf"
-    smallest: int = 32
-
-
-REGISTRY = {
-    "resnet50v2": Spec("ResNet50V2"),
-    "resnet101v2": Spec("ResNet101V2"),
-    "resnet152v2": Spec("ResNet152V2"),
-    "resnet50": Spec("ResNet50", scaling="caffe"),
-    "resnet101": Spec("ResNet101", scaling="caffe"),
-    "resnet152": Spec("ResNet152", scaling="caffe"),
-    "mobilenetv2": Spec("MobileNetV2"),
-    "inceptionv3": Spec("InceptionV3", image_size=299, smallest=75),
-}
 
 
 def resolve_precision(precision: str, gpus: int = 0) -> tuple[str, str]:
@@ -130,7 +100,7 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
     """Builds the frozen network.
 
     Args:
-        name: a key of `REGISTRY`.
+        name: a key of `BACKBONES`.
         weights: "imagenet", "random", or the path of a weights file for this backbone.
         image_size: height and width of the input, in pixels.
         precision: "float32" or "bfloat16".
@@ -144,17 +114,18 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
     """
     import keras
 
-    spec = REGISTRY[name]
-    if image_size < spec.smallest:
-        raise InputError(f"--image-size: received {image_size}, required for {name} is {spec.smallest} or more")
+    row = BACKBONES[name]
+    if image_size < row.smallest:
+        raise InputError(f"--image-size: received {image_size}, required for {name} is {row.smallest} or more")
     check_weights(weights)
     with arithmetic(precision):
         try:
-            body = getattr(keras.applications, spec.builder)(
+            body = getattr(keras.applications, row.constructor)(
                 include_top=False,
                 weights="imagenet" if weights == "imagenet" else None,
                 input_shape=(image_size, image_size, 3),
-                name=name,
+                name=row.weights or name,
+                **({"include_preprocessing": False} if row.scales_itself else {}),
             )
         except Exception as error:
             if weights != "imagenet":
@@ -163,29 +134,28 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
                 f"--weights imagenet could not be downloaded for {name} ({first_line(error)}); check the connection, "
                 "or give --weights random or a weights file"
             ) from error
+        body.name = name
+        use_depthwise(body)
         if weights == "random":
             _randomize(body)
         elif weights != "imagenet":
             _load(body, name, weights)
         body.trainable = False
         pixels = keras.Input((image_size, image_size, 3), dtype="uint8", name="pixels")
-        features = body(_scaled(pixels, spec.scaling), training=False)
+        features = body(_scaled(pixels, row.preprocessing), training=False)
         # Averaged in float32: the mean of 49 bfloat16 numbers would lose the bits that tell classes apart.
         pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=POOL)(features)
         return keras.Model(pixels, pooled, name="frozen")
 
 
-def _scaled(pixels: Any, scaling: str) -> Any:
+def _scaled(pixels: Any, how: Preprocessing) -> Any:
     import keras
 
+    if how.reverse:
+        pixels = keras.ops.flip(keras.ops.cast(pixels, "float32"), axis=-1)
+    factor, offset = (list(value) if isinstance(value, tuple) else value for value in (how.factor, how.offset))
     # In float32, rounded once on the way into the first convolution; bfloat16 would round twice and take longer.
-    def scale(factor: float, offset: Any) -> Any:
-        return keras.layers.Rescaling(factor, offset=offset, dtype="float32", name=SCALE)
-
-    if scaling == "tf":
-        return scale(1 / 127.5, -1.0)(pixels)
-    blue_green_red = keras.ops.flip(keras.ops.cast(pixels, "float32"), axis=-1)
-    return scale(1.0, [-mean for mean in _CAFFE_MEAN])(blue_green_red)
+    return keras.layers.Rescaling(factor, offset=offset, dtype="float32", name=SCALE)(pixels)
 
 
 def _randomize(body: Any) -> None:
@@ -200,28 +170,30 @@ def _randomize(body: Any) -> None:
 def _load(body: Any, name: str, weights: str) -> None:
     import keras
 
+    row = BACKBONES[name]
+    names = {name, row.weights or name}
     try:
         if weights.endswith(".keras"):
-            body.set_weights(_body_of(keras.saving.load_model(weights, compile=False), name).get_weights())
+            body.set_weights(_body_of(keras.saving.load_model(weights, compile=False), names).get_weights())
         else:
             body.load_weights(weights)
     except Exception as error:
         raise InputError(
             f"--weights {weights} do not fit {name}: {first_line(error)}; give the weights of keras.applications' "
-            f"{REGISTRY[name].builder} with include_top=False"
+            f"{row.constructor} with include_top=False"
         ) from error
     if not all(np.isfinite(value).all() for value in body.get_weights()):
         raise InputError(f"--weights {weights}: holds numbers that are not finite; the file is damaged")
 
 
-def _body_of(model: Any, name: str) -> Any:
-    """The backbone inside a `.keras` model: the model itself, or the layer of that name at any depth."""
-    if model.name == name:
+def _body_of(model: Any, names: set[str]) -> Any:
+    """The backbone inside a `.keras` model: the model itself, or the layer of one of the names at any depth."""
+    if model.name in names:
         return model
     for layer in getattr(model, "layers", []):
-        if layer.name == name:
+        if layer.name in names:
             return layer
-        inner = _body_of(layer, name) if getattr(layer, "layers", None) else None
-        if inner is not None and inner.name == name:
+        inner = _body_of(layer, names) if getattr(layer, "layers", None) else None
+        if inner is not None and inner.name in names:
             return inner
     return model

@@ -10,31 +10,11 @@ import math
 from typing import Any
 
 from flowers.errors import InputError
+from flowers.model.registry import BACKBONES
 
 POOL, PIXELS = "pool", "pixels"
 SCALE = "scale"  # the layer that feeds the backbone
 _SPECIAL = {"head": POOL, "all": PIXELS}
-
-# Blocks of the stages conv2 to conv5.
-_RESNETS = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}
-# Blocks of MobileNetV2 that add their input: their output has another name.
-_ADDING = {2, 4, 5, 7, 8, 9, 11, 12, 14, 15}
-
-
-def blocks(backbone: str) -> list[str]:
-    """Names of the layers that end the blocks of `backbone`, from the input to the output."""
-    if backbone == "mobilenetv2":
-        ends = [f"block_{number}_{'add' if number in _ADDING else 'project_BN'}" for number in range(1, 17)]
-        return ["expanded_conv_project_BN", *ends]
-    if backbone == "inceptionv3":
-        return [f"mixed{number}" for number in range(11)]
-    sizes = _RESNETS[backbone.removeprefix("resnet").removesuffix("v2")]
-    return [f"conv{stage}_block{number}_out" for stage, size in enumerate(sizes, 2) for number in range(1, size + 1)]
-
-
-def trainable_names(backbone: str) -> list[str]:
-    """What `--trainable` may be for `backbone`, the shallowest first."""
-    return ["head", *reversed(_starts(backbone)), "all"]
 
 
 def cut_of(backbone: str, trainable: str) -> str:
@@ -45,24 +25,27 @@ def cut_of(backbone: str, trainable: str) -> str:
     """
     if trainable in _SPECIAL:
         return _SPECIAL[trainable]
-    starts = _starts(backbone)
+    starts = BACKBONES[backbone].starts
     if trainable not in starts:
         raise InputError(
             f"--trainable: received {trainable!r}, required for {backbone} is one of "
-            f"{', '.join(trainable_names(backbone))}"
+            f"{', '.join(BACKBONES[backbone].trainable_names)}"
         )
     return starts[trainable]
 
 
-def _starts(backbone: str) -> dict[str, str]:
-    """Names from which on the network can be trained, the deepest first, and the cut below each."""
-    ends = blocks(backbone)
-    if backbone == "mobilenetv2":
-        return {f"block_{number}": ends[number - 1] for number in range(1, 17)}
-    if backbone == "inceptionv3":
-        return {f"mixed{number}": ends[number - 1] for number in range(1, 11)}
-    last = {end.split("_")[0]: end for end in ends}
-    return {f"stage{number}": last[f"conv{number - 1}"] for number in (3, 4, 5)}
+def _end(body: Any, name: str) -> Any:
+    """The tensor that a block gives: the output of the layer of that name, or of the operation it alone goes into.
+
+    ConvNeXt adds the input of a block by an operation: Keras numbers their names through, so they cannot name a cut.
+    """
+    import keras
+
+    layer = body.get_layer(name)
+    followers = list({node.operation for node in layer._outbound_nodes})
+    if len(followers) == 1 and not isinstance(followers[0], keras.layers.Layer):
+        return followers[0].output
+    return layer.output
 
 
 def front(network: Any, backbone: str, cuts: list[str]) -> Any:
@@ -71,7 +54,7 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
     Args:
         network: what `flowers.model.backbones.build_backbone` returns.
         backbone: its name.
-        cuts: one or more of "pool", "pixels" and the names of `blocks`.
+        cuts: one or more of "pool", "pixels" and the names of the backbone's blocks.
 
     Returns:
         A `keras.Model` from uint8 [n, size, size, 3] to a dict of these outputs.
@@ -82,7 +65,7 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
     inside = [cut for cut in cuts if cut not in (POOL, PIXELS)]
     found: dict[str, Any] = {PIXELS: network.input}
     if inside:
-        part = keras.Model(body.input, [*(body.get_layer(cut).output for cut in inside), body.output])
+        part = keras.Model(body.input, [*(_end(body, cut) for cut in inside), body.output])
         outputs = part(network.get_layer(SCALE).output, training=False)
         found |= dict(zip(inside, outputs, strict=False))
         found[POOL] = network.get_layer(POOL)(outputs[-1])
@@ -95,7 +78,7 @@ def output_bytes(network: Any, backbone: str, cut: str) -> int:
     """Size of one photo's output at a cut, in bytes."""
     import keras
 
-    output = network.input if cut == PIXELS else network.get_layer(backbone).get_layer(cut).output
+    output = network.input if cut == PIXELS else _end(network.get_layer(backbone), cut)
     item = {"uint8": 1, "bfloat16": 2, "float32": 4}[keras.backend.standardize_dtype(output.dtype)]
     return item * math.prod(output.shape[1:])
 
@@ -107,7 +90,7 @@ def tail(network: Any, backbone: str, cut: str) -> Any:
     if cut == PIXELS:
         return network
     body = network.get_layer(backbone)
-    upper = keras.Model(body.get_layer(cut).output, body.output)
+    upper = keras.Model(_end(body, cut), body.output)
     return keras.Model(upper.input, network.get_layer(POOL)(upper.output), name="tail")
 
 
@@ -118,7 +101,7 @@ def trained_variables(network: Any, backbone: str, cut: str) -> list[list[Any]]:
     """
     import keras
 
-    ends = blocks(backbone)
+    ends = BACKBONES[backbone].blocks
     found: list[list[Any]] = [[] for _ in range(len(ends) + 1)]
     place, above = 0, cut == PIXELS
     # Layers come ordered by depth, and everything flows through a block's end: what follows it lies above it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,12 +53,15 @@ def learning_rate(config: TrainConfig, phase: Phase, step: int, steps_per_epoch:
     return peak * 0.5 * (1 + math.cos(math.pi * min((step - warmup) / total, 1)))
 
 
-def build_optimizer(config: TrainConfig) -> Any:
-    """A Keras optimizer; its `learning_rate` is set before every step from `learning_rate`."""
+def build_optimizer(config: TrainConfig, variables: Sequence[Any]) -> Any:
+    """A Keras optimizer for `variables`; its `learning_rate` is set before every step from `learning_rate`.
+
+    Decay spares vectors: biases, and the factors of layers that normalize or scale, which it would turn off.
+    """
     import keras
 
     if config.optimizer == "sgd":
         return keras.optimizers.SGD(config.learning_rate, momentum=config.momentum)
     optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.exclude_from_weight_decay(var_list=[variable for variable in variables if len(variable.shape) < 2])
     return optimizer

@@ -88,7 +88,7 @@ class Step:
             self.trained = build()
             self.head = self.trained.head
             groups = [*self.trained.groups, (1.0, self.head.trainable_variables)]
-            self._groups = [(fraction, variables, build_optimizer(config)) for fraction, variables in groups]
+            self._groups = [(fraction, variables, build_optimizer(config, variables)) for fraction, variables in groups]
             for _, variables, optimizer in self._groups:
                 optimizer.build(variables)
         self._compile()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flowers import config
 from flowers.errors import InputError
 from flowers.model import backbones
-from flowers.model.backbones import REGISTRY, build_backbone, resolve_precision, weights_key
+from flowers.model.backbones import build_backbone, resolve_precision, weights_key
 from flowers.model.classifier import build_head, join
+from flowers.model.registry import BACKBONES
 
-SIZES = {"mobilenetv2": 96, "resnet50v2": 64, "resnet50": 64, "inceptionv3": 96}
+SIZES = {"mobilenetv2": 96, "resnet50v2": 64, "resnet50": 64, "convnexttiny": 64}
+# Keras puts the preprocessing into these.
+SCALING_THEMSELVES = [name for name, row in BACKBONES.items() if row.scales_itself]
 
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
-    """One random float32 backbone of each kind."""
+    """Some random float32 backbones."""
     return {name: build_backbone(name, "random", size, "float32") for name, size in SIZES.items()}
 
 
@@ -29,37 +32,73 @@ def photos(size: int, count: int = 2) -> Any:
 
 
 def bare(name: str, size: int) -> Any:
+    """The network as `keras.applications` makes it."""
     import keras
 
-    return getattr(keras.applications, REGISTRY[name].builder)(
-        include_top=False, weights=None, input_shape=(size, size, 3), name=name
+    return getattr(keras.applications, BACKBONES[name].constructor)(
+        include_top=False, weights=None, input_shape=(size, size, 3)
     )
 
 
-def test_registry_is_what_the_command_line_offers() -> None:
-    assert tuple(REGISTRY) == config.BACKBONES
+def enliven(body: Any) -> None:
+    """ConvNeXt starts with blocks that add a millionth: now they count."""
+    for layer in body.layers:
+        if type(layer).__name__ == "LayerScale":
+            layer.set_weights([np.random.default_rng(0).uniform(0.5, 1.5, layer.projection_dim)])
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_scaling_is_that_of_keras_applications(built: dict[str, Any], name: str) -> None:
+def check_against_keras(model: Any, body: Any, name: str) -> None:
+    """Compares our network with `body`, which has the same weights, and Keras' own preprocessing."""
     import keras
 
-    size, model = SIZES[name], built[name]
-    module = {
-        "mobilenetv2": keras.applications.mobilenet_v2,
-        "resnet50v2": keras.applications.resnet_v2,
-        "resnet50": keras.applications.resnet,
-        "inceptionv3": keras.applications.inception_v3,
-    }[name]
-    body = bare(name, size)
-    body.set_weights(model.get_layer(name).get_weights())
-    pixels = photos(size)
-    scaled = module.preprocess_input(pixels.astype(np.float32))
+    constructor = getattr(keras.applications, BACKBONES[name].constructor)
+    pixels = photos(model.input_shape[1])
+    # It does nothing where the preprocessing is in the network.
+    scaled = sys.modules[constructor.__module__].preprocess_input(pixels.astype(np.float32))
     expected = np.asarray(body(scaled, training=False)).mean(axis=(1, 2))
     found = np.asarray(model(pixels, training=False))
     assert found.dtype == np.float32
     assert np.ptp(expected, axis=0).max() > 0.01 * np.abs(expected).max()  # two photos, two answers
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_scaling_is_that_of_keras_applications(name: str) -> None:
+    size = max(BACKBONES[name].smallest, 64)
+    model, body = build_backbone(name, "random", size, "float32"), bare(name, size)
+    enliven(model.get_layer(name))
+    body.set_weights(model.get_layer(name).get_weights())
+    check_against_keras(model, body, name)
+
+
+@pytest.mark.parametrize("ending", [".weights.h5", ".h5", ".keras"])
+@pytest.mark.parametrize("name", SCALING_THEMSELVES)
+def test_weights_of_a_network_that_scales_itself_fit(tmp_path: Path, name: str, ending: str) -> None:
+    body = bare(name, 64)
+    assert {"Rescaling", "Normalization"} & {type(layer).__name__ for layer in body.layers}
+    enliven(body)
+    file = tmp_path / f"a{ending}"
+    (body.save_weights if ending == ".weights.h5" else body.save)(file)
+    check_against_keras(build_backbone(name, str(file), 64, "float32"), body, name)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", SCALING_THEMSELVES)
+def test_a_saved_model_opens_in_plain_keras(tmp_path: Path, name: str, precision: str) -> None:
+    import keras
+
+    network = build_backbone(name, "random", 64, precision)
+    enliven(network.get_layer(name))
+    depth = network.output_shape[-1]
+    model = join(network, build_head(np.zeros(depth, np.float32), np.ones(depth, np.float32), 3, 0.5))
+    model.get_layer("head").get_layer("logits").kernel.assign(np.random.default_rng(0).normal(size=(depth, 3)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert loaded.get_layer(name).name == name
+    for ours, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = (np.asarray(one(photos(64), training=False)) for one in (model, loaded))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6 if precision == "float32" else 1e-2)
 
 
 def test_random_weights_do_not_depend_on_the_global_generators(built: dict[str, Any], monkeypatch: Any) -> None:
@@ -83,7 +122,7 @@ def test_random_weights_do_not_depend_on_the_global_generators(built: dict[str, 
         assert 0.8 * limit < np.abs(value).max() <= limit * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["mobilenetv2", "resnet50v2"])
+@pytest.mark.parametrize("name", ["mobilenetv2", "resnet50v2", "convnexttiny"])
 def test_batch_normalization_stays_as_it_is(built: dict[str, Any], name: str) -> None:
     model = built[name]
     head = build_head(np.zeros(model.output_shape[-1], np.float32), np.ones(model.output_shape[-1], np.float32), 3, 0.5)
@@ -170,9 +209,9 @@ def test_a_too_small_image_is_refused_as_such(name: str, size: int, weights: str
 
 
 def test_smallest_sizes_are_those_of_keras() -> None:
-    for name, spec in REGISTRY.items():
+    for name, row in BACKBONES.items():
         with pytest.raises(ValueError, match="at least"):
-            bare(name, spec.smallest - 1)
+            bare(name, row.smallest - 1)
     assert bare("inceptionv3", 75).output_shape[-1] == 2048
 
 

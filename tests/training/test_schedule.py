@@ -81,10 +81,10 @@ def test_every_rate_is_usable(schedule: str, epochs: int, steps: int, warmup: fl
 def test_the_optimizers_are_those_of_keras() -> None:
     import keras
 
-    adamw = build_optimizer(TrainConfig(weight_decay=0.25))
+    adamw = build_optimizer(TrainConfig(weight_decay=0.25), [])
     assert isinstance(adamw, keras.optimizers.AdamW)
     assert adamw.weight_decay == 0.25
-    sgd = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.75))
+    sgd = build_optimizer(TrainConfig(optimizer="sgd", momentum=0.75), [])
     assert isinstance(sgd, keras.optimizers.SGD)
     assert sgd.momentum == 0.75
     assert np.asarray(sgd.learning_rate) == np.float32(0.001)
