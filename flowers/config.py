@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from flowers import storage
-from flowers import storage
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
 from flowers.options import OneOf, OptionSet, described, flag, option, wrong
