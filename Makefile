@@ -26,7 +26,7 @@ serve: $(VENV)/.installed  ## answer photos over HTTP with the newest run of run
 test: check  ## all checks, then all tests (ARGS goes to pytest)
 	$(PY) -m pytest $(ARGS)
 
-quick: check  ## all checks, then the tests that start no Ray: two minutes, for every save
+quick: check  ## all checks, then the tests that start no Ray
 	$(PY) -m pytest -m "not ray" $(ARGS)
 
 check: $(VENV)/.installed  ## ruff and mypy only

@@ -17,6 +17,7 @@ from typing import Any
 from flowers import storage
 from flowers.data.images import DECODER_VERSION
 from flowers.errors import DamagedFile, InputError, first_line
+from flowers.runs import Run
 
 SCHEMA = 1
 MODEL, MANIFEST = "model.keras", "manifest.json"
@@ -118,8 +119,9 @@ def load_bundle(uri: str) -> Bundle:
     """
     import keras
 
-    if not storage.exists(storage.join(uri, MANIFEST)) and storage.exists(storage.join(uri, "best", MANIFEST)):
-        uri = storage.join(uri, "best")
+    best = Run(uri).bundle
+    if not storage.exists(storage.join(uri, MANIFEST)) and storage.exists(storage.join(best, MANIFEST)):
+        uri = best
     manifest = read_manifest(uri)
     with tempfile.TemporaryDirectory(prefix="flowers-") as scratch:
         path = storage.join(uri, MODEL)

@@ -17,6 +17,7 @@ from typing import Any
 
 from flowers import cli, storage
 from flowers.errors import FlowersError, InputError
+from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, Options, Tuning
 
 _HELP = f"""Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
@@ -39,14 +40,13 @@ def newest_run(folder: str = RUNS) -> str:
     Raises:
         InputError: there is none.
     """
-    runs = [os.path.join(folder, name) for name in storage.names(folder)]
-    finished = [run for run in runs if os.path.exists(os.path.join(run, "report.json"))]
+    finished = finished_runs(folder)
     if not finished:
         raise InputError(
             f"there is no finished run in {os.path.abspath(folder)}: train one (make train), or name what to serve "
             "with --bundle"
         )
-    return max(finished, key=lambda run: os.path.getmtime(os.path.join(run, "report.json")))
+    return finished[-1].uri
 
 
 def build_options(given: Mapping[str, Any]) -> Options:
@@ -143,7 +143,7 @@ def _reason(text: str) -> str:
 def _curl(bundle: str, address: str, token: bool) -> str:
     """A line that asks the server about a photo: one of the run's test photos, if they are here."""
     photo = "PHOTO.jpg"
-    report = storage.join(bundle, "report.json")
+    report = Run(bundle).report
     if storage.exists(report):
         found = json.loads(storage.read(report))
         source = found.get("data", {}).get("source", "")

@@ -37,7 +37,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "cluster": BASE,
     "features": [*BASE, "data", "model"],
     "runs": [*BASE, "config", "data"],
-    "bundle": [*BASE, "data", "model"],
+    "bundle": [*BASE, "data", "model", "runs"],
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],

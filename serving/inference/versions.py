@@ -16,6 +16,7 @@ from flowers import storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.predictor import Predictor
+from flowers.runs import Run
 from serving.options import Options, batch_sizes
 
 PINNED = "pinned"
@@ -52,7 +53,7 @@ def find(place: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
     Raises:
         InputError: there is none.
     """
-    for folder in (place, storage.join(place, "best")):
+    for folder in (place, Run(place).bundle):
         if storage.exists(manifest := storage.join(folder, MANIFEST)):
             return {_saved(manifest): folder}
     for folder in (storage.join(place, name), place):
