@@ -191,7 +191,8 @@ def pictures(folder: Path) -> Subset:
 def cache_pixels(plan: Plan, photos: Subset) -> None:
     """What ingestion does, with a network that nothing is asked of."""
     decoded = np.stack([images.decode(Path(path.as_py()).read_bytes(), SIZE) for path in photos.photos["path"]])
-    network, specs = tiny_network("mobilenetv2", "", SIZE, ""), [plan.feature("pixels", view) for view in plan.views]
+    network = tiny_network(plan.config.backbone, "", SIZE, "float32")
+    specs = [plan.feature("pixels", view) for view in plan.views]
     for spec, rows in zip(specs, FeatureExtractor(network, specs).features(decoded), strict=True):
         cache = FeatureCache(plan.cache(spec))
         cache.add(photos.photos["sha256"].to_pylist(), rows)
