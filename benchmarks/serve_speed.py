@@ -6,7 +6,7 @@
 (b) one connection: the median answer, against the bare forward pass of one photo
 (c) saturated: ours against Ray Serve's plain example, and against FastAPI with Keras
 
-All serve the same untrained bundle in bfloat16. wrk takes its CPU from the same cores: its local_batch is printed.
+All serve the same untrained bundle in bfloat16. wrk takes its CPU from the same cores: its share is printed.
 """
 
 from __future__ import annotations

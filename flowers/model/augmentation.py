@@ -31,7 +31,7 @@ class Augmenter:
         kind: one of `KINDS`.
         size: height and width of the photos, in pixels.
         batch_size: photos in the global batch, B.
-        workers: that local_batch it.
+        workers: that share it.
         rank: this worker's number; it gets the photos from `rank * local_batch` on, where local_batch = B / workers.
         seed: from 0 to 2**31 - 1.
 
@@ -143,7 +143,7 @@ class Augmenter:
         Args:
             width: float32 [b], parts of the photo's.
             height: the same.
-            across: float32 [b] in [0, 1), where the rectangle lies among all indices it fits into.
+            across: float32 [b] in [0, 1), where the rectangle lies among all places it fits into.
             down: the same.
         """
         import tensorflow as tf

@@ -31,7 +31,7 @@ class Worker:
     Attributes:
         rank: its number.
         count: how many there are.
-        strategy: the `tf.distribute` strategy that they local_batch.
+        strategy: the `tf.distribute` strategy that they share.
     """
 
     rank: int

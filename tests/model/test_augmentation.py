@@ -124,7 +124,7 @@ def test_kinds_differ() -> None:
 
 
 def test_targets_follow_the_pixels() -> None:
-    """Photos of one colour each, changed only by mixing: the local_batch of the neighbour is read from the picture."""
+    """Photos of one colour each, changed only by mixing: the share of the neighbour is read from the picture."""
     import tensorflow as tf
 
     augmenter = Augmenter("strong", size=SIZE, batch_size=BATCH, workers=1, rank=0, seed=5)

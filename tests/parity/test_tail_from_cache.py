@@ -75,7 +75,7 @@ def head_done(plan: Plan) -> Checkpoint:
 
 
 def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[list[float], list[Any], PreparedPhase]:
-    """The loss of each step, the metrics of each epoch, and the prepared at the end; from pixels if they are given."""
+    """The loss of each step, the metrics of each epoch, and the phase as prepared; from pixels if they are given."""
     import tensorflow as tf
 
     subsets, found = read_subsets(plan.run, list(CLASSES)), head_done(plan)
