@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from flowers import bundle
+from flowers import bundle, storage
 from flowers.data import reading
 from flowers.data.ledger import Ledger
 from flowers.data.listing import listing_of
@@ -124,7 +124,7 @@ def evaluate(
             order = np.argsort(-answer.probabilities, kind="stable")[:3]
             described.append(
                 Example(
-                    path=table["path"][index].as_py().removeprefix(f"{source.rstrip('/')}/"),
+                    path=storage.relative(table["path"][index].as_py(), source),
                     label=labels[index],
                     predicted=answer.label,
                     score=answer.score,

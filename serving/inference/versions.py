@@ -197,8 +197,7 @@ def _saved(manifest: str) -> int:
 def _folder(found: dict[int, str]) -> str | None:
     """Where numbered versions lie."""
     number, uri = next(iter(found.items()))
-    place, _, end = uri.partition("?")[0].rpartition("/")
-    return place if end == str(number) else None
+    return storage.parent(uri) if storage.name(uri) == str(number) else None
 
 
 def _state(uri: str) -> str:
