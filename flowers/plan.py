@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
@@ -122,13 +123,23 @@ def image_size(config: TrainConfig) -> int:
     return config.image_size or BACKBONES[config.backbone].image_size
 
 
+def weights_of(config: TrainConfig) -> str:
+    """Start weights of the backbone; a path is absolute, for workers start in other folders."""
+    return config.weights if config.weights in backbones.NAMED_WEIGHTS else storage.absolute(config.weights)
+
+
+def gpu_count(nodes: Sequence[Node]) -> int:
+    """Whole GPUs of a cluster."""
+    return sum(int(node.gpus) for node in nodes)
+
+
 def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     """Decides everything that the options leave open.
 
     Raises:
         InputError: options that do not fit the cluster, the backbone or each other.
     """
-    gpus = sum(int(node.gpus) for node in facts.nodes)
+    gpus = gpu_count(facts.nodes)
     cpus = int(sum(node.cpus for node in facts.nodes))
     placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, facts.nodes)
     actors = _feature_actors(config, len(facts.nodes), gpus)
@@ -139,7 +150,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         config=config,
         run=Run.of(config),
         image_size=image_size(config),
-        weights=config.weights if config.weights in backbones.NAMED_WEIGHTS else storage.absolute(config.weights),
+        weights=weights_of(config),
         start_weights=facts.weights_key,
         precision=precision,
         precision_reason=precision_reason,

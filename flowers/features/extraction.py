@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _ACTOR_ROWS = 256
 
 Caches = dict[FeatureSpec, FeatureCache]
+# Makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
+Photos = Callable[[pa.Table, list[bytes]], "ray.data.Dataset"]
 
 
 class Backend(Protocol):
@@ -132,7 +134,7 @@ class Extraction:
 
 def extract(
     listing: pa.Table,
-    photos: Callable[[pa.Table, list[bytes]], ray.data.Dataset],
+    photos: Photos,
     caches: Caches,
     backend: Backend,
     *,
@@ -144,7 +146,7 @@ def extract(
 
     Args:
         listing: the files, schema `flowers.data.listing.LISTING`.
-        photos: makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
+        photos: decodes them.
         caches: opened, one for each spec.
         backend: where the network runs.
         settle: makes the ledger of all rows (schema `flowers.data.ledger.ROW`).
@@ -159,7 +161,7 @@ def extract(
     bad, waited = 0, 0.0
     began = time.perf_counter()
     with writer:
-        for table in reading.tables(backend.stream(photos(listing, writer.known()), list(caches))):
+        for table in writer.tables(listing, photos):
             if not rows:
                 waited = time.perf_counter() - began
             rows.append(reading.detached(table, ROW.names))
@@ -177,7 +179,7 @@ def extract(
 
 def fill(
     listing: pa.Table,
-    photos: Callable[[pa.Table, list[bytes]], ray.data.Dataset],
+    photos: Photos,
     caches: Caches,
     backend: Backend,
     *,
@@ -185,7 +187,7 @@ def fill(
 ) -> None:
     """Fills the caches with the features of photos that are known to be good; computes only those that are missing."""
     with _CacheWriter(caches, backend) as writer:
-        for table in reading.tables(backend.stream(photos(listing, writer.known()), list(caches))):
+        for table in writer.tables(listing, photos):
             writer.take(table)
             advance(table.num_rows)
         writer.finish()
@@ -212,9 +214,9 @@ class _CacheWriter:
         for cache in self._caches.values():
             cache.flush()
 
-    def known(self) -> list[bytes]:
-        """Digests of the photos that need not be computed."""
-        return list(self._done)
+    def tables(self, listing: pa.Table, photos: Photos) -> Iterator[pa.Table]:
+        """Blocks of the backend, of all files; photos that are in the caches are not decoded."""
+        return reading.tables(self._backend.stream(photos(listing, list(self._done)), self._specs))
 
     def take(self, table: pa.Table) -> None:
         """Takes the photos of a block of `Backend.stream`."""

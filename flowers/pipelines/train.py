@@ -19,11 +19,11 @@ from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
 from flowers.data.split import SUBSETS
 from flowers.evaluation.evaluate import evaluate_bundle
-from flowers.features.extraction import ActorPool, Backend, Extraction, InProcess, extract, fill, open_caches
+from flowers.features.extraction import ActorPool, Backend, Caches, Extraction, InProcess, extract, fill, open_caches
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.spec import FeatureSpec
 from flowers.model import backbones, cuts
-from flowers.plan import Facts, Plan, check_workers, image_size, make_plan
+from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.progress import Stopwatch, progress_bar
 from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
@@ -150,11 +150,11 @@ def _threads(config: TrainConfig) -> int | None:
 
 def _network(config: TrainConfig, nodes: list[Node], out: Console) -> tuple[functools.partial[Any], tuple[str, str]]:
     """What builds the frozen network here and in actors, and its arithmetic with the reason."""
-    precision, reason = backbones.resolve_precision(config.precision, sum(int(node.gpus) for node in nodes))
+    precision, reason = backbones.resolve_precision(config.precision, gpu_count(nodes))
     out.print(f"  compute   {precision}: {reason}", highlight=False)
-    named = config.weights in backbones.NAMED_WEIGHTS
-    weights = config.weights if named else storage.absolute(config.weights)
-    build = functools.partial(backbones.build_backbone, config.backbone, weights, image_size(config), precision)
+    build = functools.partial(
+        backbones.build_backbone, config.backbone, weights_of(config), image_size(config), precision
+    )
     return build, (precision, reason)
 
 
@@ -174,7 +174,7 @@ def _facts(
 
 def _extraction(
     plan: Plan, make_network: Callable[[], Any], network: Callable[[], Any], listing: Listing, out: Console
-) -> tuple[Backend, dict[FeatureSpec, Any]]:
+) -> tuple[Backend, Caches]:
     """Where features are computed, and their caches; the network is traced meanwhile if it will be needed."""
     caches = _open(plan, plan.features, out)
     if plan.feature_actors:
@@ -195,7 +195,7 @@ def _extraction(
     return InProcess(extractor), caches
 
 
-def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> dict[FeatureSpec, Any]:
+def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> Caches:
     caches, damaged = open_caches(plan.cache, features)
     for name in damaged:
         out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
