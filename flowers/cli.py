@@ -8,14 +8,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import functools
 import logging
 import os
 import signal
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import IO, Any, NoReturn
 
 import click
 from rich.console import Console
@@ -25,8 +26,6 @@ from flowers.options import Option, OptionSet, described, flag
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
-# What libraries write to file descriptor 2; unlinked, so it is gone with the last process that holds it.
-_LOG = tempfile.TemporaryFile(prefix="flowers-", suffix=".log")  # noqa: SIM115
 _SHOWN_LINES = 30
 _CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
 
@@ -93,16 +92,15 @@ def given(values: Mapping[str, Any], model: type[OptionSet]) -> dict[str, Any]:
     return {name: values[name] for name in described(model) if values.get(name) is not None}
 
 
-@contextlib.contextmanager
-def console(verbose: bool) -> Iterator[Console]:
-    """Where a program prints.
+def console(verbose: bool) -> Console:
+    """Where a program prints from now on.
 
     Args:
         verbose: show what libraries log; otherwise it is hidden, and its end is shown if the program fails unforeseen.
     """
     if not verbose:
         _hide_logs()
-    yield _Output(soft_wrap=True)
+    return _Output(soft_wrap=True)
 
 
 def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn:
@@ -168,6 +166,12 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
     return FAILED, f"error: {what}. This was not foreseen: the lines above say where. {resume}".rstrip()
 
 
+@functools.cache
+def _log() -> IO[bytes]:
+    """What libraries write to file descriptor 2: a file without a name, gone with the last process that holds it."""
+    return tempfile.TemporaryFile(prefix="flowers-", suffix=".log")
+
+
 def _hide_logs() -> None:
     """Sends what C++ code writes to file descriptor 2 to a file; Python's own stderr stays where it was."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -175,15 +179,15 @@ def _hide_logs() -> None:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # what a lost worker means, the job says itself
     sys.stderr.flush()
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
-    os.dup2(_LOG.fileno(), 2)
+    os.dup2(_log().fileno(), 2)
     faulthandler.enable(file=sys.stderr)
     logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def _log_lines() -> list[str]:
     """The end of the hidden log, without what libraries always say."""
-    size = os.fstat(_LOG.fileno()).st_size
-    text = os.pread(_LOG.fileno(), 1 << 16, max(0, size - (1 << 16))).decode(errors="replace")
+    size = os.fstat(_log().fileno()).st_size
+    text = os.pread(_log().fileno(), 1 << 16, max(0, size - (1 << 16))).decode(errors="replace")
     return [line for line in text.splitlines() if not line.startswith(_CHATTER)][-_SHOWN_LINES:]
 
 
@@ -193,6 +197,7 @@ def _watch(resume: str) -> int:
     Returns:
         A file descriptor: a byte written to it says that the last word has been spoken.
     """
+    _log()  # both processes have to hold the same file
     end, lifeline = os.pipe()
     if os.fork():
         os.close(end)

@@ -60,16 +60,16 @@ def _from_here(path: str) -> str:
 @cli.command(_HELP, Start, TrainConfig)
 def main(**values: Any) -> None:
     """Parses, runs, reports."""
-    with cli.console(bool(values["verbose"])) as out:
-        config = build_config(Start(**cli.given(values, Start)).recipe, cli.given(values, TrainConfig))
-        from flowers.pipelines import train
-        from flowers.report.text import render_text
-        from flowers.runs import Run
+    out = cli.console(bool(values["verbose"]))
+    config = build_config(Start(**cli.given(values, Start)).recipe, cli.given(values, TrainConfig))
+    from flowers.pipelines import train
+    from flowers.report.text import render_text
+    from flowers.runs import Run
 
-        report = train.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
-        out.print(render_text(report))
-        run = Run.of(config)
-        out.print(f"report    {_from_here(run.page)}\nbundle    {_from_here(run.bundle)}", highlight=False)
+    report = train.train(config, out, STARTED, shlex.join(["python", "-m", "jobs.train", *sys.argv[1:]]))
+    out.print(render_text(report))
+    run = Run.of(config)
+    out.print(f"report    {_from_here(run.page)}\nbundle    {_from_here(run.bundle)}", highlight=False)
 
 
 if __name__ == "__main__":

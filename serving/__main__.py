@@ -64,27 +64,27 @@ def build_options(given: Mapping[str, Any]) -> Options:
 @cli.command(_HELP, Options, Address)
 def main(**values: Any) -> None:
     """Parses, starts, waits."""
-    with cli.console(bool(values["verbose"])) as out:
-        address = Address(**cli.given(values, Address))
-        options = build_options(cli.given(values, Options))
-        from serving.http.middleware import read_tokens
-        from serving.inference.versions import find
+    out = cli.console(bool(values["verbose"]))
+    address = Address(**cli.given(values, Address))
+    options = build_options(cli.given(values, Options))
+    from serving.http.middleware import read_tokens
+    from serving.inference.versions import find
 
-        tokens = read_tokens(options.tokens_file)
-        read_tokens(options.admin_token_file)
-        found = find(options.bundle, options.name)
-        _check_port(address.host, address.port)
-        say = functools.partial(out.print, highlight=False, markup=False)
-        say(f"Serving {options.bundle}, version {max(found) if options.version is None else options.version}")
-        if address.host not in _LOOPBACK:
-            who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
-            say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
-        with _served(options, address):
-            url = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{address.port}"
-            say(f"ready     {url}/    (the API: {url}/docs)")
-            say(f"try       {_curl(options.bundle, url, bool(tokens))}")
-            _wait_for_the_end()
-            say("Stopping: what was accepted is answered.")
+    tokens = read_tokens(options.tokens_file)
+    read_tokens(options.admin_token_file)
+    found = find(options.bundle, options.name)
+    _check_port(address.host, address.port)
+    say = functools.partial(out.print, highlight=False, markup=False)
+    say(f"Serving {options.bundle}, version {max(found) if options.version is None else options.version}")
+    if address.host not in _LOOPBACK:
+        who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
+        say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
+    with _served(options, address):
+        url = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{address.port}"
+        say(f"ready     {url}/    (the API: {url}/docs)")
+        say(f"try       {_curl(options.bundle, url, bool(tokens))}")
+        _wait_for_the_end()
+        say("Stopping: what was accepted is answered.")
 
 
 def _wait_for_the_end() -> None:

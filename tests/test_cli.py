@@ -19,10 +19,10 @@ from flowers.errors import FlowersError, InputError
 @click.option("--number", type=int)
 @click.option("--verbose", is_flag=True)
 def main(number, verbose):
-    with cli.console(verbose) as out:
-        atexit.register(print, "cleaned up")
-        {body}
-        out.print("done")
+    out = cli.console(verbose)
+    atexit.register(print, "cleaned up")
+    {body}
+    out.print("done")
 
 cli.run_command(main, "program", "Go on.")
 """
