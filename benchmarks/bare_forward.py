@@ -1,4 +1,4 @@
-"""Images a second of a bare forward pass on ready arrays, batch 32: the most that a feature phase_ could reach."""
+"""Images a second of a bare forward pass on ready arrays, batch 32: the most that a feature stage could reach."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.train_speed import BUILDERS, ours, run, show, subset
+from benchmarks.train_speed import ours, run, show, subset
+from flowers.model.registry import BACKBONES
 
 PRECISIONS = {"a": ("float32", "at least 3.0"), "b": ("mixed_bfloat16", "at least 1.8")}
 
@@ -31,7 +32,7 @@ def finetuned(data: str, storage: str, arguments: argparse.Namespace, *more: str
 
 def plain(data: str, scratch: str, precision: str, arguments: argparse.Namespace) -> tuple[float, float]:
     """One run of the plain script; seconds, and the median seconds of an epoch of its second phase."""
-    command = ["benchmarks.plain_finetune", data, scratch, "--backbone", BUILDERS[arguments.backbone]]
+    command = ["benchmarks.plain_finetune", data, scratch, "--backbone", BACKBONES[arguments.backbone].constructor]
     command += ["--precision", precision]
     command += ["--epochs", str(arguments.epochs), "--head-epochs", str(arguments.head_epochs)]
     seconds, out = run([sys.executable, "-m", *command])
@@ -74,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--backbone", choices=("resnet50v2", "resnet101v2"), default="resnet50v2")
-    parser.add_argument("--epochs", type=int, default=10, help="of phase_ 5")
+    parser.add_argument("--epochs", type=int, default=10, help="of stage 5")
     parser.add_argument("--head-epochs", type=int, default=1, help="of the head before, the same for both")
     parser.add_argument("--per-class", type=int, help="take only so many photos of each class")
     parser.add_argument("--rounds", type=int, default=3)

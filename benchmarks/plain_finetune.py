@@ -1,4 +1,4 @@
-"""Fine-tuning as Keras' guide to transfer learning writes it: one process, tf.data, the head first, then phase_ 5 too.
+"""Fine-tuning as Keras' guide to transfer learning writes it: one process, tf.data, the head first, then stage 5 too.
 
 Every epoch decodes the photos and runs the whole network; BatchNormalization stays as it is. Same network, split
 fractions and epochs as the job it is compared with. Run by finetune_speed.py; prints one line of JSON.
@@ -86,7 +86,7 @@ def main() -> None:
     base.trainable = True
     for layer in base.layers:
         normalizes = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = layer.name.startswith(arguments.phase_) and not normalizes
+        layer.trainable = layer.name.startswith(arguments.stage) and not normalizes
     if not base.trainable_variables:
         parser.error(f"{arguments.backbone} has no layer whose name begins with {arguments.stage!r}")
     fit(1e-5, arguments.epochs)

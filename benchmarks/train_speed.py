@@ -2,7 +2,7 @@
 
     python -m benchmarks.train_speed ../shared/data/flower_photos
 
-(a) 200 photos, cold   (b) all photos, cold   (c) feature phase_ against the bare forward pass
+(a) 200 photos, cold   (b) all photos, cold   (c) feature stage against the bare forward pass
 (d) the same photos again with another learning rate: the features come from the cache
 """
 
@@ -20,8 +20,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from flowers.model.registry import BACKBONES
+
 ROOT = Path(__file__).resolve().parent.parent
-BUILDERS = {"resnet50v2": "ResNet50V2", "resnet101v2": "ResNet101V2", "mobilenetv2": "MobileNetV2"}
+# Those that plain_keras.py feeds as they were trained.
+NAMES = ("resnet50v2", "resnet101v2", "mobilenetv2")
 
 
 def run(command: list[str]) -> tuple[float, str]:
@@ -45,7 +48,8 @@ def ours(data: str, storage: str, name: str, arguments: argparse.Namespace, *mor
 def plain(data: str, scratch: str, arguments: argparse.Namespace) -> float:
     """One run of the plain script; seconds."""
     command = [sys.executable, "-m", "benchmarks.plain_keras", data, scratch]
-    return run([*command, "--backbone", BUILDERS[arguments.backbone], "--epochs", str(arguments.epochs)])[0]
+    command += ["--backbone", BACKBONES[arguments.backbone].constructor, "--epochs", str(arguments.epochs)]
+    return run(command)[0]
 
 
 def subset(data: str, folder: str, per_class: int) -> str:
@@ -74,7 +78,7 @@ def show(case: str, rows: Sequence[tuple[float, ...]], names: tuple[str, ...], t
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
-    parser.add_argument("--backbone", choices=BUILDERS, default="resnet50v2")
+    parser.add_argument("--backbone", choices=NAMES, default="resnet50v2")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", default="abcd")
@@ -98,7 +102,8 @@ def main() -> None:
         for number in range(arguments.rounds):
             storage = f"{scratch}/cd{number}"
             first, report = ours(data, storage, "first", arguments)
-            command = [sys.executable, "-m", "benchmarks.bare_forward", "--backbone", BUILDERS[arguments.backbone]]
+            backbone = BACKBONES[arguments.backbone].constructor
+            command = [sys.executable, "-m", "benchmarks.bare_forward", "--backbone", backbone]
             bare = json.loads(run(command)[1])["images_per_s"]
             features.append((report["images_per_s"]["features"], bare))
             if "d" in arguments.cases:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,12 +46,10 @@ def ray_runs() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def marked(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that starts Ray without saying so would make `make quick` slow."""
-    before = ray_runs()
-    yield
+def marked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts Ray without saying so would make `make quick` slow: it fails, also if it ends Ray again."""
     if not request.node.get_closest_marker("ray"):
-        assert ray_runs() == before, "a test that starts Ray needs the fixture `ray`"
+        monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("a test that starts Ray needs the fixture `ray`"))
 
 
 @pytest.fixture(scope="session")

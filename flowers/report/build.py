@@ -16,9 +16,9 @@ from flowers.report.record import (
     FeatureUse,
     ImagesPerSecond,
     Report,
-    SideCounts,
     SplitCounts,
     StageSeconds,
+    SubsetCounts,
 )
 from flowers.training.best import BestModel
 
@@ -93,7 +93,7 @@ def _data(listing: Listing, ledger: Ledger) -> DataUsed:
         quarantined=ledger.counts().get("quarantined", 0),
         reasons=ledger.reasons(),
         classes=list(ledger.classes),
-        per_class={label: sum(sides.values()) for label, sides in ledger.per_class().items()},
+        per_class={label: sum(subsets.values()) for label, subsets in ledger.per_class().items()},
     )
 
 
@@ -103,6 +103,6 @@ def _split(ledger: Ledger) -> SplitCounts:
         train=counts.get("train", 0),
         validation=counts.get("validation", 0),
         test=counts.get("test", 0),
-        per_class={label: SideCounts.model_validate(sides) for label, sides in ledger.per_class().items()},
+        per_class={label: SubsetCounts.model_validate(subsets) for label, subsets in ledger.per_class().items()},
         sha256=runs.split_sha256(ledger),
     )

@@ -23,7 +23,7 @@ class DataUsed(BaseModel, frozen=True):
         source: where they were listed.
         listed: files there, before `--per-class`.
         found: files of the run.
-        used: photos on one of the sides.
+        used: photos in one of the subsets.
         quarantined: files that were left out.
         reasons: how many by reason, the most frequent first.
         classes: names of the classes, in the order of the model's outputs.
@@ -40,8 +40,8 @@ class DataUsed(BaseModel, frozen=True):
     per_class: dict[str, int]
 
 
-class SideCounts(BaseModel, frozen=True):
-    """Photos on each side of the split."""
+class SubsetCounts(BaseModel, frozen=True):
+    """Photos in each subset."""
 
     train: int
     validation: int
@@ -49,14 +49,14 @@ class SideCounts(BaseModel, frozen=True):
 
     @property
     def total(self) -> int:
-        """Photos on all sides."""
+        """Photos in all subsets."""
         return self.train + self.validation + self.test
 
 
-class SplitCounts(SideCounts, frozen=True):
-    """The same by class too, and the hash of who is on which side."""
+class SplitCounts(SubsetCounts, frozen=True):
+    """The same by class too, and the hash of who is in which subset."""
 
-    per_class: dict[str, SideCounts]
+    per_class: dict[str, SubsetCounts]
     sha256: str
 
 
@@ -122,7 +122,7 @@ class Report(BaseModel, frozen=True):
         name: of the run.
         sample: whether its pictures were drawn.
         data: its photos.
-        split: photos by side.
+        split: photos by subset.
         monitor: the validation metric that decides which epoch is the best.
         timing_s: seconds by stage.
         images_per_s: photos a second by stage.

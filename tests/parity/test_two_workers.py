@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.cluster.session import ray_session
 from flowers.config import TrainConfig
 from flowers.model import backbones
 from tests.parity.runs import Place, apart, drawn, fit, lines_of, newest, start_of
@@ -16,6 +15,7 @@ from tests.parity.runs import Place, apart, drawn, fit, lines_of, newest, start_
 TRAIN, VALIDATION, SIZE = 32 * 3 + 13, 41, 32
 
 
+@pytest.mark.usefixtures("ray")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("precision", "tail_learning_rate", "limit", "distance"),
@@ -50,8 +50,7 @@ def test_two_workers_equal_one(
     one = place.plan("one", config, precision=precision)
     two = place.plan("two", config, precision=precision, workers=2, worker_cpus=1)
     assert fit(one) == []
-    with ray_session(verbose=False):
-        assert fit(two) == []
+    assert fit(two) == []
 
     assert [line["phase"] for line in lines_of(two)] == ["head"] * 3 + ["tail"] * 3
     for mine, other in zip(lines_of(one, "seconds"), lines_of(two, "seconds"), strict=True):

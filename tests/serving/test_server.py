@@ -170,6 +170,7 @@ def test_a_killed_replica_is_replaced(server: Server) -> None:
     assert server.replicas() != [replica]
 
 
+@pytest.mark.ray
 def test_overload_and_the_end(models: Path, tmp_path: Path) -> None:
     """Far too many photos get 503 at once; what was accepted is answered, also when the server is told to end."""
     files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
