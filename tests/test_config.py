@@ -8,7 +8,7 @@ import math
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
@@ -89,7 +89,7 @@ def test_a_number_of_workers_that_changes_is_refused_with_the_reason(workers: st
 
 
 @pytest.mark.parametrize("augment", ["standard", "strong"])
-def test_the_head_alone_takes_no_random_views(augment: str) -> None:
+def test_the_head_alone_takes_no_random_views(augment: Literal["standard", "strong"]) -> None:
     with pytest.raises(InputError, match=f"--augment: received '{augment}', required is none or flip .*--trainable"):
         TrainConfig(augment=augment)
     TrainConfig(augment=augment, trainable="stage5")
@@ -199,7 +199,8 @@ def test_identity_and_name_stay(options: dict[str, Any], sha256: str, name: str)
 
 
 def test_a_number_is_the_same_however_it_is_written() -> None:
-    written = TrainConfig(learning_rate="1", warmup_epochs=2, split=["0.8", "0.2", 0], seed="7", name=2024)
+    options: dict[str, Any] = {"learning_rate": "1", "split": ["0.8", "0.2", 0], "seed": "7", "name": 2024}
+    written = TrainConfig(**options, warmup_epochs=2)
     assert written == TrainConfig(learning_rate=1.0, warmup_epochs=2.0, split=(0.8, 0.2, 0.0), seed=7, name="2024")
 
 
@@ -232,7 +233,7 @@ def test_a_config_travels_and_does_not_change() -> None:
     assert pickle.loads(pickle.dumps(config)) == config
     assert hash(pickle.loads(pickle.dumps(config))) == hash(config)
     with pytest.raises(ValueError, match="frozen"):
-        config.epochs = 4  # type: ignore[misc]
+        config.epochs = 4
     other = config.replace(epochs=4)
     assert (config.epochs, other.epochs, other.split) == (3, 4, config.split)
     with pytest.raises(InputError, match="--epochs: received 0, required is 1 or more"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from packaging.utils import NormalizedName, canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 LINES = [
@@ -18,9 +18,9 @@ LINES = [
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, LINES)}
 
 
-def closure(extra: str) -> set[str]:
+def closure(extra: str) -> set[NormalizedName]:
     """Names of all packages that `.[extra]` needs on this Python, by what installed packages say of themselves."""
-    todo, seen = [Requirement(f"flowers[{extra}]")], set[tuple[str, frozenset[str]]]()
+    todo, seen = [Requirement(f"flowers[{extra}]")], set[tuple[NormalizedName, frozenset[str]]]()
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
@@ -36,7 +36,7 @@ def closure(extra: str) -> set[str]:
             marker = found.marker
             if marker is None or any(marker.evaluate({"extra": chosen}) for chosen in {"", *wanted.extras}):
                 todo.append(found)
-    return {name for name, _ in seen} - {"flowers"}
+    return {name for name, _ in seen} - {canonicalize_name("flowers")}
 
 
 @pytest.mark.parametrize("extra", ["dev", "gpu", "aws"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import click
@@ -52,7 +53,8 @@ class Chosen(OptionSet):
     ],
 )
 def test_a_wrong_value_is_one_line_of_one_form(values: dict[str, Any], said: str) -> None:
-    for make in (lambda given: Chosen(**given), Chosen.model_validate):
+    makers: list[Callable[[dict[str, Any]], Chosen]] = [lambda given: Chosen(**given), Chosen.model_validate]
+    for make in makers:
         with pytest.raises(InputError) as caught:
             make({"path": "x", **values})
         assert str(caught.value) == said

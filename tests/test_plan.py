@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -112,7 +112,7 @@ SPLIT = (0.7, 0.2, 0.1)
     ],
 )
 def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
-    augment: str, budget: float, streamed: bool, validation: bool
+    augment: Literal["none", "flip", "standard", "strong"], budget: float, streamed: bool, validation: bool
 ) -> None:
     """10,000 photos of 100 kB: 1 GB a view, of which validation photos take a fifth."""
     config = TrainConfig(trainable="stage5", augment=augment, cache_budget=budget, split=SPLIT)

@@ -102,7 +102,12 @@ def test_warming_runs_every_size(reddest: Predictor) -> None:
     shapes: list[int] = []
     predictor = Predictor(reddest.bundle, sizes=(1, 2, 5))
     forward = predictor._forward
-    predictor._forward = lambda pixels: (shapes.append(len(pixels)), forward(pixels))[1]
+
+    def noted(pixels: Any) -> Any:
+        shapes.append(len(pixels))
+        return forward(pixels)
+
+    predictor._forward = noted
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
     assert shapes == [1, 2, 5, 5]
     assert forward.experimental_get_tracing_count() == 1, "one graph is for all sizes"

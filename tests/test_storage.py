@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pyarrow import fs as pafs
@@ -51,7 +52,8 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
                 file.write(b"ne")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(*((Path, "write_bytes") if step == "write_bytes" else (os, "replace")), full)
+    place: type[Path] | ModuleType = Path if step == "write_bytes" else os
+    monkeypatch.setattr(place, step, full)
     with pytest.raises(OSError, match="No space left"):
         storage.write(uri, b"new")
     monkeypatch.undo()
@@ -86,7 +88,7 @@ def test_a_failed_publish_keeps_the_old_folder(tmp_path: Path, monkeypatch: pyte
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "rename", full)
+    monkeypatch.setattr(os, "rename", full)
     with pytest.raises(OSError, match="No space left"):
         storage.publish(new, str(target), last="model")
     assert (target / "model").read_bytes() == b"1"
@@ -105,7 +107,7 @@ def test_publish_to_a_bucket_puts_the_last_file_last(
         order.append(target)
         copy(source, target, **options)
 
-    monkeypatch.setattr(storage.pafs, "copy_files", noted)
+    monkeypatch.setattr(pafs, "copy_files", noted)
     storage.publish(new, "mem://runs/best", last="manifest")
     assert order == ["runs/best/a", "runs/best/z", "runs/best/manifest"]
     assert tree(bucket) == ["runs", "runs/best", "runs/best/a", "runs/best/manifest", "runs/best/z"]

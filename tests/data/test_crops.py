@@ -6,6 +6,7 @@ import hashlib
 import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,6 +72,10 @@ def listing(paths: list[Path]) -> pa.Table:
     return pa.Table.from_pylist([{"path": str(path), "label": "a"} for path in paths], schema=LISTING)
 
 
+def always(box: images.Box) -> images.Crop:
+    return lambda width, height: box
+
+
 def test_a_view_is_the_decoders_crop(tmp_path: Path) -> None:
     path, data = tmp_path / "a.jpg", photo(0, 90, 120)
     path.write_bytes(data)
@@ -81,7 +86,7 @@ def test_a_view_is_the_decoders_crop(tmp_path: Path) -> None:
     assert out.schema == VIEWS
     for row, one in zip(out.to_pylist(), numbers, strict=True):
         box = random_resized_crop(120, 90, draws=one, scale=(0.2, 0.8))
-        want = images.decode(data, SIZE, crop=lambda width, height, box=box: box)
+        want = images.decode(data, SIZE, crop=always(box))
         assert row["pixels"] == want.tobytes()
         assert (row["sha256"], row["code"]) == (hashlib.sha256(data).digest(), None)
     (plain,) = view_block(listing([path]), scale=(0.2, 0.8), size=SIZE, max_pixels=20_000).to_pylist()
@@ -101,7 +106,7 @@ def test_ray_streams_views_in_the_order_of_the_listing(tmp_path: Path) -> None:
     order[[3, 60]], order[[7, 70]] = 5, 40
     table = listing([paths[place] for place in order])
     draws = np.random.default_rng(2).random((len(order), 4))
-    options = {"scale": (0.1, 0.9), "size": SIZE, "max_pixels": 10_000}
+    options: dict[str, Any] = {"scale": (0.1, 0.9), "size": SIZE, "max_pixels": 10_000}
     streamed = list(reading.tables(stream_views(table, draws, readers=2, num_cpus=0.25, **options)))
     assert len(streamed) > 3
     rows = pa.concat_tables(streamed)

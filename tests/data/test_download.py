@@ -20,7 +20,8 @@ from typing import Any
 import pytest
 
 from flowers.data.builtin import download
-from flowers.data.builtin.download import ARCHIVES, Archive, Limits, fetch
+from flowers.data.builtin.archive import Archive, Limits
+from flowers.data.builtin.download import ARCHIVES, fetch
 from flowers.errors import DownloadError, InputError
 
 QUICK = Limits(stall=0.4, tries=3, backoff=0.01, longest_wait=0.3)

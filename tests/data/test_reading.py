@@ -114,7 +114,7 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     def locked(path: str) -> Any:
         raise PermissionError(13, "Permission denied", path)
 
-    monkeypatch.setattr(reading.os, "stat", locked)
+    monkeypatch.setattr(os, "stat", locked)
     row = result(tmp_path / "a.jpg")
     assert (row["code"], row["detail"]) == ("unreadable", "Permission denied")
 

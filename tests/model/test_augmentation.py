@@ -56,8 +56,8 @@ def assert_same(one: Arrays, other: Arrays) -> None:
 def test_shapes_types_and_sums(kind: str) -> None:
     for number in STEPS:
         pixels, targets = augment(kind, number)
-        assert (pixels.shape, pixels.dtype) == ((BATCH, SIZE, SIZE, 3), np.uint8)
-        assert (targets.shape, targets.dtype) == ((BATCH, CLASSES), np.float32)
+        assert (pixels.shape, pixels.dtype) == ((BATCH, SIZE, SIZE, 3), np.dtype(np.uint8))
+        assert (targets.shape, targets.dtype) == ((BATCH, CLASSES), np.dtype(np.float32))
         np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
         assert targets.min() >= 0
         assert (pixels != photos()).mean() > 0.3
@@ -128,7 +128,7 @@ def test_targets_follow_the_pixels() -> None:
     import tensorflow as tf
 
     augmenter = Augmenter("strong", size=SIZE, batch_size=BATCH, workers=1, rank=0, seed=5)
-    pixels = np.zeros((BATCH, SIZE, SIZE, 3), np.uint8)
+    pixels = np.zeros((BATCH, SIZE, SIZE, 3), np.dtype(np.uint8))
     pixels[1::2] = 200
     targets = np.tile(np.eye(2, dtype=np.float32), (BATCH // 2, 1))
     blended = []

@@ -111,11 +111,11 @@ def test_random_weights_do_not_depend_on_the_global_generators(built: dict[str, 
     import keras
 
     keras.utils.set_random_seed(99)
-    before = random.getstate(), np.random.get_state()[1].tolist()
+    before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     calls = iter(range(10**9))
     monkeypatch.setattr(random, "randint", lambda low, high: next(calls))  # what another thread would do to it
     again = build_backbone("mobilenetv2", "random", 96, "float32").get_weights()
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before
     for ours, theirs in zip(built["mobilenetv2"].get_weights(), again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     kernels = [value for value in again if value.ndim > 1]

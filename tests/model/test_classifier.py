@@ -19,7 +19,7 @@ def test_standardization_is_that_of_numpy() -> None:
     features = (rng.normal(size=(5000, 7)) * [1, 2, 3, 0.1, 5, 1, 1] + [0, 100, -3, 7, 0, 0, 1]).astype(np.float32)
     mean, variance = standardization(features)
     exact = features.astype(np.float64)
-    assert (mean.dtype, variance.dtype) == (np.float32, np.float32)
+    assert (mean.dtype, variance.dtype) == (np.dtype(np.float32), np.dtype(np.float32))
     np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-6)
     floor = 0.01 * exact.var(axis=0).mean() + 1e-14
     np.testing.assert_allclose(variance, exact.var(axis=0) + floor, rtol=1e-6)

@@ -26,7 +26,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 CLASSES = ("daisy", "rose", "tulip")
 # Half of the network `tiny_network` makes: what --trainable block_15 trains with --backbone mobilenetv2.
-TINY = {"backbone": "mobilenetv2", "trainable": "block_15", "weights": "random", "image_size": 32}
+TINY: dict[str, Any] = {"backbone": "mobilenetv2", "trainable": "block_15", "weights": "random", "image_size": 32}
 
 
 @dataclass(frozen=True)

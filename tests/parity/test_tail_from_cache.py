@@ -68,7 +68,7 @@ def head_done(plan: Plan) -> Checkpoint:
     features = Cached(plan, "pool", ("plain",), train, (-1,)).views[0]
     mean, variance = classifier.standardization(features)
     rng = np.random.default_rng(4)
-    arrays = {"standardize:mean": mean, "standardize:variance": variance}
+    arrays: Arrays = {"standardize:mean": mean, "standardize:variance": variance}
     arrays["head:0"] = (rng.normal(size=(WIDTH, 3)) / 99).astype(np.float32)
     arrays["head:1"] = rng.normal(size=3).astype(np.float32) / 9
     return Checkpoint(1, arrays, {})

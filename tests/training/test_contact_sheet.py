@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -19,6 +20,7 @@ def test_pictures_lie_in_rows() -> None:
         inside = sheet[4 + 44 * top + 10, 4 + 34 * left + 10]
         np.testing.assert_allclose(inside, colour[0, 0], atol=12)
     np.testing.assert_allclose(sheet[60, 60], 255, atol=8)
-    for rows in ([], [[]], [[red, blue[1:]]]):
+    wrong: list[list[list[npt.NDArray[np.uint8]]]] = [[], [[]], [[red, blue[1:]]]]
+    for rows in wrong:
         with pytest.raises(ValueError, match="required is one"):
             contact_sheet(rows)

@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +187,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """A finished run for each of SCRIPTS, which say how good its epochs are held to be."""
     place = Place(tmp_path_factory.mktemp("runs"), drawn(101, 37), tiny_network("mobilenetv2", "", 32, ""))
     with pytest.MonkeyPatch.context() as patch:

@@ -139,7 +139,8 @@ def test_caches_are_opened_once_for_both_sides(tmp_path: Path, monkeypatch: pyte
         return read(self, name, columns)
 
     monkeypatch.setattr(FeatureCache, "_read", noted)
-    plan, photos, opened = plan_of(tmp_path, augment="flip"), side(23), {}
+    plan, photos = plan_of(tmp_path, augment="flip"), side(23)
+    opened: dict[str, FeatureCache] = {}
     first = Subset(photos.photos.slice(0, 20), photos.labels[:20])
     last = Subset(photos.photos.slice(20), photos.labels[20:])
     train = Cached(plan, "somewhere", ("plain", "flip"), first, (2, 3), opened)

@@ -14,7 +14,6 @@ from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training import failures
-from flowers.training import phase as stages
 from flowers.training.batches import epoch_batches
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.inputs import Cached, Streamed, Subset, read_subsets
@@ -195,7 +194,7 @@ def test_the_network_starts_from_the_weights_of_the_plan(place: Place, monkeypat
         asked.append(arguments)
         return tiny_network(*arguments)
 
-    monkeypatch.setattr(stages.backbones, "build_backbone", build)
+    monkeypatch.setattr(backbones, "build_backbone", build)
     plan = place.plan("run", config(), weights="/weights/here.weights.h5", precision="float32")
     made(plan, "tail", head_done())
     assert asked == [("mobilenetv2", "/weights/here.weights.h5", 32, "float32")]

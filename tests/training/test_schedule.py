@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -69,7 +69,9 @@ def test_constant() -> None:
     st.floats(0, 100),
     st.sampled_from([0, 1]),
 )
-def test_every_rate_is_usable(schedule: str, epochs: int, steps: int, warmup: float, place: int) -> None:
+def test_every_rate_is_usable(
+    schedule: Literal["cosine", "exponential", "constant"], epochs: int, steps: int, warmup: float, place: int
+) -> None:
     """Also where warm-up is longer than training, in either phase."""
     config = TrainConfig(schedule=schedule, epochs=epochs, head_epochs=epochs, warmup_epochs=warmup, trainable="all")
     phase = phases(config)[place]

@@ -130,7 +130,7 @@ def test_one_call_of_many_steps_equals_many_calls() -> None:
     together, apart = (made(config(dropout=0.4, optimizer="adamw")) for _ in range(2))
     whole = batches(steps=5, first=7)
     losses = together.run(whole)
-    single = []
+    single: list[float] = []
     for number in range(5):
         part = {
             name: getattr(whole, name)[number : number + 1] for name in ("inputs", "labels", "weights", "rows", "rates")
@@ -410,7 +410,12 @@ def test_validation_photos_go_through_in_pieces_too(monkeypatch: pytest.MonkeyPa
     whole, parts = made(config()), made(config(), microbatches=3)
     sizes: list[int] = []
     infer = parts._infer
-    monkeypatch.setattr(parts, "_infer", lambda inputs: (sizes.append(len(inputs)), infer(inputs))[1])
+
+    def noted(inputs: Any) -> Any:
+        sizes.append(len(inputs))
+        return infer(inputs)
+
+    monkeypatch.setattr(parts, "_infer", noted)
     np.testing.assert_allclose(parts.probabilities(FEATURES[0]), whole.probabilities(FEATURES[0]), rtol=1e-6)
     assert sizes == [2, 2, 2, 2]  # of 8 photos a step, a third
 
