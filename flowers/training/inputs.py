@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.data.crops import stream_views
+from flowers.data import reading
+from flowers.data.crops import RandomCrops
 from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
 from flowers.features.cache import FeatureCache
@@ -151,13 +152,12 @@ class Streamed:
             return
         plan, size = self._plan, self._plan.image_size
         listing = listing_of(self._side.photos.take(pa.array(indices)))
-        views = stream_views(
+        views = reading.stream_pixels(
             listing,
-            draws,
-            scale=CROP_SCALE.get(plan.config.augment, (1.0, 1.0)),
             size=size,
             max_pixels=plan.config.max_pixels,
             readers=plan.readers,
+            crops=None if draws is None else RandomCrops(draws, CROP_SCALE[plan.config.augment]),
             num_cpus=self._cpus,
         )
         expected = self._side.photos["sha256"].to_pylist()
