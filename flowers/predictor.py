@@ -12,8 +12,6 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
-from flowers.inference.folding import folded
-from flowers.model.heatmap import explained
 
 SIZES = (1, 8, 32)
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -46,14 +44,12 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS, sizes: tuple[int, ...] = SIZES) -> None:
-        import tensorflow as tf
+        from flowers.inference.engine import compiled  # imports TensorFlow, which users of a `Prediction` do without
 
         self.bundle = bundle
         self.max_pixels = max_pixels
         self.sizes = sizes
-        # One graph for batches of every size: building one takes seconds, which a server that swaps has not.
-        pixels = tf.TensorSpec((None, bundle.image_size, bundle.image_size, 3), tf.uint8)
-        self._forward = tf.function(explained(folded(bundle.model)), input_signature=[pixels])
+        self._forward = compiled(bundle.model, bundle.image_size)
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
@@ -93,8 +89,6 @@ class Predictor:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
         """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
-        import tensorflow as tf
-
         most = self.sizes[-1]
         outputs = []
         for start in range(0, len(pixels), most):
@@ -103,6 +97,6 @@ class Predictor:
             size = most if start else next(size for size in self.sizes if size >= len(chunk))
             missing = size - len(chunk)
             padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
-            outputs.append([output.numpy()[: len(chunk)] for output in self._forward(tf.constant(padded))])
+            outputs.append([output[: len(chunk)] for output in self._forward(padded)])
         probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return probabilities, heat

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowers.model.cuts import POOL
+import keras
+import tensorflow as tf
+
+from flowers.model.registry import POOL
 
 
 def explained(model: Any) -> Callable[[Any], tuple[Any, Any]]:
@@ -23,9 +26,6 @@ def explained(model: Any) -> Callable[[Any], tuple[Any, Any]]:
         each place adds to the logit of the class of the highest probability, against the mean of all classes and the
         average training photo. 0 is neutral.
     """
-    import keras
-    import tensorflow as tf
-
     head = model.get_layer("head")
     normalize, dense = head.get_layer("standardize"), head.get_layer("logits")
     inside = keras.Model(model.input, [model.get_layer(POOL).input, model.output])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from PIL import Image
 
 from flowers import storage
@@ -63,8 +64,6 @@ def contact_sheet(rows: list[list[npt.NDArray[np.uint8]]]) -> bytes:
 
 
 def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]:
-    import tensorflow as tf
-
     config = plan.config
     contents = contents + contents[: len(contents) % 2]  # mixing takes pairs
     augment = tf.function(

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray.train
+import tensorflow as tf
 
 from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
@@ -30,9 +32,6 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
     """
-    import ray.train
-    import tensorflow as tf
-
     plan: Plan = arguments["plan"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
@@ -79,8 +78,6 @@ def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
 
 def _report(history: History, prepared: PreparedPhase, counts: Counts, worker: Worker) -> None:
     """Commits the epoch, and tells Ray."""
-    import ray.train
-
     known = None
     if worker.rank == 0:
         known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(prepared.arrays(counts)))))

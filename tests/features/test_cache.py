@@ -18,10 +18,11 @@ from flowers.errors import DamagedFile
 from flowers.features import cache as cache_module
 from flowers.features import spec as spec_module
 from flowers.features.cache import BFLOAT16, FeatureCache, from_arrow, to_arrow
-from flowers.features.extractor import BATCH, FeatureExtractor
-from flowers.features.spec import FeatureSpec
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.spec import BATCH, FeatureSpec
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
+from flowers.model.registry import POOL
 
 SIZE = 8
 # Of the network below: its output, what lies in the middle, and its input; as they are and mirrored.
@@ -38,7 +39,7 @@ def tiny() -> Any:
     body.name = "tiny"
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, name=cuts.SCALE)(pixels)
-    pooled = keras.layers.GlobalAveragePooling2D(name=cuts.POOL)(body(scaled))
+    pooled = keras.layers.GlobalAveragePooling2D(name=POOL)(body(scaled))
     return keras.Model(pixels, pooled)
 
 

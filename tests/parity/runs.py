@@ -18,6 +18,7 @@ from flowers.config import TrainConfig
 from flowers.features.cache import FeatureCache
 from flowers.features.extractor import FeatureExtractor
 from flowers.model import backbones, cuts
+from flowers.model.registry import POOL, cut_of
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import checkpoints, trainer
@@ -100,7 +101,7 @@ class Place:
             "weights": config.weights,
             "start_weights": config.weights,
             "precision": "float32",
-            "cut": cuts.cut_of(config.backbone, config.trainable),
+            "cut": cut_of(config.backbone, config.trainable),
         }
         plan = Plan(config=config, run=Run(str(self.folder / name)), **{**found, **changes})
         if self.network is not None:
@@ -198,5 +199,5 @@ def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -
         body.trainable = False
         pixels = keras.Input((image_size, image_size, 3), dtype="uint8")
         scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name=cuts.SCALE)(pixels)
-        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=cuts.POOL)(body(scaled, training=False))
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=POOL)(body(scaled, training=False))
         return keras.Model(pixels, pooled, name="frozen")
