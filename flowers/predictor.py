@@ -53,10 +53,10 @@ class Predictor:
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
-        side, began = self.bundle.image_size, 0.0
+        size, began = self.bundle.image_size, 0.0
         for count in (*self.sizes, self.sizes[-1]):
             began = time.perf_counter()
-            self.run(np.zeros((count, side, side, 3), np.uint8))
+            self.run(np.zeros((count, size, size, 3), np.uint8))
         return (time.perf_counter() - began) / self.sizes[-1]
 
     def decode(self, photo: bytes) -> npt.NDArray[np.uint8]:
@@ -70,16 +70,16 @@ class Predictor:
     def predict(self, photos: Sequence[bytes]) -> list[Prediction | BadImage]:
         """One answer for each photo, in order; a bad photo gets its `BadImage` and disturbs no other."""
         answers: list[Prediction | BadImage | None] = [None] * len(photos)
-        decoded, places = [], []
-        for place, data in enumerate(photos):
+        decoded, indices = [], []
+        for index, data in enumerate(photos):
             try:
                 decoded.append(self.decode(data))
-                places.append(place)
+                indices.append(index)
             except BadImage as error:
-                answers[place] = error
+                answers[index] = error
         if decoded:
-            for place, *row in zip(places, *self.run(np.stack(decoded)), strict=True):
-                answers[place] = self.prediction(*row)
+            for index, *row in zip(indices, *self.run(np.stack(decoded)), strict=True):
+                answers[index] = self.prediction(*row)
         return [answer for answer in answers if answer is not None]
 
     def prediction(self, probabilities: npt.NDArray[np.float32], heat: npt.NDArray[np.float32]) -> Prediction:

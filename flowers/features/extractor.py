@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from flowers.features.cache import to_arrow
 from flowers.features.spec import BATCH, FLIP, FeatureSpec
-from flowers.model.cuts import front
+from flowers.model import cuts
 
 
 class FeatureExtractor:
@@ -28,7 +28,7 @@ class FeatureExtractor:
         self.model = model if isinstance(model, keras.Model) else model()
         self.specs, self.image_size = tuple(specs), specs[0].image_size
         parts = {
-            view: front(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])
+            view: cuts.below(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])
             for view in {spec.view: None for spec in specs}
         }
 

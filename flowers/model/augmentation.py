@@ -1,7 +1,7 @@
 """Random changes of training photos, computed by Keras' layers in the training step.
 
 The layers only do the pixels. What they do is drawn here, as a function of the seed, the number of the step and the
-photo's place in the global batch, so that neither the number of workers nor a resumed run changes a picture.
+photo's index in the global batch, so that neither the number of workers nor a resumed run changes a picture.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Augmenter:
         kind: one of `KINDS`.
         size: height and width of the photos, in pixels.
         batch_size: photos in the global batch, B.
-        workers: that share it.
+        workers: that divide it.
         rank: this worker's number; it gets the photos from `rank * local_batch` on, where local_batch = B / workers.
         seed: from 0 to 2**31 - 1.
 
     Raises:
-        ValueError: no such kind, or the workers' shares are not whole, or odd where neighbours are to be mixed.
+        ValueError: no such kind, or the workers' batches are not whole, or odd where neighbours are to be mixed.
     """
 
     def __init__(self, kind: str, *, size: int, batch_size: int, workers: int, rank: int, seed: int) -> None:
@@ -56,7 +56,7 @@ class Augmenter:
         self.erasing = layers.RandomErasing(dtype="uint8", seed=0)
         self.cut_mix = layers.CutMix(dtype="uint8", seed=0)
         self.mix_up = layers.MixUp(dtype="float32", seed=0)
-        self.neighbours = [place ^ 1 for place in range(local_batch)]
+        self.neighbours = [index ^ 1 for index in range(local_batch)]
         self.operations = (
             _colours(brightness=0.15, contrast=0.3, saturation=0.3)
             if kind == "standard"
@@ -78,12 +78,12 @@ class Augmenter:
         images = tf.cast(self.flip.transform_images(pixels, {"flips": flips}), tf.float32)
         if self.kind == "standard":
             signed = 2 * self._draw(number, _COLOUR, 2 * len(self.operations)) - 1
-            for place, operation in enumerate(self.operations):
-                images = operation(images, signed[:, 2 * place : 2 * place + 2])
+            for index, operation in enumerate(self.operations):
+                images = operation(images, signed[:, 2 * index : 2 * index + 2])
             return _bytes(images), targets
         choice = tf.random.stateless_uniform((2,), self._seed(number, _CHOICE), 0, len(self.operations), tf.int32)
-        for place, purpose in enumerate((_FIRST, _SECOND)):
-            images = self._operate(choice[place], images, 2 * self._draw(number, purpose, 2) - 1)
+        for index, purpose in enumerate((_FIRST, _SECOND)):
+            images = self._operate(choice[index], images, 2 * self._draw(number, purpose, 2) - 1)
         return self._mix(self._erase(_bytes(images), number), targets, number)
 
     def _seed(self, number: Any, purpose: int) -> Any:
@@ -99,7 +99,7 @@ class Augmenter:
 
     def _erase(self, pixels: Any, number: Any) -> Any:
         chance, width, height, across, down = tf.unstack(self._draw(number, _ERASE, 5), axis=1)
-        width, height = (tf.sqrt(0.02 + (0.33 - 0.02) * side) for side in (width, height))
+        width, height = (tf.sqrt(0.02 + (0.33 - 0.02) * length) for length in (width, height))
         rectangles = {
             "apply_erasing": chance < 0.25,
             "batch_masks": self._rectangles(width, height, across, down),
@@ -133,13 +133,13 @@ class Augmenter:
         Args:
             width: float32 [b], parts of the photo's.
             height: the same.
-            across: float32 [b] in [0, 1), where the rectangle lies among all places it fits into.
+            across: float32 [b] in [0, 1), where the rectangle lies among all positions it fits into.
             down: the same.
         """
 
-        def between(length: Any, place: Any) -> Any:
+        def between(length: Any, position: Any) -> Any:
             pixels, length = tf.range(self.size, dtype=tf.float32), length[:, None] * self.size
-            start = place[:, None] * (self.size - length)
+            start = position[:, None] * (self.size - length)
             return (start <= pixels) & (pixels < start + length)
 
         return between(height, down)[:, :, None, None] & between(width, across)[:, None, :, None]

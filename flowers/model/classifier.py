@@ -56,9 +56,9 @@ def build_head(mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32],
     )
 
 
-def join(frozen: Any, head: Any) -> Any:
+def join(network: Any, head: Any) -> Any:
     """One `keras.Model` from uint8 [n, size, size, 3] to probabilities float32 [n, K]."""
-    return keras.Model(frozen.input, head(frozen.output), name="flowers")
+    return keras.Model(network.input, head(network.output), name="flowers")
 
 
 def weights_sha256(model: Any) -> str:

@@ -27,8 +27,8 @@ def _end(body: Any, name: str) -> Any:
     return layer.output
 
 
-def front(network: Any, backbone: str, cuts: list[str]) -> Any:
-    """The network up to some of its cuts.
+def below(network: Any, backbone: str, cuts: list[str]) -> Any:
+    """The network below some of its cuts.
 
     Args:
         network: what `flowers.model.backbones.build_backbone` returns.
@@ -48,7 +48,7 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
         found[POOL] = network.get_layer(POOL)(outputs[-1])
     else:
         found[POOL] = network.output
-    return keras.Model(network.input, {cut: found[cut] for cut in cuts}, name="front")
+    return keras.Model(network.input, {cut: found[cut] for cut in cuts}, name="below")
 
 
 def output_bytes(network: Any, backbone: str, cut: str) -> int:
@@ -74,12 +74,12 @@ def trained_variables(network: Any, backbone: str, cut: str) -> list[list[Any]]:
     """
     ends = BACKBONES[backbone].blocks
     found: list[list[Any]] = [[] for _ in range(len(ends) + 1)]
-    place, above = 0, cut == PIXELS
+    block, above = 0, cut == PIXELS
     # Layers come ordered by depth, and everything flows through a block's end: what follows it lies above it.
     for layer in network.get_layer(backbone).layers:
         if above and not isinstance(layer, keras.layers.BatchNormalization):
-            found[place].extend(layer.weights)
+            found[block].extend(layer.weights)
         above = above or layer.name == cut
         if layer.name in ends:
-            place = ends.index(layer.name) + 1
+            block = ends.index(layer.name) + 1
     return [variables for variables in found if variables]

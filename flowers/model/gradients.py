@@ -58,8 +58,8 @@ def _convolution(inputs: Any, kernel: Any, padding: str) -> Any:
             height, width = outer.shape[1:3]
             wide = inputs
             if padding == "SAME":
-                edges = [[(size - 1) // 2, size // 2] for size in (rows, columns)]
-                wide = tf.pad(inputs, [[0, 0], *edges, [0, 0]])
+                padded = [[(size - 1) // 2, size // 2] for size in (rows, columns)]
+                wide = tf.pad(inputs, [[0, 0], *padded, [0, 0]])
             patches = [
                 tf.reshape(wide[:, row : row + height, column : column + width], [-1, channels])
                 for row in range(rows)

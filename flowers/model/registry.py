@@ -91,7 +91,7 @@ def _efficientnet(first: str, *sizes: int) -> Parts:
     """`first` ends the first block; later ones add their input, but for the first of a part."""
     parts = {
         f"block{part}": tuple(
-            f"block{part}{chr(97 + place)}_{'add' if place else 'project_bn'}" for place in range(size)
+            f"block{part}{chr(97 + number)}_{'add' if number else 'project_bn'}" for number in range(size)
         )
         for part, size in enumerate(sizes, 1)
     }

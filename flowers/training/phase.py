@@ -129,7 +129,9 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
         classifier.build_head(*standard, classes, config.dropout),
         body=network if plan.streamed else upper,
         validation_body=network if plan.validation_streamed else upper,
-        groups=tuple((config.layer_decay ** (len(variables) - place), group) for place, group in enumerate(variables)),
+        groups=tuple(
+            (config.layer_decay ** (len(variables) - number), group) for number, group in enumerate(variables)
+        ),
         augment=augment,
     )
 

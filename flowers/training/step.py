@@ -216,10 +216,10 @@ class Step:
         )
         def steps(inputs: Any, labels: Any, weights: Any, rows: Any, rates: Any, first: Any) -> Any:
             losses = tf.TensorArray(tf.float32, size=tf.shape(rows)[0])
-            for place in tf.range(tf.shape(rows)[0]):
-                arguments = (inputs[place], labels[place], weights[place], rows[place], rates[place], first + place)
+            for index in tf.range(tf.shape(rows)[0]):
+                arguments = (inputs[index], labels[index], weights[index], rows[index], rates[index], first + index)
                 loss = strategy.run(step, args=arguments)
-                losses = losses.write(place, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
+                losses = losses.write(index, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
             return losses.stack()
 
         def infer(inputs: Any) -> Any:

@@ -97,7 +97,7 @@ def test_ray_streams_views_in_the_order_of_the_listing(tmp_path: Path) -> None:
     paths.append(tmp_path / "gone.jpg")
     order = np.random.default_rng(1).integers(0, len(paths), 75)
     order[[3, 60]], order[[7, 70]] = 5, 40
-    table = listing([paths[place] for place in order])
+    table = listing([paths[index] for index in order])
     draws = np.random.default_rng(2).random((len(order), 4))
     crops = RandomCrops(draws, (0.1, 0.9))
     options = {"size": SIZE, "max_pixels": 10_000}
@@ -105,13 +105,13 @@ def test_ray_streams_views_in_the_order_of_the_listing(tmp_path: Path) -> None:
     assert len(streamed) > 3
     rows = pa.concat_tables(streamed)
     assert rows.schema == reading.PIXELS
-    assert rows["path"].to_pylist() == [str(paths[place]) for place in order]
+    assert rows["path"].to_pylist() == [str(paths[index]) for index in order]
     codes = {5: "not_a_photo", 40: "unreadable"}
-    assert rows["code"].to_pylist() == [codes.get(place) for place in order]
+    assert rows["code"].to_pylist() == [codes.get(index) for index in order]
     read, views = reading.read_block(table), crops_of(crops.beside(table), crops.scale)
     assert rows.combine_chunks() == reading.decode_block(read, crops=views, **options).combine_chunks()
-    for place in set(order) - set(codes):  # a photo listed twice is seen differently
-        views = [rows["pixels"][int(row)].as_py() for row in np.flatnonzero(order == place)]
+    for index in set(order) - set(codes):  # a photo listed twice is seen differently
+        views = [rows["pixels"][int(row)].as_py() for row in np.flatnonzero(order == index)]
         assert len(set(views)) == len(views)
     middle = pa.concat_tables(list(reading.tables(reading.stream_pixels(table, readers=1, **options))))
     assert middle.combine_chunks() == reading.decode_block(read, **options).combine_chunks()

@@ -108,8 +108,8 @@ def test_blocks_with_nothing_to_do_in_some_rows() -> None:
     for spec, expected in zip(SPECS, part.features(pixels), strict=True):
         column = answer[spec.column]
         assert [cell.is_valid for cell in column] == [True, False, True, False]
-        for place, row in ((0, expected[0]), (2, expected[1])):
-            np.testing.assert_array_equal(from_arrow(pa.array([column[place]])), row[None])
+        for index, row in ((0, expected[0]), (2, expected[1])):
+            np.testing.assert_array_equal(from_arrow(pa.array([column[index]])), row[None])
         for nothing in (block.slice(1, 1), block.slice(0, 0)):
             assert part(nothing)[spec.column].null_count == nothing.num_rows
             assert part(nothing).schema == answer.schema

@@ -49,25 +49,25 @@ def test_blocks_are_layers_of_the_network_in_its_order(name: str) -> None:
     size = BACKBONES[name].smallest
     constructor = getattr(keras.applications, BACKBONES[name].constructor)
     layers = [layer.name for layer in constructor(include_top=False, weights=None, input_shape=(size, size, 3)).layers]
-    places = [layers.index(end) for end in BACKBONES[name].blocks]
-    assert places == sorted(places)
+    indices = [layers.index(end) for end in BACKBONES[name].blocks]
+    assert indices == sorted(indices)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_front_and_tail_are_the_network_bit_for_bit(built: dict[str, Any], name: str) -> None:
+def test_below_and_above_a_cut_it_is_the_network_bit_for_bit(built: dict[str, Any], name: str) -> None:
     network, pixels = built[name], photos(name)
     whole = np.asarray(network(pixels, training=False))
     assert np.ptp(whole, axis=0).max() > 0.01 * np.abs(whole).max()  # three photos, three answers
-    places = [PIXELS, *BACKBONES[name].blocks, POOL]
-    outputs = cuts.front(network, name, places)(pixels, training=False)
-    assert list(outputs) == places
+    every = [PIXELS, *BACKBONES[name].blocks, POOL]
+    outputs = cuts.below(network, name, every)(pixels, training=False)
+    assert list(outputs) == every
     np.testing.assert_array_equal(np.asarray(outputs[PIXELS]), pixels)
     np.testing.assert_array_equal(np.asarray(outputs[POOL]), whole)
     for cut in {cut_of(name, start) for start in BACKBONES[name].trainable_names} - {POOL}:
-        alone = cuts.front(network, name, [cut])(pixels, training=False)[cut]
+        alone = cuts.below(network, name, [cut])(pixels, training=False)[cut]
         np.testing.assert_array_equal(np.asarray(alone), np.asarray(outputs[cut]), err_msg=cut)
     last = network.get_layer(name).output
-    for cut in places[:-1]:
+    for cut in every[:-1]:
         if cut != PIXELS and network.get_layer(name).get_layer(cut).output is last:
             continue  # nothing lies above it
         above = cuts.tail(network, name, cut)(outputs[cut], training=False)
@@ -141,7 +141,7 @@ def test_an_unknown_part_is_refused_with_those_there_are(name: str, trainable: s
 )
 def test_the_size_of_an_output_in_bytes(built: dict[str, Any], name: str, cut: str, size: int) -> None:
     assert cuts.output_bytes(built[name], name, cut) == size
-    assert np.asarray(cuts.front(built[name], name, [cut])(photos(name, 1))[cut]).nbytes == size
+    assert np.asarray(cuts.below(built[name], name, [cut])(photos(name, 1))[cut]).nbytes == size
 
 
 def test_bfloat16_takes_half_the_bytes() -> None:

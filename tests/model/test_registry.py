@@ -32,8 +32,8 @@ def test_a_row_is_consistent(name: str) -> None:
     assert len(set(names)) == len(names)
     assert (names[0], names[-1]) == ("head", "all")
     order = [PIXELS, *row.blocks, POOL]
-    places = [order.index(cut_of(name, start)) for start in names]
-    assert all(shallow > deep for shallow, deep in itertools.pairwise(places))
+    indices = [order.index(cut_of(name, start)) for start in names]
+    assert all(shallow > deep for shallow, deep in itertools.pairwise(indices))
     for start, below in row.starts.items():  # the part of that name begins right above its cut
         assert order[order.index(below) + 1] == row.parts[start][0]
 

@@ -32,7 +32,7 @@ TINY = {"backbone": "mobilenetv2", "trainable": "block_15", "weights": "random",
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos and who is on which side.
+    """Photos, and which of them is in which subset.
 
     Attributes:
         pixels: uint8 [n, size, size, 3].
@@ -44,16 +44,16 @@ class Photos:
     digests: list[bytes]
     split: pa.Table
 
-    def labels(self, side: str) -> list[str]:
-        """The labels of one side, in the order of split.parquet."""
+    def labels(self, subset: str) -> list[str]:
+        """The labels of one subset, in the order of split.parquet."""
         rows = self.split.to_pylist()
-        return [row["label"] for row in rows if row["split"] == side]
+        return [row["label"] for row in rows if row["split"] == subset]
 
-    def of(self, side: str) -> npt.NDArray[np.uint8]:
-        """The pixels of one side, in the order of split.parquet."""
-        place = {digest: number for number, digest in enumerate(self.digests)}
+    def of(self, subset: str) -> npt.NDArray[np.uint8]:
+        """The pixels of one subset, in the order of split.parquet."""
+        index_of = {digest: number for number, digest in enumerate(self.digests)}
         rows = self.split.to_pylist()
-        return self.pixels[[place[row["sha256"]] for row in rows if row["split"] == side]]
+        return self.pixels[[index_of[row["sha256"]] for row in rows if row["split"] == subset]]
 
 
 def drawn(train: int, validation: int, size: int = 32, light: float = 0) -> Photos:

@@ -14,7 +14,7 @@ from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training import failures
-from flowers.training import phase as stages
+from flowers.training import phase as module
 from flowers.training.batches import epoch_batches
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.inputs import Cached, Streamed, Subset, read_subsets
@@ -58,16 +58,16 @@ def head_done() -> Checkpoint:
     return Checkpoint(2, STANDARD, {})
 
 
-def train(prepared: PreparedPhase, side: Subset, epochs: int = 1, rate: float = 0.1) -> list[float]:
+def train(prepared: PreparedPhase, subset: Subset, epochs: int = 1, rate: float = 0.1) -> list[float]:
     """Some epochs at one rate; returns the losses."""
     losses: list[float] = []
     for epoch in range(epochs):
-        order = epoch_batches(prepared.step.config, epoch, len(side.labels), 0, 1)
+        order = epoch_batches(prepared.step.config, epoch, len(subset.labels), 0, 1)
         for number, inputs in enumerate(prepared.train.steps(order)):
             assert number == 0
             batches = Batches(
                 inputs=inputs,
-                labels=side.labels[order.indices],
+                labels=subset.labels[order.indices],
                 weights=order.real.astype(np.float32),
                 rows=order.rows,
                 rates=np.full(len(order.rows), rate, np.float32),
@@ -179,7 +179,7 @@ def test_readers_do_not_wait_for_cpus_that_workers_hold(place: Place, workers: i
         assert inputs._cpus == cpus
 
 
-def test_pieces_noted_by_an_earlier_attempt_are_taken(place: Place) -> None:
+def test_microbatches_noted_by_an_earlier_attempt_are_taken(place: Place) -> None:
     plan = place.plan("microbatches", config(auto_batch=True))
     assert made(plan, "tail", head_done()).step.microbatches == 1
     failures.out_of_memory(plan, 1)
@@ -195,7 +195,7 @@ def test_the_network_starts_from_the_weights_of_the_plan(place: Place, monkeypat
         asked.append(arguments)
         return tiny_network(*arguments)
 
-    monkeypatch.setattr(stages.backbones, "build_backbone", build)
+    monkeypatch.setattr(module.backbones, "build_backbone", build)
     plan = place.plan("run", config(), weights="/weights/here.weights.h5", precision="float32")
     made(plan, "tail", head_done())
     assert asked == [("mobilenetv2", "/weights/here.weights.h5", 32, "float32")]
