@@ -52,7 +52,6 @@ def one(data: str) -> None:
             listing.table,
             size=224,
             max_pixels=MAX_PIXELS,
-            known=reading.digests_array([]),
             readers=cpus,
         )
         rows = [reading.detached(table, ROW.names) for table in reading.tables(photos)]

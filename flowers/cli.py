@@ -111,7 +111,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         name: how it was called, for its help.
         resume: what to say to somebody whose program was stopped.
     """
-    lifeline = _watch(resume)
+    lifeline = _start_watchdog(resume)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -191,7 +191,7 @@ def _log_lines() -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(_CHATTER)][-_SHOWN_LINES:]
 
 
-def _watch(resume: str) -> int:
+def _start_watchdog(resume: str) -> int:
     """Starts a second process that speaks if this one ends without a word: killed, or ended by native code.
 
     Returns:

@@ -75,7 +75,7 @@ class TrainConfig(OptionSet):
         required="three fractions that add up to 1, the first two above 0",
     )
     split_file: str | None = deciding(
-        None, "A split.parquet of an earlier run: images known there keep their side, new ones are assigned."
+        None, "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned."
     )
     max_bad_fraction: float = deciding(0.1, "Stop if more than this fraction of the files is unusable.", ge=0, le=1)
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
-from flowers.cluster.nodes import Node
-from flowers.cluster.placement import place
+from flowers.cluster.placement import Node, place
 from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec
-from flowers.model import backbones, cuts
-from flowers.model.registry import BACKBONES
+from flowers.model.registry import BACKBONES, POOL, cut_of
+from flowers.model.weights import NAMED_WEIGHTS
 from flowers.runs import Run
 
 
@@ -23,8 +22,8 @@ class Facts:
     Attributes:
         nodes: machines of the cluster.
         photos: files that were listed.
-        weights_key: key of the start weights (`flowers.model.backbones.weights_key`).
-        precision: the arithmetic of the network, and why (`flowers.model.backbones.resolve_precision`).
+        weights_key: key of the start weights (`flowers.model.weights.weights_key`).
+        precision: the arithmetic of the network, and why (`flowers.model.precision.resolve_precision`).
         photo_bytes: size of one photo's output at the cut; nobody asks for it if only the head is trained.
     """
 
@@ -75,7 +74,7 @@ class Plan:
     worker_gpus: float = 0.0
     feature_actors: int = 0
     gpus: int = 0
-    cut: str = cuts.POOL
+    cut: str = POOL
     streamed: bool = False
     validation_streamed: bool = False
     inputs_reason: str = ""
@@ -93,7 +92,7 @@ class Plan:
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
         """What the frozen part makes of every photo: the head's input and, if it is cached, the tail's."""
-        wanted = (cuts.POOL,) if self.streamed or self.cut == cuts.POOL else (cuts.POOL, self.cut)
+        wanted = (POOL,) if self.streamed or self.cut == POOL else (POOL, self.cut)
         return tuple(self.feature(cut, view) for view in self.views for cut in wanted)
 
     @property
@@ -125,7 +124,7 @@ def image_size(config: TrainConfig) -> int:
 
 def weights_of(config: TrainConfig) -> str:
     """Start weights of the backbone; a path is absolute, for workers start in other folders."""
-    return config.weights if config.weights in backbones.NAMED_WEIGHTS else storage.absolute(config.weights)
+    return config.weights if config.weights in NAMED_WEIGHTS else storage.absolute(config.weights)
 
 
 def gpu_count(nodes: Sequence[Node]) -> int:
@@ -143,7 +142,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     cpus = int(sum(node.cpus for node in facts.nodes))
     placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, facts.nodes)
     actors = _feature_actors(config, len(facts.nodes), gpus)
-    cut = cuts.cut_of(config.backbone, config.trainable)
+    cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
     return Plan(
@@ -187,7 +186,7 @@ def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) 
         photo_bytes: size of one photo's output there.
         photos: number of photos, at most.
     """
-    if cut == cuts.POOL:
+    if cut == POOL:
         return False, False, ""
     budget = config.cache_budget * 1e9
     views = 2 if config.augment == "flip" else 1

@@ -12,8 +12,6 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
-from flowers.inference.folding import folded
-from flowers.model.heatmap import explained
 
 SIZES = (1, 8, 32)
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -46,21 +44,19 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS, sizes: tuple[int, ...] = SIZES) -> None:
-        import tensorflow as tf
+        from flowers.inference.engine import compiled  # imports TensorFlow, which users of a `Prediction` do without
 
         self.bundle = bundle
         self.max_pixels = max_pixels
         self.sizes = sizes
-        # One graph for batches of every size: building one takes seconds, which a server that swaps has not.
-        pixels = tf.TensorSpec((None, bundle.image_size, bundle.image_size, 3), tf.uint8)
-        self._forward = tf.function(explained(folded(bundle.model)), input_signature=[pixels])
+        self._forward = compiled(bundle.model, bundle.image_size)
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
-        side, began = self.bundle.image_size, 0.0
+        size, began = self.bundle.image_size, 0.0
         for count in (*self.sizes, self.sizes[-1]):
             began = time.perf_counter()
-            self.run(np.zeros((count, side, side, 3), np.uint8))
+            self.run(np.zeros((count, size, size, 3), np.uint8))
         return (time.perf_counter() - began) / self.sizes[-1]
 
     def decode(self, photo: bytes) -> npt.NDArray[np.uint8]:
@@ -74,16 +70,16 @@ class Predictor:
     def predict(self, photos: Sequence[bytes]) -> list[Prediction | BadImage]:
         """One answer for each photo, in order; a bad photo gets its `BadImage` and disturbs no other."""
         answers: list[Prediction | BadImage | None] = [None] * len(photos)
-        decoded, places = [], []
-        for place, data in enumerate(photos):
+        decoded, indices = [], []
+        for index, data in enumerate(photos):
             try:
                 decoded.append(self.decode(data))
-                places.append(place)
+                indices.append(index)
             except BadImage as error:
-                answers[place] = error
+                answers[index] = error
         if decoded:
-            for place, *row in zip(places, *self.run(np.stack(decoded)), strict=True):
-                answers[place] = self.prediction(*row)
+            for index, *row in zip(indices, *self.run(np.stack(decoded)), strict=True):
+                answers[index] = self.prediction(*row)
         return [answer for answer in answers if answer is not None]
 
     def prediction(self, probabilities: npt.NDArray[np.float32], heat: npt.NDArray[np.float32]) -> Prediction:
@@ -93,8 +89,6 @@ class Predictor:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
         """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
-        import tensorflow as tf
-
         most = self.sizes[-1]
         outputs = []
         for start in range(0, len(pixels), most):
@@ -103,6 +97,6 @@ class Predictor:
             size = most if start else next(size for size in self.sizes if size >= len(chunk))
             missing = size - len(chunk)
             padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
-            outputs.append([output.numpy()[: len(chunk)] for output in self._forward(tf.constant(padded))])
+            outputs.append([output[: len(chunk)] for output in self._forward(padded)])
         probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return probabilities, heat

@@ -174,8 +174,8 @@ class Run:
             relabelled, moved = (sum(before[photo][at] != found[photo][at] for photo in both) for at in (0, 1))
             raise InputError(
                 f"the photos changed since this run began ({len(found.keys() - before.keys())} new, "
-                f"{len(before.keys() - found.keys())} gone, {relabelled} relabelled, {moved} now on another side); "
-                "choose another --name (--split-file keeps the known photos on their side), or --fresh to start over"
+                f"{len(before.keys() - found.keys())} gone, {relabelled} relabelled, {moved} now in another subset); "
+                "choose another --name (--split-file keeps the known photos in their subsets), or --fresh to start over"
             )
 
     @contextmanager
@@ -208,7 +208,7 @@ def finished_runs(folder: str) -> list[Run]:
 
 
 def read_split(uri: str) -> dict[bytes, int]:
-    """Sides of the photos of an earlier run by their digest.
+    """Subsets of the photos of an earlier run by their digest.
 
     Raises:
         InputError: the file is missing or is no split.parquet.
@@ -216,17 +216,17 @@ def read_split(uri: str) -> dict[bytes, int]:
     try:
         table = pq.read_table(io.BytesIO(storage.read(uri)))
         digests = table["sha256"].cast(pa.binary(32)).to_pylist()
-        sides = [SUBSETS.index(side) for side in table["split"].to_pylist()]
+        subsets = [SUBSETS.index(subset) for subset in table["split"].to_pylist()]
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"--split-file: {uri} is not the split.parquet of a run: {first_line(error)}") from error
-    return dict(zip(digests, sides, strict=True))
+    return dict(zip(digests, subsets, strict=True))
 
 
 def split_sha256(ledger: Ledger) -> str:
-    """Hash of who is on which side, whatever the files are called."""
+    """Hash of which photo is in which subset, whatever the files are called."""
     digest = hashlib.sha256()
-    for sha256, (label, side) in _photos(ledger.split()).items():
-        digest.update(sha256 + f"\0{label}\0{side}\n".encode())
+    for sha256, (label, subset) in _photos(ledger.split()).items():
+        digest.update(sha256 + f"\0{label}\0{subset}\n".encode())
     return digest.hexdigest()
 
 
@@ -236,6 +236,6 @@ def now() -> str:
 
 
 def _photos(split: pa.Table) -> dict[bytes, tuple[str, str]]:
-    """Label and side of each photo by its digest, in the order of the digests."""
+    """Label and subset of each photo by its digest, in the order of the digests."""
     digests, *columns = (split[name].to_pylist() for name in ("sha256", "label", "split"))
     return dict(zip(digests, zip(*columns, strict=True), strict=True))

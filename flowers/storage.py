@@ -229,9 +229,9 @@ def sha256(data: bytes) -> str:
 
 
 def file_sha256(path: str) -> str:
-    """Hexadecimal SHA-256 of a local file, read in pieces."""
+    """Hexadecimal SHA-256 of a local file, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
     return digest.hexdigest()

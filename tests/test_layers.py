@@ -53,10 +53,27 @@ LIGHT = [
     "flowers.cli",
     "flowers.errors",
     "flowers.data.split",
+    "flowers.plan",
+    "flowers.bundle",
+    "flowers.predictor",
+    "flowers.features.extraction",
+    "flowers.pipelines.train",
     "jobs.train",
     "serving.__main__",
 ]
 HEAVY = {"tensorflow", "keras", "ray"}
+# Modules of flowers/ that import TensorFlow or Keras at their top, or a module that does.
+TENSORFLOW = {
+    *(f"model/{name}" for name in ("augmentation", "backbones", "classifier", "cuts", "depthwise", "gradients")),
+    *("model/heatmap", "inference/engine", "inference/folding", "features/extractor"),
+    *(f"training/{name}" for name in ("best", "contact_sheet", "history", "loop", "phase", "schedule", "step")),
+    "training/trainer",
+}
+# All others that need it import it in a function, those that are named here in one or a few.
+LATE = {
+    *("cluster/session", "model/precision", "bundle"),  # TensorFlow or Keras itself
+    *("features/extraction", "predictor", "pipelines/train"),  # modules of `TENSORFLOW`
+}
 
 
 def sources(*tops: str) -> list[Path]:
@@ -146,6 +163,29 @@ def test_flowers_imports_downwards_only() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def names_of(paths: set[str]) -> set[str]:
+    return {f"flowers.{path.replace('/', '.')}" for path in paths}
+
+
+def test_tensorflow_is_imported_where_it_is_said() -> None:
+    """At the top of the modules in TENSORFLOW, in functions of those in LATE, and nowhere else."""
+    needs = {"tensorflow", "keras"} | names_of(TENSORFLOW)
+    top, late = set(), set()
+    for path in sources("flowers"):
+        tree, package = ast.parse(path.read_text(encoding="utf-8")), list(path.relative_to(ROOT).parent.parts)
+        functions = [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+        inside = set().union(*(imported(node, package) for node in functions))
+        # Neither functions nor `if TYPE_CHECKING`.
+        whole = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        name = str(path.relative_to(ROOT / "flowers").with_suffix(""))
+        if imported(whole, package) & needs:
+            top.add(name)
+        if inside & needs:
+            late.add(name)
+    assert top == TENSORFLOW
+    assert late | {"cluster/session"} == LATE  # which does it by name
+
+
 def test_names_say_what_a_file_does() -> None:
     vague = [str(path.relative_to(ROOT)) for path in sources(*TOPS) if path.name in VAGUE]
     assert not vague, f"name these after what they do: {vague}"
@@ -168,6 +208,15 @@ def loaded_by(modules: list[str]) -> dict[str, list[str]]:
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_the_help_of_a_job_is_quick() -> None:
+    words = [sys.executable, "-X", "importtime", "-m", "jobs.train", "--help"]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.stdout.startswith("Usage: python -m jobs.train"), result.stderr
+    seen = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "flowers.config" in seen
+    assert not HEAVY & seen
 
 
 def test_imports_stay_light() -> None:

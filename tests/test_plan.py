@@ -63,14 +63,14 @@ def test_each_cache_lies_in_a_folder_of_its_own(tmp_path: Path) -> None:
         dataclasses.replace(plan, config=plan.config.replace(backbone="resnet50")),
         dataclasses.replace(plan, config=plan.config.replace(max_pixels=1000)),
     ]
-    places = [other.cache(other.feature("pool")) for other in others]
-    places += [
+    caches = [other.cache(other.feature("pool")) for other in others]
+    caches += [
         plan.cache(plan.feature("pool", "flip")),
         plan.cache(plan.feature(STAGE5)),
         plan.cache(plan.feature(STAGE5, "flip")),
     ]
-    assert len(set(places)) == len(places)
-    assert {Path(place).parent for place in places} == {tmp_path / "cache" / "features"}
+    assert len(set(caches)) == len(caches)
+    assert {Path(cache).parent for cache in caches} == {tmp_path / "cache" / "features"}
 
 
 def test_runs_that_need_the_same_outputs_share_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def random() -> Predictor:
 
 def test_the_answer_does_not_depend_on_the_batch(random: Predictor) -> None:
     photos = np.random.default_rng(0).integers(0, 256, (33, SIZE, SIZE, 3), dtype=np.uint8)
-    alone = [np.concatenate(parts) for parts in zip(*(random.run(photos[[place]]) for place in range(33)), strict=True)]
+    alone = [np.concatenate(parts) for parts in zip(*(random.run(photos[[index]]) for index in range(33)), strict=True)]
     assert np.ptp(alone[0], axis=0).max() > 1e-3
     np.testing.assert_allclose(alone[0], random.bundle.model(photos), rtol=0, atol=1e-6)
     for count in (1, 7, 8, 9, 32, 33):

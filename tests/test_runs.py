@@ -250,12 +250,12 @@ def test_the_tables_say_what_the_ledger_says(config: TrainConfig, folder: Path) 
     assert pq.read_table(folder / "ledger.parquet") == found.table
     split = pq.read_table(folder / "split.parquet")
     assert split.column_names == ["sha256", "label", "split", "path"]
-    sides = runs.read_split(str(folder / "split.parquet"))
+    subsets = runs.read_split(str(folder / "split.parquet"))
     table = found.table.to_pylist()
-    assert sides == {row["sha256"]: SUBSETS.index(row["status"]) for row in table}
+    assert subsets == {row["sha256"]: SUBSETS.index(row["status"]) for row in table}
 
 
-def test_a_later_run_keeps_the_sides(config: TrainConfig, folder: Path) -> None:
+def test_a_later_run_keeps_the_subsets(config: TrainConfig, folder: Path) -> None:
     begun(config)
     known = runs.read_split(str(folder / "split.parquet"))
     rows = ledger(30).table.select(["path", "label", "sha256"]).to_pylist()
@@ -292,7 +292,7 @@ def test_a_split_file_that_is_none(tmp_path: Path) -> None:
 
 
 def test_the_hash_of_a_split() -> None:
-    """It knows content, labels and sides, not names."""
+    """It knows content, labels and subsets, not names."""
     one = runs.split_sha256(ledger())
     assert one == runs.split_sha256(ledger(folder="/elsewhere"))
     assert one not in {runs.split_sha256(now) for now in (ledger(21), ledger(labels="ac"), ledger(seed=1))}

@@ -8,7 +8,7 @@ import numpy as np
 
 from flowers.bundle import Bundle
 from flowers.model import classifier
-from flowers.model.cuts import POOL
+from flowers.model.registry import POOL
 
 
 def classify(pixels: Any, features: Any, kernel: Any) -> Any:

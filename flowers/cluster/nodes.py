@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowers import storage
+from flowers.cluster.placement import Node, few
 from flowers.errors import InputError, first_line
 
 _ANSWER_S = 60
-_SHOWN = 4
 _UNSEEN = "what is written there is not seen here"
-
-
-@dataclass(frozen=True)
-class Node:
-    """What one machine of the cluster offers to Ray."""
-
-    cpus: float
-    gpus: float
 
 
 def cluster_nodes() -> list[Node]:
     """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
-    import ray
-
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
 
@@ -39,8 +31,6 @@ def check_storage(uri: str) -> None:
     Raises:
         InputError: a node cannot write there, or writes somewhere else than in the folder seen here.
     """
-    import ray
-
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     probes = {node: storage.join(storage.absolute(uri), f".probe-{uuid.uuid4().hex}") for node in nodes}
     if len(nodes) == 1:
@@ -83,9 +73,6 @@ def _reason(error: Exception) -> str:
 
 def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[str, str]:
     """Calls `function` with each probe on the node of that id; its answers, or why there is none."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     running = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
@@ -99,9 +86,3 @@ def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[st
         except ray.exceptions.RayError as error:
             answers[node] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     return answers
-
-
-def few(texts: Sequence[str]) -> str:
-    """The first texts, and how many more there are."""
-    more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
-    return ", ".join([*texts[:_SHOWN], *more])

@@ -6,11 +6,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowers.cluster.nodes import Node, few
 from flowers.errors import InputError
 
 # Ray counts resources in ten-thousandths.
 _RAY_UNIT = 10_000
+_SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of the cluster offers to Ray."""
+
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True)
@@ -114,3 +122,9 @@ def _described(nodes: Sequence[Node]) -> str:
 
 def _several(number: float, noun: str) -> str:
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
+
+
+def few(texts: Sequence[str]) -> str:
+    """The first texts, and how many more there are."""
+    more = [f"{len(texts) - _SHOWN} more"] if len(texts) > _SHOWN else []
+    return ", ".join([*texts[:_SHOWN], *more])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
@@ -39,11 +40,10 @@ def import_tensorflow(threads: int | None = None) -> None:
     Args:
         threads: of TensorFlow in this process; None takes all CPUs.
     """
-    import keras  # noqa: F401
-    import tensorflow as tf
-
-    if threads and threads != tf.config.threading.get_intra_op_parallelism_threads():
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    importlib.import_module("keras")
+    tensorflow = importlib.import_module("tensorflow")
+    if threads and threads != tensorflow.config.threading.get_intra_op_parallelism_threads():
+        tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
 
 
 @contextmanager

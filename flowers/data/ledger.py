@@ -28,7 +28,7 @@ REASONS = {
     "duplicate": "same bytes as another photo of the class",
     "conflict": "same bytes under two labels",
 }
-# A second copy, a stray file or a side-car does not make a data set bad.
+# A second copy, a stray file or a sidecar does not make a data set bad.
 HARMLESS = frozenset({"duplicate", "hidden", "unlabelled", "side_file"})
 
 # What reading a file yields; `code` is null for a good photo.
@@ -53,14 +53,14 @@ class Ledger:
     Attributes:
         table: columns path, label, sha256 (32 bytes), size (bytes), format, status (train, validation, test or
             quarantined), reason (a key of `REASONS`) and detail.
-        classes: the labels in use, sorted: a label's place here is the model's output index.
+        classes: the labels in use, sorted: a label's index here is that of the model's output.
     """
 
     table: pa.Table
     classes: tuple[str, ...]
 
     def used(self) -> pa.Table:
-        """Rows of all photos on one of the three sides."""
+        """Rows of all photos in one of the three subsets."""
         return self.table.filter(pc.not_equal(self.table["status"], "quarantined"))
 
     def subset(self, subset: str) -> pa.Table:
@@ -84,19 +84,19 @@ class Ledger:
         return dict(found.most_common())
 
     def per_class(self) -> dict[str, dict[str, int]]:
-        """Photos of each class on each side."""
+        """Photos of each class in each subset."""
         used = self.used()
         pairs = Counter(zip(used["label"].to_pylist(), used["status"].to_pylist(), strict=True))
-        return {label: {side: pairs[label, side] for side in SUBSETS} for label in self.classes}
+        return {label: {subset: pairs[label, subset] for subset in SUBSETS} for label in self.classes}
 
     def warnings(self) -> list[str]:
         """What the user should know before trusting the numbers."""
         found = []
         counts, per_class = self.counts(), self.per_class()
-        for side in SUBSETS:
-            missing = [label for label in self.classes if per_class[label][side] == 0]
+        for subset in SUBSETS:
+            missing = [label for label in self.classes if per_class[label][subset] == 0]
             if missing:
-                found.append(f"no {side} photo of: {', '.join(missing)}")
+                found.append(f"no {subset} photo of: {', '.join(missing)}")
         if 0 < counts.get("test", 0) < 30:
             found.append(f"only {counts['test']} test photos: look at the interval, not at the value")
         lost = sorted(set(self.table["label"].drop_null().to_pylist()) - set(self.classes))
@@ -121,10 +121,10 @@ def settle(
 
     Args:
         rows: a table of schema `ROW`, in the order of the listing.
-        fractions: shares of training, validation and test.
+        fractions: of training, validation and test.
         seed: of the split.
         max_bad_fraction: unusable files allowed, of all found (`HARMLESS` reasons do not count).
-        known: sides of photos assigned by an earlier run, by digest.
+        known: subsets of photos assigned by an earlier run, by digest.
 
     Raises:
         InputError: too many bad files, fewer than two classes, or a class too small to split.
@@ -134,22 +134,24 @@ def settle(
     good = pc.is_null(rows["code"])
     photos = rows.filter(good)
     check_classes(Counter(photos["label"].to_pylist()))
-    sides = dict(known or {})
+    subsets = dict(known or {})
     digests = photos["sha256"].to_pylist()
-    for digest, side in zip(digests, photos["split"].to_pylist(), strict=True):
-        if side is not None:
-            sides[digest] = SUBSETS.index(side)
+    for digest, subset in zip(digests, photos["split"].to_pylist(), strict=True):
+        if subset is not None:
+            subsets[digest] = SUBSETS.index(subset)
     labels = photos["label"].to_pylist()
-    assigned = assign(digests, labels, fractions, seed, sides)
+    assigned = assign(digests, labels, fractions, seed, subsets)
     status = np.full(rows.num_rows, "quarantined", dtype=object)
     status[good.to_numpy()] = np.asarray(SUBSETS, dtype=object)[assigned]
     table = rows.select(["path", "label", "sha256", "size", "format"])
     table = table.append_column("status", pa.array(status, pa.string()))
     table = table.append_column("reason", rows["code"]).append_column("detail", rows["detail"])
     ledger = Ledger(table, tuple(sorted(set(labels))))
-    for side in ("train", "validation"):
-        if not ledger.counts().get(side):
-            raise InputError(f"the split leaves no photo for {side}; change --split, the manifest or the --split-file")
+    for subset in ("train", "validation"):
+        if not ledger.counts().get(subset):
+            raise InputError(
+                f"the split leaves no photo for {subset}; change --split, the manifest or the --split-file"
+            )
     return ledger
 
 

@@ -15,7 +15,7 @@ from flowers.data.split import SUBSETS
 from flowers.errors import InputError, first_line
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-_SUBSET_NAMES = {"val": "validation", "valid": "validation", **{side: side for side in SUBSETS}}
+_SUBSET_NAMES = {"val": "validation", "valid": "validation", **{subset: subset for subset in SUBSETS}}
 
 # Path, label, split, code and detail, as in `flowers.data.listing.LISTING`.
 Row = tuple[str | None, ...]
@@ -42,9 +42,9 @@ def read_manifest(source: str) -> list[Row]:
             )
         if "://" not in path and not os.path.isabs(path):
             path = storage.join(folder, path)
-        side = _SUBSET_NAMES[split.lower()] if split else None
+        subset = _SUBSET_NAMES[split.lower()] if split else None
         code, detail = (None, None) if label else ("unlabelled", f"row {number} gives no label")
-        rows.append((path, label or None, side, code, detail))
+        rows.append((path, label or None, subset, code, detail))
     return rows
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowers.data.ledger import check_classes, mark_repeats
-from flowers.data.reading import decode_block, digests_array, read_block
+from flowers.data.reading import decode_block, read_block
 
 # A class of so many files or more is taken to have two good ones, until all have been read.
 SMALL = 10
@@ -31,7 +31,7 @@ def check_small_classes(table: pa.Table, max_pixels: int) -> None:
     if not small:
         return
     doubtful = files.filter(pc.is_in(files["label"], pa.array(small))).combine_chunks()
-    rows = decode_block(read_block(doubtful), size=_SIZE, max_pixels=max_pixels, known=digests_array([]))
+    rows = decode_block(read_block(doubtful), size=_SIZE, max_pixels=max_pixels)
     rows = mark_repeats(rows)
     usable = Counter(rows.filter(pc.is_null(rows["code"]))["label"].to_pylist())
     check_classes({label: usable[label] if label in small else size for label, size in sizes.items()})

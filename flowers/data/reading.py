@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from pyarrow import fs as pafs
 
 from flowers import storage
 from flowers.data import images
+from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.errors import BadImage, InputError, first_line
 
@@ -31,6 +32,7 @@ BYTES = pa.schema([*ROW, ("bytes", pa.large_binary())])
 PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary())])
 
 Known = npt.NDArray[np.bytes_]
+NONE_KNOWN: Known = np.empty(0, dtype="S32")
 
 
 def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
@@ -46,29 +48,44 @@ def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
     return stream_blocks(listing, read_block, readers=readers)
 
 
-def stream_pixels(listing: pa.Table, *, size: int, max_pixels: int, known: Known, readers: int) -> ray.data.Dataset:
-    """The photos of `listing`, read, hashed and decoded; Ray fuses both steps, so bytes never leave their task.
+def stream_pixels(
+    listing: pa.Table,
+    *,
+    size: int,
+    max_pixels: int,
+    readers: int,
+    known: Known = NONE_KNOWN,
+    crops: RandomCrops | None = None,
+    num_cpus: float = 1,
+) -> ray.data.Dataset:
+    """The photos of `listing`, read, hashed and decoded in one task, so that bytes never leave it.
 
     Args:
-        listing: schema `flowers.data.listing.LISTING`.
+        listing: schema `flowers.data.listing.LISTING`; a photo may be listed many times.
         size: height and width to decode to, in pixels.
         max_pixels: refuse larger pictures before decoding.
+        readers: tasks that read and decode at once.
         known: sorted digests of photos that need no decoding (`digests_array`).
-        readers: as in `stream_bytes`.
+        crops: the view of each photo; None takes the middle square.
+        num_cpus: CPUs that Ray reserves for each task; less than one where training holds them.
 
     Returns:
         A lazy dataset of schema `PIXELS` in the order of the listing.
+
+    Raises:
+        ValueError: not one crop a photo.
     """
     import ray
 
-    reference = ray.put(known)
+    reference = ray.put(known) if len(known) else None
+    listing, scale = (listing, None) if crops is None else (crops.beside(listing), crops.scale)
 
     def decode(block: pa.Table) -> pa.Table:
-        return decode_block(block, size=size, max_pixels=max_pixels, known=ray.get(reference))
+        views = None if scale is None else crops_of(block, scale)
+        skipped = NONE_KNOWN if reference is None else ray.get(reference)
+        return decode_block(read_block(block), size=size, max_pixels=max_pixels, known=skipped, crops=views)
 
-    dataset = stream_bytes(listing, readers=readers)
-    pool = ray.data.TaskPoolStrategy(size=readers)
-    return dataset.map_batches(decode, batch_format="pyarrow", batch_size=None, compute=pool)
+    return stream_blocks(listing, decode, readers=readers, num_cpus=num_cpus)
 
 
 def stream_blocks(
@@ -152,7 +169,14 @@ def read_block(block: pa.Table) -> pa.Table:
     return pa.table(columns, schema=BYTES)
 
 
-def decode_block(block: pa.Table, *, size: int, max_pixels: int, known: Known) -> pa.Table:
+def decode_block(
+    block: pa.Table,
+    *,
+    size: int,
+    max_pixels: int,
+    known: Known = NONE_KNOWN,
+    crops: Sequence[images.Crop] | None = None,
+) -> pa.Table:
     """Decodes the photos of one block that are not in `known`.
 
     Args:
@@ -160,6 +184,7 @@ def decode_block(block: pa.Table, *, size: int, max_pixels: int, known: Known) -
         size: height and width of the result, in pixels.
         max_pixels: refuse larger pictures.
         known: sorted digests.
+        crops: one for each row; None takes the middle square of all.
 
     Returns:
         A table of schema `PIXELS`.
@@ -170,8 +195,9 @@ def decode_block(block: pa.Table, *, size: int, max_pixels: int, known: Known) -
     for index, data in enumerate(block["bytes"]):
         if codes[index] is not None or skip[index]:
             continue
+        crop = None if crops is None else crops[index]
         try:
-            pixels[index] = images.decode(data.as_py(), size, max_pixels=max_pixels).tobytes()
+            pixels[index] = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop).tobytes()
         except BadImage as error:
             codes[index], details[index] = _blame(error, block["path"][index].as_py())
     columns = {name: block[name] for name in ("path", "label", "split", "sha256", "size", "format")}
@@ -191,8 +217,8 @@ def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
     if not len(known):
         return np.zeros(len(digests), dtype=np.bool_)
     wanted = np.array(pc.fill_null(digests, b"\0" * 32).to_pylist(), dtype="S32")
-    places = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return known[places] == wanted
+    indices = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return known[indices] == wanted
 
 
 def _read(path: str, connections: dict[str, pafs.FileSystem]) -> bytes | BadImage:

@@ -12,38 +12,39 @@ SUBSETS = ("train", "validation", "test")
 
 
 def apportion(sizes: Sequence[int], fractions: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Whole numbers of photos for each class and side.
+    """Whole numbers of photos for each class and subset.
 
-    Every cell is its exact share rounded down or up, so it is off by less than one image. What rounding one class
-    leaves over is carried to the next (error diffusion), so the totals of the sides are right as well. A class of two
+    Every cell is its exact fraction rounded down or up, so it is off by less than one image. What rounding one class
+    leaves over is carried to the next (error diffusion), so the totals of the subsets are right as well. A class of two
     or more photos has at least one for training and one for validation, taken from where there are most.
 
     Args:
         sizes: photos of each class.
-        fractions: shares of the three sides, adding up to 1.
+        fractions: of the three subsets, adding up to 1.
 
     Returns:
         int64 [classes, 3], rows adding up to `sizes`.
     """
-    shares = np.outer(np.asarray(sizes, dtype=np.float64), np.asarray(fractions, dtype=np.float64))
-    # 0.57 * 100 is 56.99999999999999: without this, a whole share would lose one image.
-    shares = np.where(np.abs(shares - np.round(shares)) < 1e-6, np.round(shares), shares)
-    cells = np.floor(shares).astype(np.int64)
+    exact = np.outer(np.asarray(sizes, dtype=np.float64), np.asarray(fractions, dtype=np.float64))
+    # 0.57 * 100 is 56.99999999999999: without this, a whole number would lose one image.
+    exact = np.where(np.abs(exact - np.round(exact)) < 1e-6, np.round(exact), exact)
+    cells = np.floor(exact).astype(np.int64)
     owed = np.zeros(len(SUBSETS))
     for row, size in enumerate(sizes):
-        owed += shares[row] - cells[row]
+        owed += exact[row] - cells[row]
         missing = int(size - cells[row].sum())
-        may_grow = shares[row] > cells[row]
-        for side in sorted(range(len(SUBSETS)), key=lambda side: (not may_grow[side], -owed[side], side))[:missing]:
-            cells[row, side] += 1
-            owed[side] -= 1
-        for side in (0, 1):
-            if size >= 2 and cells[row, side] == 0:
-                donor = int(np.argmax(cells[row] - (1, 1, 0)))  # not the last one of the other side
+        may_grow = exact[row] > cells[row]
+        first = sorted(range(len(SUBSETS)), key=lambda subset: (not may_grow[subset], -owed[subset], subset))
+        for subset in first[:missing]:
+            cells[row, subset] += 1
+            owed[subset] -= 1
+        for subset in (0, 1):
+            if size >= 2 and cells[row, subset] == 0:
+                donor = int(np.argmax(cells[row] - (1, 1, 0)))  # not the last one of the other subset
                 cells[row, donor] -= 1
-                cells[row, side] += 1
+                cells[row, subset] += 1
                 owed[donor] += 1
-                owed[side] -= 1
+                owed[subset] -= 1
     return cells
 
 
@@ -54,18 +55,18 @@ def assign(
     seed: int,
     known: Mapping[bytes, int] | None = None,
 ) -> npt.NDArray[np.int8]:
-    """The side of each photo.
+    """The subset of each photo.
 
     Photos are ordered within their class by a hash of seed and content and dealt out by `apportion`, so the result
-    depends neither on file names nor on their order. Photos in `known` keep their side; the others fill what is
-    missing to the shares.
+    depends neither on file names nor on their order. Photos in `known` keep their subset; the others fill what is
+    missing to the fractions.
 
     Args:
         digests: SHA-256 of each photo's bytes, no two alike.
         labels: its class.
-        fractions: shares of training, validation and test.
+        fractions: of training, validation and test.
         seed: of the order.
-        known: side (an index into `SUBSETS`) of photos assigned earlier, by digest.
+        known: subset (an index into `SUBSETS`) of photos assigned earlier, by digest.
 
     Returns:
         int8 [n], indices into `SUBSETS`.
@@ -76,28 +77,28 @@ def assign(
         members.setdefault(label, []).append(index)
     classes = sorted(members)
     quotas = apportion([len(members[label]) for label in classes], fractions)
-    sides = np.empty(len(digests), dtype=np.int8)
+    subsets = np.empty(len(digests), dtype=np.int8)
     key = seed.to_bytes(8, "big")
     for label, quota in zip(classes, quotas, strict=True):
-        open_places = quota.copy()
+        left = quota.copy()
         new = []
         for index in members[label]:
-            side = known.get(digests[index])
-            if side is None:
+            subset = known.get(digests[index])
+            if subset is None:
                 new.append(index)
             else:
-                sides[index] = side
-                open_places[side] -= 1
+                subsets[index] = subset
+                left[subset] -= 1
         new.sort(key=lambda index: hashlib.blake2b(digests[index], digest_size=16, key=key).digest())
-        if (open_places < 0).any():  # known photos overfill a side
-            open_places = _shrink(open_places, len(new))
-        sides[new] = np.repeat(np.arange(len(SUBSETS)), open_places)
-    return sides
+        if (left < 0).any():  # known photos overfill a subset
+            left = _shrink(left, len(new))
+        subsets[new] = np.repeat(np.arange(len(SUBSETS)), left)
+    return subsets
 
 
-def _shrink(places: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
-    """Removes negative places and takes the surplus from the largest of the others, of equal ones from test first."""
-    places = np.maximum(places, 0)
-    while places.sum() > total:
-        places[::-1][int(np.argmax(places[::-1]))] -= 1
-    return places
+def _shrink(quota: npt.NDArray[np.int64], total: int) -> npt.NDArray[np.int64]:
+    """Removes negative numbers and takes the surplus from the largest of the others, of equal ones from test first."""
+    quota = np.maximum(quota, 0)
+    while quota.sum() > total:
+        quota[::-1][int(np.argmax(quota[::-1]))] -= 1
+    return quota

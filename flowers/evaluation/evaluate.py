@@ -83,7 +83,6 @@ def evaluate_bundle(uri: str, ledger: Ledger, source: str, *, max_pixels: int, r
             listing_of(photos),
             size=predictor.bundle.image_size,
             max_pixels=max_pixels,
-            known=reading.digests_array([]),
             readers=readers,
         )
         tables = reading.tables(stream)

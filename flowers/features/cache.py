@@ -100,11 +100,11 @@ class FeatureCache:
         Raises:
             DamagedFile: a part was changed after `open`, or does not hold a photo.
         """
-        place = {digest: index for index, digest in enumerate(digests)}
+        index_of = {digest: index for index, digest in enumerate(digests)}
         result: npt.NDArray[Any] | None = None
         missing = set(digests)
         for name, held in self._parts.items():
-            wanted = [(row, place[digest]) for row, digest in enumerate(held) if digest in place]
+            wanted = [(row, index_of[digest]) for row, digest in enumerate(held) if digest in index_of]
             if not wanted:
                 continue
             matrix = from_arrow(self._read(name, ["features"])["features"].combine_chunks())
@@ -115,7 +115,7 @@ class FeatureCache:
             missing -= {held[row] for row in source}
         if missing or result is None:
             raise DamagedFile(f"the feature cache {self.uri} lacks {len(missing)} photos; run the same command again")
-        return result if len(place) == len(digests) else result[[place[digest] for digest in digests]]
+        return result if len(index_of) == len(digests) else result[[index_of[digest] for digest in digests]]
 
     def _read(self, name: str, columns: list[str]) -> pa.Table:
         try:

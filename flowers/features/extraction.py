@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from flowers.data import reading
 from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
 from flowers.features.cache import FeatureCache, from_arrow
-from flowers.features.extractor import BATCH, FeatureExtractor
-from flowers.features.spec import FeatureSpec
+from flowers.features.spec import BATCH, FeatureSpec
 
 if TYPE_CHECKING:
     import ray.data
+
+    from flowers.features.extractor import FeatureExtractor
 
 # Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
@@ -27,6 +28,13 @@ _ACTOR_ROWS = 256
 Caches = dict[FeatureSpec, FeatureCache]
 # Makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
 Photos = Callable[[pa.Table, list[bytes]], "ray.data.Dataset"]
+
+
+def make_extractor(network: Any, specs: Sequence[FeatureSpec]) -> FeatureExtractor:
+    """The feature extractor of some specs; it runs on TensorFlow, which this module does without until then."""
+    from flowers.features.extractor import FeatureExtractor
+
+    return FeatureExtractor(network, specs)
 
 
 class Backend(Protocol):
@@ -77,6 +85,16 @@ class InProcess:
         return made
 
 
+class _Actor:
+    """What Ray makes in each actor of a pool: a feature extractor."""
+
+    def __init__(self, model: Callable[[], Any], specs: Sequence[FeatureSpec]) -> None:
+        self._extractor = make_extractor(model, specs)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return self._extractor(block)
+
+
 class ActorPool:
     """The network in Ray actors, on several GPUs or machines.
 
@@ -95,7 +113,7 @@ class ActorPool:
         import ray.data
 
         return photos.map_batches(
-            FeatureExtractor,
+            _Actor,
             fn_constructor_args=(self._model, tuple(specs)),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,

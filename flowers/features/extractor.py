@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import tensorflow as tf
 
 from flowers.features.cache import to_arrow
-from flowers.features.spec import FLIP, FeatureSpec
-from flowers.model.cuts import front
-
-BATCH = 32
+from flowers.features.spec import BATCH, FLIP, FeatureSpec
+from flowers.model import cuts
 
 
 class FeatureExtractor:
@@ -25,13 +25,10 @@ class FeatureExtractor:
     """
 
     def __init__(self, model: Any, specs: Sequence[FeatureSpec]) -> None:
-        import keras
-        import tensorflow as tf
-
         self.model = model if isinstance(model, keras.Model) else model()
         self.specs, self.image_size = tuple(specs), specs[0].image_size
         parts = {
-            view: front(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])
+            view: cuts.below(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])
             for view in {spec.view: None for spec in specs}
         }
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flowers.data.images import DECODER_VERSION
 
 PLAIN, FLIP = "plain", "flip"
+BATCH = 32  # photos that go through the network at once
 
 
 @dataclass(frozen=True, order=True, kw_only=True)
@@ -16,10 +17,10 @@ class FeatureSpec:
     """A feature of a photo: the output of the frozen network at a cut.
 
     Attributes:
-        cut: where the output is taken (`flowers.model.cuts`).
+        cut: where the output is taken (`flowers.model.registry.cut_of`).
         view: "plain", or "flip" for the mirrored photo.
         backbone: name of the network.
-        weights: key of its weights (`flowers.model.backbones.weights_key`).
+        weights: key of its weights (`flowers.model.weights.weights_key`).
         image_size: height and width of the input, in pixels.
         precision: "float32" or "bfloat16".
         max_pixels: larger photos have no features.

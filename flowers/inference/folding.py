@@ -6,23 +6,17 @@ factor goes into the kernel and the offset into the bias, which TensorFlow compu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from flowers.model.depthwise import is_depthwise
 
 Array = npt.NDArray[np.float32]
-
-
-class _Kinds(NamedTuple):
-    """Layers with constants; made when Keras is there."""
-
-    convolution: Any
-    affine: Any
 
 
 def folded(model: Any) -> Any:
@@ -35,8 +29,6 @@ def folded(model: Any) -> Any:
         A model with layers of the same names. In float32 its outputs differ by rounding; in bfloat16 by more, as the
         folded kernels are rounded anew.
     """
-    import keras
-
     after = {}
     for norm in filter(_is_normalization, _layers(model)):
         before = norm.input._keras_history.operation
@@ -46,11 +38,11 @@ def folded(model: Any) -> Any:
 
     def rewritten(layer: Any) -> Any:
         if layer.name in absorbed:
-            return _kinds().affine(name=layer.name, dtype=layer.dtype_policy)
+            return _Affine(name=layer.name, dtype=layer.dtype_policy)
         if _is_plain(layer):
             return _convolution(layer, after.get(layer.name))
         if _is_normalization(layer):
-            return _kinds().affine(*_factor_and_offset(layer), name=layer.name, dtype=layer.dtype_policy)
+            return _Affine(*_factor_and_offset(layer), name=layer.name, dtype=layer.dtype_policy)
         return type(layer).from_config(layer.get_config())
 
     made = keras.models.clone_model(model, clone_function=rewritten, recursive=True)
@@ -63,8 +55,6 @@ def folded(model: Any) -> Any:
 
 def _layers(model: Any) -> Iterator[Any]:
     """All layers, also those of models inside."""
-    import keras
-
     for layer in model.layers:
         if isinstance(layer, keras.Model):
             yield from _layers(layer)
@@ -73,15 +63,11 @@ def _layers(model: Any) -> Iterator[Any]:
 
 
 def _is_normalization(layer: Any) -> bool:
-    import keras
-
     return type(layer) is keras.layers.BatchNormalization and layer.axis in (-1, 3)
 
 
 def _is_plain(layer: Any) -> bool:
     """Whether it is a convolution that `_convolution` can compute."""
-    import keras
-
     return (
         type(layer) in (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
         and layer.data_format == "channels_last"
@@ -110,45 +96,41 @@ def _convolution(layer: Any, norm: Any) -> Any:
         kernel = kernel * (factor[:, None] if deep else factor)
         bias = bias * factor + offset
     channels = kernel.shape[2] if deep else kernel.shape[3]
-    return _kinds().convolution(
-        kernel, np.broadcast_to(bias, channels), layer, deep, name=layer.name, dtype=layer.dtype_policy
-    )
+    return _Convolution(kernel, np.broadcast_to(bias, channels), layer, deep, name=layer.name, dtype=layer.dtype_policy)
 
 
-@functools.cache
-def _kinds() -> _Kinds:
-    import keras
-    import tensorflow as tf
+class _Convolution(keras.layers.Layer):
+    """A convolution of a constant kernel and bias, `deep` for one channel at a time."""
 
-    class Convolution(keras.layers.Layer):
-        def __init__(self, kernel: Array, bias: Array, like: Any, deep: bool, **more: Any) -> None:
-            super().__init__(**more)
-            self._values, self._deep, self._shape = (kernel, bias), deep, like.compute_output_shape
-            self._strides, self._padding = tuple(like.strides), like.padding.upper()
+    def __init__(self, kernel: Array, bias: Array, like: Any, deep: bool, **more: Any) -> None:
+        super().__init__(**more)
+        self._values, self._deep, self._shape = (kernel, bias), deep, like.compute_output_shape
+        self._strides, self._padding = tuple(like.strides), like.padding.upper()
 
-        def compute_output_shape(self, shape: Any) -> Any:
-            return self._shape(shape)
+    def compute_output_shape(self, shape: Any) -> Any:
+        return self._shape(shape)
 
-        def call(self, inputs: Any) -> Any:
-            kernel, bias = (tf.constant(value, dtype=self.compute_dtype) for value in self._values)
-            if self._deep:
-                found = tf.nn.depthwise_conv2d(inputs, kernel, (1, *self._strides, 1), self._padding)
-            else:
-                found = tf.nn.conv2d(inputs, kernel, self._strides, self._padding)
-            return tf.nn.bias_add(found, bias)
+    def call(self, inputs: Any) -> Any:
+        kernel, bias = (tf.constant(value, dtype=self.compute_dtype) for value in self._values)
+        if self._deep:
+            found = tf.nn.depthwise_conv2d(inputs, kernel, (1, *self._strides, 1), self._padding)
+        else:
+            found = tf.nn.conv2d(inputs, kernel, self._strides, self._padding)
+        return tf.nn.bias_add(found, bias)
 
-    class Affine(keras.layers.Layer):
-        def __init__(self, *values: Array, **more: Any) -> None:  # a factor and an offset, or nothing to do
-            super().__init__(**more)
-            self._values = values
 
-        def compute_output_shape(self, shape: Any) -> Any:
-            return shape
+class _Affine(keras.layers.Layer):
+    """A constant factor and offset of each channel, or nothing to do."""
 
-        def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
-            if not self._values:
-                return inputs
-            factor, offset = (tf.constant(value, dtype=self.compute_dtype) for value in self._values)
-            return inputs * factor + offset
+    def __init__(self, *values: Array, **more: Any) -> None:
+        super().__init__(**more)
+        self._values = values
 
-    return _Kinds(Convolution, Affine)
+    def compute_output_shape(self, shape: Any) -> Any:
+        return shape
+
+    def call(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        if not self._values:
+            return inputs
+        factor, offset = (tf.constant(value, dtype=self.compute_dtype) for value in self._values)
+        return inputs * factor + offset

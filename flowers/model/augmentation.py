@@ -1,7 +1,7 @@
 """Random changes of training photos, computed by Keras' layers in the training step.
 
 The layers only do the pixels. What they do is drawn here, as a function of the seed, the number of the step and the
-photo's place in the global batch, so that neither the number of workers nor a resumed run changes a picture.
+photo's index in the global batch, so that neither the number of workers nor a resumed run changes a picture.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+
+import tensorflow as tf
+from keras import layers
 
 KINDS = ("standard", "strong")
 
@@ -31,12 +34,12 @@ class Augmenter:
         kind: one of `KINDS`.
         size: height and width of the photos, in pixels.
         batch_size: photos in the global batch, B.
-        workers: that share it.
+        workers: that divide it.
         rank: this worker's number; it gets the photos from `rank * local_batch` on, where local_batch = B / workers.
         seed: from 0 to 2**31 - 1.
 
     Raises:
-        ValueError: no such kind, or the workers' shares are not whole, or odd where neighbours are to be mixed.
+        ValueError: no such kind, or the workers' batches are not whole, or odd where neighbours are to be mixed.
     """
 
     def __init__(self, kind: str, *, size: int, batch_size: int, workers: int, rank: int, seed: int) -> None:
@@ -46,8 +49,6 @@ class Augmenter:
         if rest or (kind == "strong" and local_batch % 2):
             required = "an even number" if kind == "strong" else "a whole number"
             raise ValueError(f"{batch_size} photos for {workers} workers: required is {required} for each")
-        from keras import layers
-
         self.kind, self.size, self.batch_size, self.seed = kind, size, batch_size, seed
         self.part = slice(rank * local_batch, (rank + 1) * local_batch)
         # Moves and copies are made of bytes, a quarter of what floats would take.
@@ -55,7 +56,7 @@ class Augmenter:
         self.erasing = layers.RandomErasing(dtype="uint8", seed=0)
         self.cut_mix = layers.CutMix(dtype="uint8", seed=0)
         self.mix_up = layers.MixUp(dtype="float32", seed=0)
-        self.neighbours = [place ^ 1 for place in range(local_batch)]
+        self.neighbours = [index ^ 1 for index in range(local_batch)]
         self.operations = (
             _colours(brightness=0.15, contrast=0.3, saturation=0.3)
             if kind == "standard"
@@ -73,42 +74,32 @@ class Augmenter:
         Returns:
             Pixels and targets of the same shapes and types.
         """
-        import tensorflow as tf
-
         flips = self._draw(number, _FLIP, 1)[:, :, None, None] < 0.5
         images = tf.cast(self.flip.transform_images(pixels, {"flips": flips}), tf.float32)
         if self.kind == "standard":
             signed = 2 * self._draw(number, _COLOUR, 2 * len(self.operations)) - 1
-            for place, operation in enumerate(self.operations):
-                images = operation(images, signed[:, 2 * place : 2 * place + 2])
+            for index, operation in enumerate(self.operations):
+                images = operation(images, signed[:, 2 * index : 2 * index + 2])
             return _bytes(images), targets
         choice = tf.random.stateless_uniform((2,), self._seed(number, _CHOICE), 0, len(self.operations), tf.int32)
-        for place, purpose in enumerate((_FIRST, _SECOND)):
-            images = self._operate(choice[place], images, 2 * self._draw(number, purpose, 2) - 1)
+        for index, purpose in enumerate((_FIRST, _SECOND)):
+            images = self._operate(choice[index], images, 2 * self._draw(number, purpose, 2) - 1)
         return self._mix(self._erase(_bytes(images), number), targets, number)
 
     def _seed(self, number: Any, purpose: int) -> Any:
-        import tensorflow as tf
-
         return tf.random.fold_in(tf.stack([self.seed, number]), purpose)
 
     def _draw(self, number: Any, purpose: int, columns: int) -> Any:
         """Uniform numbers in [0, 1), float32 [local_batch, columns]: this worker's rows of the global batch's."""
-        import tensorflow as tf
-
         return tf.random.stateless_uniform((self.batch_size, columns), self._seed(number, purpose))[self.part]
 
     def _operate(self, choice: Any, images: Any, signed: Any) -> Any:
         """Computes one operation only; `keras.layers.RandAugment` would compute all and throw the others away."""
-        import tensorflow as tf
-
         return tf.switch_case(choice, [lambda each=each: each(images, signed) for each in self.operations])
 
     def _erase(self, pixels: Any, number: Any) -> Any:
-        import tensorflow as tf
-
         chance, width, height, across, down = tf.unstack(self._draw(number, _ERASE, 5), axis=1)
-        width, height = (tf.sqrt(0.02 + (0.33 - 0.02) * side) for side in (width, height))
+        width, height = (tf.sqrt(0.02 + (0.33 - 0.02) * length) for length in (width, height))
         rectangles = {
             "apply_erasing": chance < 0.25,
             "batch_masks": self._rectangles(width, height, across, down),
@@ -118,7 +109,6 @@ class Augmenter:
 
     def _mix(self, pixels: Any, targets: Any, number: Any) -> tuple[Any, Any]:
         """Mixes each photo with its neighbour, which the order of the batch, a permutation, makes a random one."""
-        import tensorflow as tf
 
         def blend() -> tuple[Any, Any]:
             gammas = tf.random.stateless_gamma((self.batch_size, 2), self._seed(number, _BLEND), alpha=0.2)[self.part]
@@ -143,14 +133,13 @@ class Augmenter:
         Args:
             width: float32 [b], parts of the photo's.
             height: the same.
-            across: float32 [b] in [0, 1), where the rectangle lies among all places it fits into.
+            across: float32 [b] in [0, 1), where the rectangle lies among all positions it fits into.
             down: the same.
         """
-        import tensorflow as tf
 
-        def between(length: Any, place: Any) -> Any:
+        def between(length: Any, position: Any) -> Any:
             pixels, length = tf.range(self.size, dtype=tf.float32), length[:, None] * self.size
-            start = place[:, None] * (self.size - length)
+            start = position[:, None] * (self.size - length)
             return (start <= pixels) & (pixels < start + length)
 
         return between(height, down)[:, :, None, None] & between(width, across)[:, None, :, None]
@@ -158,8 +147,6 @@ class Augmenter:
 
 def _bytes(images: Any) -> Any:
     """Images rounded to uint8."""
-    import tensorflow as tf
-
     return tf.saturate_cast(tf.round(images), tf.uint8)
 
 
@@ -174,8 +161,6 @@ def _each(signed: Any) -> Any:
 
 def _colours(brightness: float, contrast: float, saturation: float) -> list[Operation]:
     """Shifts up and down: of a part of the range of values, and by factors around 1."""
-    from keras import layers
-
     # Not the dtype of --precision: bfloat16 has too few bits for 256 levels. A seed, though none is used, as Keras
     # would take one from Python's global generator.
     exact: dict[str, Any] = {"dtype": "float32", "seed": 0}
@@ -196,9 +181,6 @@ def _colours(brightness: float, contrast: float, saturation: float) -> list[Oper
 
 
 def _tones() -> list[Operation]:
-    import tensorflow as tf
-    from keras import layers
-
     exact: dict[str, Any] = {"dtype": "float32", "seed": 0}
     return [
         _operation(layers.AutoContrast(dtype="float32"), lambda signed: {}),
@@ -217,9 +199,6 @@ def _tones() -> list[Operation]:
 
 
 def _moves(size: int) -> list[Operation]:
-    import tensorflow as tf
-    from keras import layers
-
     options: dict[str, Any] = {"fill_mode": "constant", "fill_value": _GREY, "dtype": "float32", "seed": 0}
 
     def matrix(angle: Any) -> Any:

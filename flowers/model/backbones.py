@@ -1,99 +1,33 @@
-"""The networks to choose from, with their start weights and their arithmetic.
+"""The networks of the table, built with their start weights and their arithmetic.
 
 A backbone here takes uint8 RGB pixels: the scaling its weights expect is its first layer.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import keras
 import numpy as np
 
-from flowers import storage
 from flowers.errors import InputError, first_line
-from flowers.model.cuts import POOL, SCALE
+from flowers.model.cuts import SCALE
 from flowers.model.depthwise import use_depthwise
-from flowers.model.registry import BACKBONES, Preprocessing
-
-NAMED_WEIGHTS = ("imagenet", "random")
-# Random weights have a seed of their own: another --seed need not compute all features again.
-RANDOM_SEED = 1
-
-
-def resolve_precision(precision: str, gpus: int = 0) -> tuple[str, str]:
-    """Returns the arithmetic to use, "float32" or "bfloat16", and why.
-
-    bfloat16 halves the time of a forward pass where the hardware multiplies it (AVX512-BF16, AMX, GPUs from compute
-    capability 8.0 on) and is slower than float32 where it does not.
-
-    Args:
-        precision: "auto" or a choice already made.
-        gpus: GPUs of the cluster; with 0 TensorFlow is not imported.
-    """
-    if precision != "auto":
-        return precision, "as asked"
-    if gpus:
-        import tensorflow as tf
-
-        found = tf.config.list_physical_devices("GPU")
-        if not found:
-            return "float32", "the GPUs are on other nodes, so their kind is unknown; see --precision"
-        major, minor = tf.config.experimental.get_device_details(found[0]).get("compute_capability", (0, 0))
-        return ("bfloat16" if major >= 8 else "float32"), f"a GPU of compute capability {major}.{minor}"
-    wanted = {"avx512_bf16", "amx_bf16"} & _cpu_flags()
-    if wanted:
-        return "bfloat16", f"the CPU has {' and '.join(sorted(wanted))}"
-    return "float32", "the CPU has neither avx512_bf16 nor amx_bf16"
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((set(line.split()) for line in lines if line.startswith("flags")), set())
-    except OSError:
-        return set()
+from flowers.model.registry import BACKBONES, POOL, Preprocessing
+from flowers.model.weights import RANDOM_SEED, check_weights
 
 
 @contextmanager
 def arithmetic(precision: str) -> Iterator[None]:
     """Layers made inside compute in `precision`; their variables stay float32."""
-    import keras
-
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_bfloat16" if precision == "bfloat16" else "float32")
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def weights_key(backbone: str, weights: str) -> str:
-    """Names the start weights without loading them, for the key of the feature cache.
-
-    Raises:
-        InputError: the weights file cannot be read.
-    """
-    keras_version = importlib.metadata.version("keras")
-    if weights == "imagenet":
-        return f"imagenet:keras-{keras_version}"
-    if weights == "random":
-        return f"random:{RANDOM_SEED}:keras-{keras_version}"
-    check_weights(weights)
-    return f"file:{storage.file_sha256(weights)}"
-
-
-def check_weights(weights: str) -> None:
-    """Raises `InputError` unless `weights` is imagenet, random or a readable weights file."""
-    if weights in NAMED_WEIGHTS:
-        return
-    if not os.path.isfile(weights):
-        raise InputError(f"--weights: there is no file {weights!r}; give imagenet, random or a weights file")
-    if not weights.endswith((".h5", ".keras")):
-        raise InputError(f"--weights: received {weights!r}, required is a .weights.h5, .h5 or .keras file")
 
 
 def build_backbone(name: str, weights: str, image_size: int, precision: str) -> Any:
@@ -112,8 +46,6 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
     Raises:
         InputError: the weights do not fit or cannot be had.
     """
-    import keras
-
     row = BACKBONES[name]
     if image_size < row.smallest:
         raise InputError(f"--image-size: received {image_size}, required for {name} is {row.smallest} or more")
@@ -149,8 +81,6 @@ def build_backbone(name: str, weights: str, image_size: int, precision: str) -> 
 
 
 def _scaled(pixels: Any, how: Preprocessing) -> Any:
-    import keras
-
     if how.reverse:
         pixels = keras.ops.flip(keras.ops.cast(pixels, "float32"), axis=-1)
     factor, offset = (list(value) if isinstance(value, tuple) else value for value in (how.factor, how.offset))
@@ -160,16 +90,12 @@ def _scaled(pixels: Any, how: Preprocessing) -> Any:
 
 def _randomize(body: Any) -> None:
     """Draws the kernels again: Keras takes them from Python's global generator, which other threads use as well."""
-    import keras
-
     for number, variable in enumerate(body.trainable_variables):
         if len(variable.shape) > 1:
             variable.assign(keras.initializers.GlorotUniform(seed=RANDOM_SEED + number)(variable.shape))
 
 
 def _load(body: Any, name: str, weights: str) -> None:
-    import keras
-
     row = BACKBONES[name]
     names = {name, row.weights or name}
     try:

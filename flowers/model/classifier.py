@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 
@@ -43,8 +44,6 @@ def build_head(mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32],
     Returns:
         A `keras.Model` from float32 [n, d] to probabilities float32 [n, K].
     """
-    import keras
-
     return keras.Sequential(
         [
             keras.Input((len(mean),), name="features"),
@@ -57,11 +56,9 @@ def build_head(mean: npt.NDArray[np.float32], variance: npt.NDArray[np.float32],
     )
 
 
-def join(frozen: Any, head: Any) -> Any:
+def join(network: Any, head: Any) -> Any:
     """One `keras.Model` from uint8 [n, size, size, 3] to probabilities float32 [n, K]."""
-    import keras
-
-    return keras.Model(frozen.input, head(frozen.output), name="flowers")
+    return keras.Model(network.input, head(network.output), name="flowers")
 
 
 def weights_sha256(model: Any) -> str:

@@ -1,7 +1,6 @@
 """Where a network is cut: below, the frozen part that runs once a photo; above, the tail that is trained.
 
-A cut is the output of a block, one tensor through which everything flows. "pool" is the cut above the last block
-(only the head is trained), "pixels" the one below the first (everything is).
+A cut is the output of a block, one tensor through which everything flows (`flowers.model.registry.cut_of`).
 """
 
 from __future__ import annotations
@@ -9,29 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from flowers.errors import InputError
-from flowers.model.registry import BACKBONES
+import keras
 
-POOL, PIXELS = "pool", "pixels"
+from flowers.model.registry import BACKBONES, PIXELS, POOL
+
 SCALE = "scale"  # the layer that feeds the backbone
-_SPECIAL = {"head": POOL, "all": PIXELS}
-
-
-def cut_of(backbone: str, trainable: str) -> str:
-    """The layer after which training starts: its output is what is cached.
-
-    Raises:
-        InputError: `backbone` has no part of that name.
-    """
-    if trainable in _SPECIAL:
-        return _SPECIAL[trainable]
-    starts = BACKBONES[backbone].starts
-    if trainable not in starts:
-        raise InputError(
-            f"--trainable: received {trainable!r}, required for {backbone} is one of "
-            f"{', '.join(BACKBONES[backbone].trainable_names)}"
-        )
-    return starts[trainable]
 
 
 def _end(body: Any, name: str) -> Any:
@@ -39,8 +20,6 @@ def _end(body: Any, name: str) -> Any:
 
     ConvNeXt adds the input of a block by an operation: Keras numbers their names through, so they cannot name a cut.
     """
-    import keras
-
     layer = body.get_layer(name)
     followers = list({node.operation for node in layer._outbound_nodes})
     if len(followers) == 1 and not isinstance(followers[0], keras.layers.Layer):
@@ -48,8 +27,8 @@ def _end(body: Any, name: str) -> Any:
     return layer.output
 
 
-def front(network: Any, backbone: str, cuts: list[str]) -> Any:
-    """The network up to some of its cuts.
+def below(network: Any, backbone: str, cuts: list[str]) -> Any:
+    """The network below some of its cuts.
 
     Args:
         network: what `flowers.model.backbones.build_backbone` returns.
@@ -59,8 +38,6 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
     Returns:
         A `keras.Model` from uint8 [n, size, size, 3] to a dict of these outputs.
     """
-    import keras
-
     body = network.get_layer(backbone)
     inside = [cut for cut in cuts if cut not in (POOL, PIXELS)]
     found: dict[str, Any] = {PIXELS: network.input}
@@ -71,13 +48,11 @@ def front(network: Any, backbone: str, cuts: list[str]) -> Any:
         found[POOL] = network.get_layer(POOL)(outputs[-1])
     else:
         found[POOL] = network.output
-    return keras.Model(network.input, {cut: found[cut] for cut in cuts}, name="front")
+    return keras.Model(network.input, {cut: found[cut] for cut in cuts}, name="below")
 
 
 def output_bytes(network: Any, backbone: str, cut: str) -> int:
     """Size of one photo's output at a cut, in bytes."""
-    import keras
-
     output = network.input if cut == PIXELS else _end(network.get_layer(backbone), cut)
     item = {"uint8": 1, "bfloat16": 2, "float32": 4}[keras.backend.standardize_dtype(output.dtype)]
     return item * math.prod(output.shape[1:])
@@ -85,8 +60,6 @@ def output_bytes(network: Any, backbone: str, cut: str) -> int:
 
 def tail(network: Any, backbone: str, cut: str) -> Any:
     """The network above a cut, sharing its layers with `network`; a `keras.Model` to pooled features float32 [n, d]."""
-    import keras
-
     if cut == PIXELS:
         return network
     body = network.get_layer(backbone)
@@ -99,16 +72,14 @@ def trained_variables(network: Any, backbone: str, cut: str) -> list[list[Any]]:
 
     BatchNormalization takes no part: its statistics and its scale stay, as it runs in inference mode.
     """
-    import keras
-
     ends = BACKBONES[backbone].blocks
     found: list[list[Any]] = [[] for _ in range(len(ends) + 1)]
-    place, above = 0, cut == PIXELS
+    block, above = 0, cut == PIXELS
     # Layers come ordered by depth, and everything flows through a block's end: what follows it lies above it.
     for layer in network.get_layer(backbone).layers:
         if above and not isinstance(layer, keras.layers.BatchNormalization):
-            found[place].extend(layer.weights)
+            found[block].extend(layer.weights)
         above = above or layer.name == cut
         if layer.name in ends:
-            place = ends.index(layer.name) + 1
+            block = ends.index(layer.name) + 1
     return [variables for variables in found if variables]

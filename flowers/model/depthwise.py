@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 
 def is_depthwise(layer: Any) -> bool:
     """Whether it is a built `Conv2D` of one channel a group that `use_depthwise` can compute."""
-    import keras
-
     return (
         type(layer) is keras.layers.Conv2D
         and layer.groups > 1
@@ -34,6 +35,4 @@ def use_depthwise(body: Any) -> None:
 
 
 def _convolution(inputs: Any, kernel: Any, strides: tuple[int, ...], padding: str) -> Any:
-    import tensorflow as tf
-
     return tf.nn.depthwise_conv2d(inputs, tf.transpose(kernel, (0, 1, 3, 2)), strides, padding)

@@ -11,14 +11,15 @@ import functools
 import math
 from typing import Any
 
+import keras
+import tensorflow as tf
+
 
 def speed_up(body: Any) -> None:
     """Gives the convolutions of `body`, a `keras.Model`, that profit from it the faster gradient; results stay.
 
     Does nothing where there is a GPU.
     """
-    import tensorflow as tf
-
     if tf.config.list_physical_devices("GPU"):
         return
     for layer in body.layers:
@@ -27,8 +28,6 @@ def speed_up(body: Any) -> None:
 
 
 def _profits(layer: Any) -> bool:
-    import keras
-
     if not isinstance(layer, keras.layers.Conv2D) or layer.groups > 1 or {*layer.strides, *layer.dilation_rate} != {1}:
         return False
     positions, channels = math.prod(layer.output.shape[1:3]), layer.input.shape[-1]
@@ -47,7 +46,6 @@ def _convolution(inputs: Any, kernel: Any, padding: str) -> Any:
     Returns:
         [n, h - i + 1, w - j + 1, d] or [n, h, w, d].
     """
-    import tensorflow as tf
 
     @tf.custom_gradient
     def convolve(inputs: Any, kernel: Any) -> Any:
@@ -60,8 +58,8 @@ def _convolution(inputs: Any, kernel: Any, padding: str) -> Any:
             height, width = outer.shape[1:3]
             wide = inputs
             if padding == "SAME":
-                edges = [[(size - 1) // 2, size // 2] for size in (rows, columns)]
-                wide = tf.pad(inputs, [[0, 0], *edges, [0, 0]])
+                padded = [[(size - 1) // 2, size // 2] for size in (rows, columns)]
+                wide = tf.pad(inputs, [[0, 0], *padded, [0, 0]])
             patches = [
                 tf.reshape(wide[:, row : row + height, column : column + width], [-1, channels])
                 for row in range(rows)

@@ -1,7 +1,7 @@
 """Where in a photo the network found what speaks for its answer: class activation maps (Zhou et al. 2016).
 
-The classifier averages the last feature map and applies one dense layer, so its logit is a mean over places: the same
-sum before the mean says what each place adds. Exact, and nearly free.
+The classifier averages the last feature map and applies one dense layer, so its logit is a mean over positions: the
+same sum before the mean says what each position adds. Exact, and nearly free.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flowers.model.cuts import POOL
+import keras
+import tensorflow as tf
+
+from flowers.model.registry import POOL
 
 
 def explained(model: Any) -> Callable[[Any], tuple[Any, Any]]:
@@ -20,12 +23,9 @@ def explained(model: Any) -> Callable[[Any], tuple[Any, Any]]:
 
     Returns:
         A function from uint8 [n, size, size, 3] to probabilities float32 [n, K] and maps float32 [n, h, w]: how much
-        each place adds to the logit of the class of the highest probability, against the mean of all classes and the
+        each position adds to the logit of the class of the highest probability, against the mean of all classes and the
         average training photo. 0 is neutral.
     """
-    import keras
-    import tensorflow as tf
-
     head = model.get_layer("head")
     normalize, dense = head.get_layer("standardize"), head.get_layer("logits")
     inside = keras.Model(model.input, [model.get_layer(POOL).input, model.output])

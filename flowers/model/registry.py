@@ -8,6 +8,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from flowers.errors import InputError
+
+# Cuts that every backbone has: above its last block (only the head is trained) and below the first (everything is).
+POOL, PIXELS = "pool", "pixels"
+_SPECIAL = {"head": POOL, "all": PIXELS}
+
 Parts = dict[str, tuple[str, ...]]
 
 
@@ -85,7 +91,7 @@ def _efficientnet(first: str, *sizes: int) -> Parts:
     """`first` ends the first block; later ones add their input, but for the first of a part."""
     parts = {
         f"block{part}": tuple(
-            f"block{part}{chr(97 + place)}_{'add' if place else 'project_bn'}" for place in range(size)
+            f"block{part}{chr(97 + number)}_{'add' if number else 'project_bn'}" for number in range(size)
         )
         for part, size in enumerate(sizes, 1)
     }
@@ -162,6 +168,23 @@ BACKBONES: dict[str, Backbone] = {
         scales_itself=True,
     ),
 }
+
+
+def cut_of(backbone: str, trainable: str) -> str:
+    """The layer after which training starts: its output is what is cached.
+
+    Raises:
+        InputError: `backbone` has no part of that name.
+    """
+    if trainable in _SPECIAL:
+        return _SPECIAL[trainable]
+    starts = BACKBONES[backbone].starts
+    if trainable not in starts:
+        raise InputError(
+            f"--trainable: received {trainable!r}, required for {backbone} is one of "
+            f"{', '.join(BACKBONES[backbone].trainable_names)}"
+        )
+    return starts[trainable]
 
 
 def trainable_help() -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from flowers import runs, storage
-from flowers.cluster.nodes import Node, check_storage, cluster_nodes
+from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
@@ -19,23 +19,33 @@ from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
 from flowers.data.split import SUBSETS
 from flowers.evaluation.evaluate import evaluate_bundle
-from flowers.features.extraction import ActorPool, Backend, Caches, Extraction, InProcess, extract, fill, open_caches
-from flowers.features.extractor import FeatureExtractor
+from flowers.features.extraction import (
+    ActorPool,
+    Backend,
+    Caches,
+    Extraction,
+    InProcess,
+    extract,
+    fill,
+    make_extractor,
+    open_caches,
+)
 from flowers.features.spec import FeatureSpec
-from flowers.model import backbones, cuts
+from flowers.model.precision import resolve_precision
+from flowers.model.registry import POOL, cut_of
+from flowers.model.weights import check_weights, weights_key
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.progress import Stopwatch, progress_bar
 from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
-from flowers.training import trainer
-from flowers.training.best import save_best
-from flowers.training.contact_sheet import write_sheet
-from flowers.training.progress import follow
 
 if TYPE_CHECKING:
     import ray.data
+
+    from flowers.features.extractor import FeatureExtractor
+    from flowers.training.best import BestModel
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
@@ -54,8 +64,8 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         FlowersError: one line that says what is wrong.
     """
     stopwatch, run = Stopwatch(began), Run.of(config)
-    backbones.check_weights(config.weights)
-    cuts.cut_of(config.backbone, config.trainable)
+    check_weights(config.weights)
+    cut_of(config.backbone, config.trainable)
     known = runs.read_split(config.split_file) if config.split_file else {}
     run.open(config)
     if run.finished():
@@ -65,6 +75,8 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     out.print(_announcement(config, listing), highlight=False)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
     with ray_session(config.verbose):
+        from flowers.cluster.nodes import check_storage, cluster_nodes
+
         nodes = cluster_nodes()
         check_storage(run.uri)
         make_network, precision = _network(config, nodes, out)
@@ -105,16 +117,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         run.begin(config, ledger)
 
         with run.running():
-            if config.augment != "none":
-                write_sheet(plan, ledger)
-            say = functools.partial(out.print, highlight=False, markup=False)
-            trainer.prepare(plan, say)
-            with follow(run, out, config.monitor):
-                trainer.fit(plan, ledger.classes, say)
-            stopwatch.lap("train")
-
-            best = save_best(plan, ledger, network())
-            stopwatch.lap("save")
+            best = _fit(plan, ledger, network, stopwatch, out)
             evaluation = evaluate_bundle(
                 best.bundle, ledger, listing.source, max_pixels=config.max_pixels, readers=plan.readers
             )
@@ -150,25 +153,35 @@ def _threads(config: TrainConfig) -> int | None:
 
 def _network(config: TrainConfig, nodes: list[Node], out: Console) -> tuple[functools.partial[Any], tuple[str, str]]:
     """What builds the frozen network here and in actors, and its arithmetic with the reason."""
-    precision, reason = backbones.resolve_precision(config.precision, gpu_count(nodes))
+    precision, reason = resolve_precision(config.precision, gpu_count(nodes))
     out.print(f"  compute   {precision}: {reason}", highlight=False)
-    build = functools.partial(
-        backbones.build_backbone, config.backbone, weights_of(config), image_size(config), precision
-    )
+    build = functools.partial(build_network, config.backbone, weights_of(config), image_size(config), precision)
     return build, (precision, reason)
+
+
+def build_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
+    """See `flowers.model.backbones.build_backbone`, which imports TensorFlow: in a thread or an actor."""
+    from flowers.model.backbones import build_backbone
+
+    return build_backbone(backbone, weights, image_size, precision)
 
 
 def _facts(
     config: TrainConfig, listing: Listing, nodes: list[Node], precision: tuple[str, str], network: Callable[[], Any]
 ) -> Facts:
     """What the plan is made from; waits for the network only if its output at the cut has to be measured."""
-    cut = cuts.cut_of(config.backbone, config.trainable)
+    cut, photo_bytes = cut_of(config.backbone, config.trainable), 0
+    if cut != POOL:
+        built = network()
+        from flowers.model.cuts import output_bytes
+
+        photo_bytes = output_bytes(built, config.backbone, cut)
     return Facts(
         nodes=tuple(nodes),
         photos=listing.table.num_rows,
-        weights_key=backbones.weights_key(config.backbone, config.weights),
+        weights_key=weights_key(config.backbone, config.weights),
         precision=precision,
-        photo_bytes=0 if cut == cuts.POOL else cuts.output_bytes(network(), config.backbone, cut),
+        photo_bytes=photo_bytes,
     )
 
 
@@ -182,7 +195,7 @@ def _extraction(
     cold = min(len(cache.digests()) for cache in caches.values()) < listing.table.num_rows
 
     def build() -> FeatureExtractor:
-        extractor = FeatureExtractor(network(), plan.features)
+        extractor = make_extractor(network(), plan.features)
         if cold:
             extractor.prepare()
         return extractor
@@ -190,7 +203,7 @@ def _extraction(
     first = background(build, "trace the network").result
 
     def extractor(specs: tuple[FeatureSpec, ...]) -> FeatureExtractor:
-        return first() if specs == plan.features else FeatureExtractor(network(), specs)
+        return first() if specs == plan.features else make_extractor(network(), specs)
 
     return InProcess(extractor), caches
 
@@ -211,6 +224,26 @@ def _decoded(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Data
         known=reading.digests_array(known),
         readers=plan.readers,
     )
+
+
+def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stopwatch, out: Console) -> BestModel:
+    """Trains, and saves the model of the best epoch. What it imports runs on TensorFlow, which is there by now."""
+    from flowers.training import trainer
+    from flowers.training.best import save_best
+    from flowers.training.contact_sheet import write_sheet
+    from flowers.training.progress import follow
+
+    config = plan.config
+    if config.augment != "none":
+        write_sheet(plan, ledger)
+    say = functools.partial(out.print, highlight=False, markup=False)
+    trainer.prepare(plan, say)
+    with follow(plan.run, out, config.monitor):
+        trainer.fit(plan, ledger.classes, say)
+    stopwatch.lap("train")
+    best = save_best(plan, ledger, network())
+    stopwatch.lap("save")
+    return best
 
 
 def _say_what_was_found(extraction: Extraction, out: Console) -> None:

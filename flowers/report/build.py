@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from flowers import runs
 from flowers.data.ledger import Ledger
@@ -20,7 +21,9 @@ from flowers.report.record import (
     StageSeconds,
     SubsetCounts,
 )
-from flowers.training.best import BestModel
+
+if TYPE_CHECKING:
+    from flowers.training.best import BestModel
 
 
 def build_report(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 from PIL import Image
 
 from flowers import storage
@@ -26,7 +27,7 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
     """Writes `augmented.jpg` into the run's folder: a row a photo, first as it is, then as training sees it."""
     photos = ledger.subset("train")
     indices = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
-    contents = [storage.read(photos["path"][place].as_py()) for place in indices.tolist()]
+    contents = [storage.read(photos["path"][index].as_py()) for index in indices.tolist()]
     columns = [_decoded(plan, contents, None)]
     if plan.config.augment == "flip":
         columns.append(columns[0][:, :, ::-1])
@@ -55,16 +56,14 @@ def contact_sheet(rows: list[list[npt.NDArray[np.uint8]]]) -> bytes:
     down, across = height + _GAP, width + _GAP
     sheet = Image.new("RGB", (max(map(len, rows)) * across + _GAP, len(rows) * down + _GAP), "white")
     for line, row in enumerate(rows):
-        for place, picture in enumerate(row):
-            sheet.paste(Image.fromarray(picture), (_GAP + place * across, _GAP + line * down))
+        for column, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (_GAP + column * across, _GAP + line * down))
     out = io.BytesIO()
     sheet.save(out, "JPEG", quality=90)
     return out.getvalue()
 
 
 def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]:
-    import tensorflow as tf
-
     config = plan.config
     contents = contents + contents[: len(contents) % 2]  # mixing takes pairs
     augment = tf.function(

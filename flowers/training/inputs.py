@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.data.crops import stream_views
+from flowers.data import reading
+from flowers.data.crops import RandomCrops
 from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
 from flowers.features.cache import FeatureCache
@@ -29,7 +30,7 @@ CROP_SCALE = {"standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 
 @dataclass(frozen=True)
 class Subset:
-    """The photos of one side, in the order of split.parquet.
+    """The photos of one subset, in the order of split.parquet.
 
     Attributes:
         photos: columns path, label, sha256.
@@ -54,7 +55,7 @@ def read_subsets(run: Run, classes: list[str]) -> tuple[Subset, Subset]:
 
 
 class Inputs(Protocol):
-    """The inputs of one side."""
+    """The inputs of one subset."""
 
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """Yields the inputs of an epoch's steps, some steps at a time: [t, b, ...]."""
@@ -70,7 +71,7 @@ class Cached:
         plan: of the run.
         cut: where the outputs were taken.
         views: one or two views of each photo; the second is the mirrored one.
-        side: the photos.
+        subset: the photos.
         shape: of one input.
         opened: caches that are open, by URI; others are added: opening one reads and hashes all of it.
     """
@@ -80,12 +81,12 @@ class Cached:
         plan: Plan,
         cut: str,
         views: tuple[str, ...],
-        side: Subset,
+        subset: Subset,
         shape: tuple[int, ...],
         opened: dict[str, FeatureCache] | None = None,
     ) -> None:
         opened = {} if opened is None else opened
-        digests = side.photos["sha256"].to_pylist()
+        digests = subset.photos["sha256"].to_pylist()
         self.views: list[npt.NDArray[Any]] = []
         for view in views:
             uri = plan.cache(plan.feature(cut, view))
@@ -116,12 +117,12 @@ class Streamed:
 
     Args:
         plan: of the run.
-        side: the photos.
+        subset: the photos.
         cpus: CPUs that each reading task asks Ray for.
     """
 
-    def __init__(self, plan: Plan, side: Subset, cpus: float) -> None:
-        self._plan, self._side, self._cpus = plan, side, cpus
+    def __init__(self, plan: Plan, subset: Subset, cpus: float) -> None:
+        self._plan, self._subset, self._cpus = plan, subset, cpus
 
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
@@ -140,7 +141,7 @@ class Streamed:
 
     def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        indices = np.arange(len(self._side.labels))[rank::workers]
+        indices = np.arange(len(self._subset.labels))[rank::workers]
         yield from self._pixels(indices, None, self._plan.config.batch_size)
 
     def _pixels(
@@ -150,20 +151,19 @@ class Streamed:
         if not len(indices):
             return
         plan, size = self._plan, self._plan.image_size
-        listing = listing_of(self._side.photos.take(pa.array(indices)))
-        views = stream_views(
+        listing = listing_of(self._subset.photos.take(pa.array(indices)))
+        views = reading.stream_pixels(
             listing,
-            draws,
-            scale=CROP_SCALE.get(plan.config.augment, (1.0, 1.0)),
             size=size,
             max_pixels=plan.config.max_pixels,
             readers=plan.readers,
+            crops=None if draws is None else RandomCrops(draws, CROP_SCALE[plan.config.augment]),
             num_cpus=self._cpus,
         )
-        expected = self._side.photos["sha256"].to_pylist()
+        expected = self._subset.photos["sha256"].to_pylist()
         done = 0
         for table in views.iter_batches(batch_size=at_once, batch_format="pyarrow", prefetch_batches=1):
-            wanted = [expected[place] for place in indices[done : done + table.num_rows]]
+            wanted = [expected[index] for index in indices[done : done + table.num_rows]]
             for row, digest in enumerate(wanted):
                 if table["pixels"][row].as_py() is None or table["sha256"][row].as_py() != digest:
                     raise FlowersError(

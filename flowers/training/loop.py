@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray.train
+import tensorflow as tf
 
 from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
@@ -30,9 +32,6 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
     """
-    import ray.train
-    import tensorflow as tf
-
     plan: Plan = arguments["plan"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
@@ -79,8 +78,6 @@ def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
 
 def _report(history: History, prepared: PreparedPhase, counts: Counts, worker: Worker) -> None:
     """Commits the epoch, and tells Ray."""
-    import ray.train
-
     known = None
     if worker.rank == 0:
         known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(prepared.arrays(counts)))))
@@ -102,10 +99,10 @@ def _epoch(
 ) -> tuple[dict[str, Any], Counts]:
     """Trains one epoch and validates; returns its line of metrics and the counts of the validation."""
     started = time.perf_counter()
-    side, epoch = subsets[0], history.epoch
-    order = epoch_batches(plan.config, epoch, len(side.labels), worker.rank, worker.count)
+    train, epoch = subsets[0], history.epoch
+    order = epoch_batches(plan.config, epoch, len(train.labels), worker.rank, worker.count)
     per_epoch = len(order.indices)
-    weights = class_weights(plan.config, side.labels, len(classes))[side.labels]
+    weights = class_weights(plan.config, train.labels, len(classes))[train.labels]
     begun = (epoch - history.began) * per_epoch
     rates = [learning_rate(plan.config, prepared.phase, begun + number, per_epoch) for number in range(per_epoch)]
     losses: list[npt.NDArray[np.float64]] = []
@@ -114,7 +111,7 @@ def _epoch(
         part = slice(done, done + len(chunk))
         batches = Batches(
             inputs=chunk,
-            labels=side.labels[order.indices[part]],
+            labels=train.labels[order.indices[part]],
             weights=np.where(order.real[part], weights[order.indices[part]], 0).astype(np.float32),
             rows=order.rows[part],
             rates=np.array(rates[part], np.float32),
@@ -141,16 +138,16 @@ def _epoch(
 def check_finite(losses: npt.NDArray[np.float64], batches: Batches, epoch: int) -> None:
     """Raises `TrainingDiverged` naming the first step with a loss that is not a finite number."""
     if not np.isfinite(losses).all():
-        place = int(np.flatnonzero(~np.isfinite(losses))[0])
+        index = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise TrainingDiverged(
-            f"the loss is {losses[place]} in step {batches.first + place + 1} (epoch {epoch + 1}), learning rate "
-            f"{batches.rates[place]:g}; lower --learning-rate or --tail-learning-rate"
+            f"the loss is {losses[index]} in step {batches.first + index + 1} (epoch {epoch + 1}), learning rate "
+            f"{batches.rates[index]:g}; lower --learning-rate or --tail-learning-rate"
         )
 
 
-def validate(step: Step, epoch: int, side: Subset, inputs: Inputs, classes: int, worker: Worker) -> Counts:
-    """Exact counts over all rows of a side after an epoch, counted from 0; each worker takes every N-th row."""
-    labels = side.labels[worker.rank :: worker.count]
+def validate(step: Step, epoch: int, subset: Subset, inputs: Inputs, classes: int, worker: Worker) -> Counts:
+    """Exact counts over all rows of a subset after an epoch, counted from 0; each worker takes every N-th row."""
+    labels = subset.labels[worker.rank :: worker.count]
     counts, done, wrong = Counts.zero(classes), 0, 0
     for chunk in inputs.rows(worker.rank, worker.count):
         probabilities = step.probabilities(chunk)

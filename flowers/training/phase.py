@@ -14,6 +14,7 @@ from flowers.features.spec import PLAIN
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
 from flowers.model.gradients import speed_up
+from flowers.model.registry import POOL
 from flowers.plan import Plan
 from flowers.training import failures
 from flowers.training.checkpoints import Checkpoint
@@ -83,8 +84,8 @@ def prepare_phase(
     """
     if phase.name == "head":
         opened: dict[str, FeatureCache] = {}
-        train = Cached(plan, cuts.POOL, plan.views, subsets[0], (-1,), opened)
-        validation = Cached(plan, cuts.POOL, (PLAIN,), subsets[1], (-1,), opened)
+        train = Cached(plan, POOL, plan.views, subsets[0], (-1,), opened)
+        validation = Cached(plan, POOL, (PLAIN,), subsets[1], (-1,), opened)
         measured = standard or classifier.standardization(*train.views)
         return PreparedPhase(
             phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured
@@ -128,7 +129,9 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
         classifier.build_head(*standard, classes, config.dropout),
         body=network if plan.streamed else upper,
         validation_body=network if plan.validation_streamed else upper,
-        groups=tuple((config.layer_decay ** (len(variables) - place), group) for place, group in enumerate(variables)),
+        groups=tuple(
+            (config.layer_decay ** (len(variables) - number), group) for number, group in enumerate(variables)
+        ),
         augment=augment,
     )
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from tensorboardX import SummaryWriter
 
 from flowers import storage
 from flowers.runs import Run
@@ -50,8 +51,6 @@ def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
 
 class _Follower:
     def __init__(self, run: Run, out: Console, monitor: str) -> None:
-        from tensorboardX import SummaryWriter
-
         self._run, self._out = run, out
         self._monitor = f"val_{monitor}"
         self._sign = -1 if monitor == "log_loss" else 1

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from flowers.config import HEAD_EPOCHS, TAIL_EPOCHS, TrainConfig
 
 
@@ -58,8 +60,6 @@ def build_optimizer(config: TrainConfig, variables: Sequence[Any]) -> Any:
 
     Decay spares vectors: biases, and the factors of layers that normalize or scale, which it would turn off.
     """
-    import keras
-
     if config.optimizer == "sgd":
         return keras.optimizers.SGD(config.learning_rate, momentum=config.momentum)
     optimizer = keras.optimizers.AdamW(config.learning_rate, weight_decay=config.weight_decay)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import tensorflow as tf
 
 from flowers.config import TrainConfig
 from flowers.training.schedule import build_optimizer
@@ -119,8 +120,6 @@ class Step:
 
     def run(self, batches: Batches) -> npt.NDArray[np.float64]:
         """Runs T steps; returns their losses, float64 [T], each the mean over its global batch."""
-        import tensorflow as tf
-
         losses = self._steps(
             tf.constant(batches.inputs),
             tf.constant(batches.labels),
@@ -133,16 +132,12 @@ class Step:
 
     def probabilities(self, inputs: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Probabilities of validation inputs [n, ...]: float32 [n, K]."""
-        import tensorflow as tf
-
         size = max(1, len(inputs) if self.microbatches == 1 else self.local_batch // self.microbatches)
         parts = [inputs[start : start + size] for start in range(0, len(inputs) or 1, size)]
         return np.concatenate([self._infer(tf.constant(part)).numpy() for part in parts])
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Sums a vector float64 [n] over all workers."""
-        import tensorflow as tf
-
         if self.strategy.num_replicas_in_sync == 1:
             return values
         return self._total(tf.constant(values)).numpy()
@@ -153,8 +148,6 @@ class Step:
         Drawn for the global batch and cut, so it depends on neither the number of workers nor on what ran before; and
         not by the layer's own generator, whose state a checkpoint would have to hold.
         """
-        import tensorflow as tf
-
         config, start = self.config, self.rank * self.local_batch
         shape = (config.batch_size, self.head.input_shape[-1])
         kept = tf.random.stateless_uniform(shape, seed=[config.seed, number]) >= config.dropout
@@ -165,8 +158,6 @@ class Step:
 
         The targets float32 [n, K] add up to each photo's weight.
         """
-        import tensorflow as tf
-
         config, body = self.config, self.trained.body
         standardize, dense = self.head.get_layer("standardize"), self.head.get_layer("logits")
         features = standardize(inputs if body is None else body(inputs, training=False))
@@ -182,8 +173,6 @@ class Step:
 
     def _step(self, inputs: Any, labels: Any, weights: Any, rows: Any, rate: Any, number: Any) -> Any:
         """One step in one replica; returns its part of the loss."""
-        import tensorflow as tf
-
         targets = tf.one_hot(labels, self.head.output_shape[-1]) * weights[:, None]
         if self.trained.augment is not None:
             inputs, targets = self.trained.augment(inputs, targets, number)
@@ -211,8 +200,6 @@ class Step:
         return (slice(start, end) for start, end in itertools.pairwise(ends))
 
     def _compile(self) -> None:
-        import tensorflow as tf
-
         strategy, trained, step = self.strategy, self.trained, self._step
         source = self.head if trained.body is None else trained.body
         shape, dtype = source.input_shape[1:], source.inputs[0].dtype
@@ -229,10 +216,10 @@ class Step:
         )
         def steps(inputs: Any, labels: Any, weights: Any, rows: Any, rates: Any, first: Any) -> Any:
             losses = tf.TensorArray(tf.float32, size=tf.shape(rows)[0])
-            for place in tf.range(tf.shape(rows)[0]):
-                arguments = (inputs[place], labels[place], weights[place], rows[place], rates[place], first + place)
+            for index in tf.range(tf.shape(rows)[0]):
+                arguments = (inputs[index], labels[index], weights[index], rows[index], rates[index], first + index)
                 loss = strategy.run(step, args=arguments)
-                losses = losses.write(place, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
+                losses = losses.write(index, strategy.reduce(tf.distribute.ReduceOp.SUM, loss, axis=None))
             return losses.stack()
 
         def infer(inputs: Any) -> Any:

@@ -7,6 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import ray.train
+from ray.train.tensorflow import TensorflowTrainer
+
 from flowers import storage
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
@@ -65,9 +68,6 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
 
 
 def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
-    import ray.train
-    from ray.train.tensorflow import TensorflowTrainer
-
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from flowers import storage
 from flowers.cluster import nodes as cluster
-from flowers.cluster.nodes import Node, check_storage, cluster_nodes
-from flowers.cluster.placement import Placement, place
+from flowers.cluster.nodes import check_storage, cluster_nodes
+from flowers.cluster.placement import Node, Placement, place
 from flowers.errors import InputError
 from tests.conftest import stop_ray
 

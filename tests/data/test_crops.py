@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flowers.data import images, reading
-from flowers.data.crops import VIEWS, random_resized_crop, stream_views, view_block
+from flowers.data.crops import RandomCrops, crops_of, random_resized_crop
 from flowers.data.listing import LISTING
 
 SIZE = 16
@@ -79,18 +79,16 @@ def always(box: images.Box) -> images.Crop:
 def test_a_view_is_the_decoders_crop(tmp_path: Path) -> None:
     path, data = tmp_path / "a.jpg", photo(0, 90, 120)
     path.write_bytes(data)
-    numbers = [[0.3, 0.8, 0.1, 0.9], [0.9, 0.1, 0.5, 0.2]]
-    draws = pa.array(numbers, pa.list_(pa.float64(), 4))
-    block = listing([path, path]).append_column("draws", draws)
-    out = view_block(block, scale=(0.2, 0.8), size=SIZE, max_pixels=20_000)
-    assert out.schema == VIEWS
-    for row, one in zip(out.to_pylist(), numbers, strict=True):
+    draws = np.array([[0.3, 0.8, 0.1, 0.9], [0.9, 0.1, 0.5, 0.2]])
+    table = listing([path, path])
+    crops = crops_of(RandomCrops(draws, (0.2, 0.8)).beside(table), (0.2, 0.8))
+    out = reading.decode_block(reading.read_block(table), size=SIZE, max_pixels=20_000, crops=crops)
+    assert out.schema == reading.PIXELS
+    for row, one in zip(out.to_pylist(), draws.tolist(), strict=True):
         box = random_resized_crop(120, 90, draws=one, scale=(0.2, 0.8))
         want = images.decode(data, SIZE, crop=always(box))
         assert row["pixels"] == want.tobytes()
         assert (row["sha256"], row["code"]) == (hashlib.sha256(data).digest(), None)
-    (plain,) = view_block(listing([path]), scale=(0.2, 0.8), size=SIZE, max_pixels=20_000).to_pylist()
-    assert plain["pixels"] == images.decode(data, SIZE).tobytes()
 
 
 @pytest.mark.usefixtures("ray")
@@ -104,27 +102,28 @@ def test_ray_streams_views_in_the_order_of_the_listing(tmp_path: Path) -> None:
     paths.append(tmp_path / "gone.jpg")
     order = np.random.default_rng(1).integers(0, len(paths), 75)
     order[[3, 60]], order[[7, 70]] = 5, 40
-    table = listing([paths[place] for place in order])
+    table = listing([paths[index] for index in order])
     draws = np.random.default_rng(2).random((len(order), 4))
-    options: dict[str, Any] = {"scale": (0.1, 0.9), "size": SIZE, "max_pixels": 10_000}
-    streamed = list(reading.tables(stream_views(table, draws, readers=2, num_cpus=0.25, **options)))
+    crops = RandomCrops(draws, (0.1, 0.9))
+    options: dict[str, Any] = {"size": SIZE, "max_pixels": 10_000}
+    streamed = list(reading.tables(reading.stream_pixels(table, readers=2, crops=crops, num_cpus=0.25, **options)))
     assert len(streamed) > 3
     rows = pa.concat_tables(streamed)
-    assert rows.schema == VIEWS
-    assert rows["path"].to_pylist() == [str(paths[place]) for place in order]
+    assert rows.schema == reading.PIXELS
+    assert rows["path"].to_pylist() == [str(paths[index]) for index in order]
     codes = {5: "not_a_photo", 40: "unreadable"}
-    assert rows["code"].to_pylist() == [codes.get(place) for place in order]
-    whole = table.append_column("draws", pa.array(draws.tolist(), pa.list_(pa.float64(), 4)))
-    assert rows.combine_chunks() == view_block(whole, **options).combine_chunks()
-    for place in set(order) - set(codes):  # a photo listed twice is seen differently
-        views = [rows["pixels"][int(row)].as_py() for row in np.flatnonzero(order == place)]
+    assert rows["code"].to_pylist() == [codes.get(index) for index in order]
+    read, views = reading.read_block(table), crops_of(crops.beside(table), crops.scale)
+    assert rows.combine_chunks() == reading.decode_block(read, crops=views, **options).combine_chunks()
+    for index in set(order) - set(codes):  # a photo listed twice is seen differently
+        views = [rows["pixels"][int(row)].as_py() for row in np.flatnonzero(order == index)]
         assert len(set(views)) == len(views)
-    middle = pa.concat_tables(list(reading.tables(stream_views(table, None, readers=1, **options))))
-    assert middle.combine_chunks() == view_block(table, **options).combine_chunks()
+    middle = pa.concat_tables(list(reading.tables(reading.stream_pixels(table, readers=1, **options))))
+    assert middle.combine_chunks() == reading.decode_block(read, **options).combine_chunks()
 
 
 @pytest.mark.parametrize("shape", [(2, 4), (3, 3), (12,)])
 def test_draws_have_a_row_for_each_photo(shape: tuple[int, ...]) -> None:
     table = listing([Path("a.jpg")] * 3)
     with pytest.raises(ValueError, match="required is"):
-        stream_views(table, np.zeros(shape), scale=(0.1, 1), size=SIZE, max_pixels=100, readers=1)
+        RandomCrops(np.zeros(shape), (0.1, 1)).beside(table)

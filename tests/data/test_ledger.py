@@ -52,7 +52,7 @@ def fate(ledger: Ledger, path: str) -> dict[str, Any]:
 
 @st.composite
 def listings(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Rows with repeats, conflicts, bad files and manifest sides; three classes are always usable."""
+    """Rows with repeats, conflicts, bad files and manifest subsets; three classes are always usable."""
     rows = photos(4, "a", "b", "c")
     codes = sorted(set(REASONS) - {"duplicate", "conflict"})
     for number in range(draw(st.integers(0, 25))):
@@ -61,8 +61,8 @@ def listings(draw: st.DrawFn) -> list[dict[str, Any]]:
             code = draw(st.sampled_from(codes))
             rows.append(bad(path, None if code in ("unlabelled", "hidden") else label, code))
         else:
-            side = draw(st.sampled_from([None, *SUBSETS]))
-            rows.append(photo(path, label, draw(st.integers(0, 8)), split=side))
+            subset = draw(st.sampled_from([None, *SUBSETS]))
+            rows.append(photo(path, label, draw(st.integers(0, 8)), split=subset))
     return draw(st.permutations(rows))
 
 
@@ -86,15 +86,15 @@ def test_every_file_has_one_fate(rows: list[dict[str, Any]], seed: int) -> None:
     used = ledger.used().to_pylist()
     assert len({row["sha256"] for row in used}) == len(used)
     assert {row["label"] for row in used} == set(ledger.classes)
-    assert sum(len(ledger.subset(side)) for side in SUBSETS) == len(used) == len(ledger.split())
+    assert sum(len(ledger.subset(subset)) for subset in SUBSETS) == len(used) == len(ledger.split())
     assert sum(ledger.reasons().values()) == ledger.counts().get("quarantined", 0)
-    assert sum(sum(sides.values()) for sides in ledger.per_class().values()) == len(used)
+    assert sum(sum(subsets.values()) for subsets in ledger.per_class().values()) == len(used)
 
 
 @settings(deadline=None)
 @given(listings(), st.randoms(use_true_random=False))
 def test_order_of_the_listing_changes_no_side(rows: list[dict[str, Any]], shuffle: random.Random) -> None:
-    """Of equal photos another may stay, so sides are compared by content; no manifest sides here."""
+    """Of equal photos another may stay, so subsets are compared by content; no manifest subsets here."""
     rows = [{**row, "split": None} for row in rows]
     mixed = list(rows)
     shuffle.shuffle(mixed)
@@ -102,10 +102,10 @@ def test_order_of_the_listing_changes_no_side(rows: list[dict[str, Any]], shuffl
         one, other = settled(rows), settled(mixed)
     except InputError:
         return
-    for side in SUBSETS:
-        assert one.subset(side)["sha256"].to_pylist() == other.subset(side)["sha256"].to_pylist()
-        assert one.subset(side)["label"].to_pylist() == other.subset(side)["label"].to_pylist()
-        assert one.subset(side)["sha256"].to_pylist() == sorted(one.subset(side)["sha256"].to_pylist())
+    for subset in SUBSETS:
+        assert one.subset(subset)["sha256"].to_pylist() == other.subset(subset)["sha256"].to_pylist()
+        assert one.subset(subset)["label"].to_pylist() == other.subset(subset)["label"].to_pylist()
+        assert one.subset(subset)["sha256"].to_pylist() == sorted(one.subset(subset)["sha256"].to_pylist())
     assert one.split().select([0, 1, 2]) == other.split().select([0, 1, 2])
 
 
@@ -186,7 +186,7 @@ def test_a_class_left_without_photos_is_a_warning() -> None:
     assert "no usable photo of: roses; left out of the classes, see ledger.parquet" in ledger.warnings()
 
 
-def test_sides_of_a_manifest_are_kept() -> None:
+def test_subsets_of_a_manifest_are_kept() -> None:
     rows = photos(30, "a", "b")
     for index, row in enumerate(rows):
         row["split"] = SUBSETS[index % 3]
@@ -201,13 +201,13 @@ def test_rows_without_a_side_fill_up_what_the_manifest_leaves() -> None:
     assert settled(rows).per_class()["a"] == {"train": 70, "validation": 27, "test": 3}
 
 
-def test_equal_photos_on_two_sides_of_a_manifest_end_on_one() -> None:
+def test_equal_photos_in_two_subsets_of_a_manifest_end_in_one() -> None:
     rows = [*photos(5, "a", "b"), photo("/d/a/x", "a", "t", split="test"), photo("/d/a/y", "a", "t", split="train")]
     ledger = settled(rows)
     assert [fate(ledger, path)["status"] for path in ("/d/a/x", "/d/a/y")] == ["test", "quarantined"]
 
 
-def test_known_sides_are_kept_but_a_manifest_wins() -> None:
+def test_known_subsets_are_kept_but_a_manifest_wins() -> None:
     rows = photos(10, "a", "b")
     rows[0]["split"] = "train"
     ledger = settled(rows, known={rows[0]["sha256"]: 2, rows[1]["sha256"]: 2})

@@ -1,4 +1,4 @@
-"""The split: exact shares, no leak, and a side that a photo keeps whatever happens around it."""
+"""The split: exact fractions, no leak, and a subset that a photo keeps whatever happens around it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT = (0.7, 0.27, 0.03)
 
 
 @st.composite
-def shares(draw: st.DrawFn) -> tuple[float, float, float]:
+def splits(draw: st.DrawFn) -> tuple[float, float, float]:
     """Fractions in percent, as a user gives them: train and validation above 0."""
     train = draw(st.integers(1, 99))
     validation = draw(st.integers(1, 100 - train))
@@ -28,23 +28,23 @@ def digests(count: int, salt: str = "") -> list[bytes]:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=40), shares())
+@given(st.lists(st.integers(0, 400), min_size=1, max_size=40), splits())
 def test_each_cell_is_its_share_rounded(sizes: list[int], fractions: tuple[float, float, float]) -> None:
     cells = apportion(sizes, fractions)
     assert cells.shape == (len(sizes), 3)
     assert (cells >= 0).all()
     assert cells.sum(axis=1).tolist() == sizes
     exact = np.outer(sizes, fractions)
-    for size, row, share in zip(sizes, cells, exact, strict=True):
+    for size, row, wanted in zip(sizes, cells, exact, strict=True):
         if size >= 2:
             assert row[0] >= 1
             assert row[1] >= 1
-        if size < 2 or min(share[:2]) >= 1:  # else a photo is moved to where there is none
-            assert np.abs(row - share).max() < 1 - 1e-7
+        if size < 2 or min(wanted[:2]) >= 1:  # else a photo is moved to where there is none
+            assert np.abs(row - wanted).max() < 1 - 1e-7
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(100, 400), min_size=1, max_size=60), shares())
+@given(st.lists(st.integers(100, 400), min_size=1, max_size=60), splits())
 def test_totals_are_right_however_many_classes(sizes: list[int], fractions: tuple[float, float, float]) -> None:
     error = apportion(sizes, fractions).sum(axis=0) - sum(sizes) * np.array(fractions)
     assert np.abs(error).max() < 1
@@ -52,7 +52,7 @@ def test_totals_are_right_however_many_classes(sizes: list[int], fractions: tupl
 
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 12), min_size=1, max_size=60))
-def test_small_classes_keep_the_totals_close_at_the_default_shares(sizes: list[int]) -> None:
+def test_small_classes_keep_the_totals_close_at_the_default_fractions(sizes: list[int]) -> None:
     cells = apportion(sizes, DEFAULT)
     forced = sum(size < 4 for size in sizes)
     assert np.abs(cells.sum(axis=0) - sum(sizes) * np.array(DEFAULT)).max() < 1 + forced
@@ -89,7 +89,7 @@ def data_sets(draw: st.DrawFn) -> tuple[list[bytes], list[str]]:
 
 
 @settings(deadline=None)
-@given(data_sets(), shares(), st.integers(0, 2**31 - 1), st.randoms(use_true_random=False))
+@given(data_sets(), splits(), st.integers(0, 2**31 - 1), st.randoms(use_true_random=False))
 def test_order_of_the_listing_is_irrelevant(
     photos: tuple[list[bytes], list[str]],
     fractions: tuple[float, float, float],
@@ -106,14 +106,14 @@ def test_order_of_the_listing_is_irrelevant(
 
 
 @settings(deadline=None)
-@given(data_sets(), shares())
+@given(data_sets(), splits())
 def test_quotas_are_filled_exactly(
     photos: tuple[list[bytes], list[str]], fractions: tuple[float, float, float]
 ) -> None:
     found, labels = photos
-    sides = assign(found, labels, fractions, 0)
+    subsets = assign(found, labels, fractions, 0)
     classes = sorted(set(labels))
-    dealt = [[sum(sides[i] == side for i in range(len(sides)) if labels[i] == name) for side in range(3)]
+    dealt = [[sum(subsets[i] == subset for i in range(len(subsets)) if labels[i] == name) for subset in range(3)]
              for name in classes]  # fmt: skip
     assert dealt == apportion([labels.count(name) for name in classes], fractions).tolist()
 
@@ -127,23 +127,23 @@ def test_the_seed_decides_who_not_how_many() -> None:
 
 
 def test_the_deal_does_not_follow_the_digest() -> None:
-    """A side is a random sample: mean of the digests' first byte about the same on each."""
+    """A subset is a random sample: mean of the digests' first byte about the same in each."""
     found = digests(3000)
-    sides = assign(found, ["a"] * 3000, (0.5, 0.3, 0.2), 0)
+    subsets = assign(found, ["a"] * 3000, (0.5, 0.3, 0.2), 0)
     first = np.array([digest[0] for digest in found])
-    assert np.allclose([first[sides == side].mean() for side in range(3)], first.mean(), atol=8)
+    assert np.allclose([first[subsets == subset].mean() for subset in range(3)], first.mean(), atol=8)
 
 
 @settings(deadline=None)
 @given(data_sets(), st.data())
 def test_known_photos_keep_their_side(photos: tuple[list[bytes], list[str]], data: st.DataObject) -> None:
-    """However lopsided the known sides are, and with photos known that are gone."""
+    """However lopsided the known subsets are, and with photos known that are gone."""
     found, labels = photos
     subset = data.draw(st.lists(st.sampled_from(found), unique=True))
     known = {digest: data.draw(st.integers(0, 2)) for digest in subset}
-    sides = assign(found, labels, DEFAULT, 0, {**known, **dict.fromkeys(digests(3, "gone"), 0)})
-    assert set(sides.tolist()) <= set(range(len(SUBSETS)))
-    assert {digest: side for digest, side in zip(found, sides.tolist(), strict=True) if digest in known} == known
+    subsets = assign(found, labels, DEFAULT, 0, {**known, **dict.fromkeys(digests(3, "gone"), 0)})
+    assert set(subsets.tolist()) <= set(range(len(SUBSETS)))
+    assert {digest: subset for digest, subset in zip(found, subsets.tolist(), strict=True) if digest in known} == known
 
 
 @settings(deadline=None)
@@ -159,14 +159,14 @@ def test_adding_photos_moves_no_known_one(photos: tuple[list[bytes], list[str]],
 def test_new_photos_fill_what_is_missing() -> None:
     found = digests(100)
     known = dict.fromkeys(found[:50], 0)
-    sides = assign(found, ["a"] * 100, DEFAULT, 0, known)
-    assert np.bincount(sides).tolist() == [70, 27, 3]
+    subsets = assign(found, ["a"] * 100, DEFAULT, 0, known)
+    assert np.bincount(subsets).tolist() == [70, 27, 3]
 
 
 def test_an_overfull_known_side_leaves_the_rest_to_the_others() -> None:
     found = digests(100)
-    sides = assign(found, ["a"] * 100, DEFAULT, 0, dict.fromkeys(found[:80], 0))
-    counts = np.bincount(sides, minlength=3)
+    subsets = assign(found, ["a"] * 100, DEFAULT, 0, dict.fromkeys(found[:80], 0))
+    counts = np.bincount(subsets, minlength=3)
     assert counts[0] == 80
     assert counts[1] == 17
     assert counts[2] == 3
@@ -175,5 +175,5 @@ def test_an_overfull_known_side_leaves_the_rest_to_the_others() -> None:
 def test_one_new_photo_beside_an_overfull_side_goes_where_a_class_needs_it() -> None:
     """Validation is empty and required, test is optional: the only new photo validates."""
     found = digests(10)
-    sides = assign(found, ["a"] * 10, (0.4, 0.3, 0.3), 0, dict.fromkeys(found[:9], 0))
-    assert SUBSETS[sides[9]] == "validation"
+    subsets = assign(found, ["a"] * 10, (0.4, 0.3, 0.3), 0, dict.fromkeys(found[:9], 0))
+    assert SUBSETS[subsets[9]] == "validation"

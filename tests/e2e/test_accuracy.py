@@ -21,7 +21,7 @@ def test_sample_says_what_it_is_and_is_learnt(sample: Done) -> None:
     assert report["sample"] is True
     assert (report["backbone"], report["weights"]) == ("resnet50v2", "random")
     assert (report["data"]["found"], report["data"]["quarantined"]) == (200, 0)
-    assert [report["split"][side] for side in ("train", "validation", "test")] == [140, 54, 6]
+    assert [report["split"][subset] for subset in ("train", "validation", "test")] == [140, 54, 6]
     assert report["validation"]["accuracy"]["value"] >= 0.75
     assert "DRAWN pictures" in sample.out
     assert "RANDOM weights" in sample.out
@@ -47,7 +47,7 @@ def test_real_photos_with_real_weights(job: Job, shared: Path, tmp_path: Path) -
     options = ("--data", shared / "flower_photos", "--backbone", "mobilenetv2", "--weights", weights)
     report = job(tmp_path, "real", *options).report
     assert (report["data"]["found"], report["data"]["quarantined"]) == (1200, 0)
-    assert [report["split"][side] for side in ("train", "validation", "test")] == [840, 324, 36]
+    assert [report["split"][subset] for subset in ("train", "validation", "test")] == [840, 324, 36]
     assert report["validation"]["accuracy"]["n"] == 324
     # Three seeds gave 0.889 to 0.920; one photo is 0.003.
     assert report["validation"]["accuracy"]["value"] >= 0.87

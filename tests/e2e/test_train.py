@@ -43,9 +43,9 @@ def test_a_run_leaves_what_the_design_says(first: Done) -> None:
 def test_every_file_is_accounted_for(first: Done) -> None:
     report = first.report
     data, split = report["data"], report["split"]
-    assert data["found"] == 62 == sum(split[side] for side in SUBSETS) + data["quarantined"]
+    assert data["found"] == 62 == sum(split[subset] for subset in SUBSETS) + data["quarantined"]
     assert data["reasons"] == {"truncated": 1, "side_file": 1}
-    assert data["used"] == 60 == sum(split[side] for side in SUBSETS)
+    assert data["used"] == 60 == sum(split[subset] for subset in SUBSETS)
     ledger = pq.read_table(first.run / "ledger.parquet").to_pylist()
     assert len(ledger) == 62
     assert {row["status"] for row in ledger} == {*SUBSETS, "quarantined"}
@@ -53,10 +53,10 @@ def test_every_file_is_accounted_for(first: Done) -> None:
 
 def test_report_has_what_others_read_from_it(first: Done) -> None:
     report = first.report
-    for side in ("validation", "test"):
+    for subset in ("validation", "test"):
         for metric in ("accuracy", "macro_accuracy", "log_loss"):
-            assert set(report[side][metric]) == {"value", "n", "low", "high"}
-            assert report[side][metric]["n"] == report["split"][side]
+            assert set(report[subset][metric]) == {"value", "n", "low", "high"}
+            assert report[subset][metric]["n"] == report["split"][subset]
     assert {"total", "start", "read", "features", "train", "evaluate"} <= set(report["timing_s"])
     parts = sum(seconds for name, seconds in report["timing_s"].items() if name != "total")
     assert abs(parts - report["timing_s"]["total"]) < 0.1

@@ -31,7 +31,7 @@ def predictor() -> Predictor:
 
 def table(labels: list[int], **changes: list[Any]) -> pa.Table:
     rows: dict[str, list[Any]] = {name: [None] * len(labels) for name in PIXELS.names}
-    rows["path"] = [f"{place}.png" for place in range(len(labels))]
+    rows["path"] = [f"{index}.png" for index in range(len(labels))]
     rows["label"] = [CLASSES[label] for label in labels]
     rows["pixels"] = [np.broadcast_to(COLORS[label], (SIZE, SIZE, 3)).tobytes() for label in labels]
     return pa.table({**rows, **changes}, schema=PIXELS)
@@ -45,8 +45,8 @@ def test_what_is_shown_is_the_prediction_not_the_truth(predictor: Predictor) -> 
     _, examples = evaluate(tables([0, 1, 2]), predictor, examples=3)
     assert [row.label for row in examples] == ["blue", "green", "red"]
     assert [row.predicted for row in examples] == ["red", "green", "blue"]
-    for place, row in enumerate(examples):
-        assert row.path == f"{place}.png"
+    for index, row in enumerate(examples):
+        assert row.path == f"{index}.png"
         assert row.score == row.top[0].score > 0.5
         assert row.top[0].label == row.predicted
         scores = [entry.score for entry in row.top]
@@ -56,7 +56,7 @@ def test_what_is_shown_is_the_prediction_not_the_truth(predictor: Predictor) -> 
         assert kind == "data:image/jpeg;base64"
         with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
             shown = np.asarray(picture).mean(axis=(0, 1))
-        assert shown.argmax() == COLORS[place].argmax()
+        assert shown.argmax() == COLORS[index].argmax()
 
 
 def test_examples_are_named_from_the_source(predictor: Predictor) -> None:

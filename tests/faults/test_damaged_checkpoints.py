@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.model import backbones, cuts
+from flowers.model.registry import cut_of
+from flowers.model.weights import weights_key
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import trainer
@@ -79,9 +80,9 @@ def test_training_alone(place: Place, reference: Done, damage: Damage, left: int
         run=Run(str(run)),
         image_size=SIZE,
         weights=config.weights,
-        start_weights=backbones.weights_key(config.backbone, config.weights),
+        start_weights=weights_key(config.backbone, config.weights),
         precision=config.precision,
-        cut=cuts.cut_of(config.backbone, config.trainable),
+        cut=cut_of(config.backbone, config.trainable),
     )
     said: list[str] = []
     before = Progress(run).checkpoint()

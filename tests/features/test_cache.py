@@ -18,10 +18,11 @@ from flowers.errors import DamagedFile
 from flowers.features import cache as cache_module
 from flowers.features import spec as spec_module
 from flowers.features.cache import BFLOAT16, FeatureCache, from_arrow, to_arrow
-from flowers.features.extractor import BATCH, FeatureExtractor
-from flowers.features.spec import FeatureSpec
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.spec import BATCH, FeatureSpec
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
+from flowers.model.registry import POOL
 
 SIZE = 8
 # Of the network below: its output, what lies in the middle, and its input; as they are and mirrored.
@@ -38,7 +39,7 @@ def tiny() -> Any:
     body.name = "tiny"
     pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
     scaled = keras.layers.Rescaling(1 / 127.5, name=cuts.SCALE)(pixels)
-    pooled = keras.layers.GlobalAveragePooling2D(name=cuts.POOL)(body(scaled))
+    pooled = keras.layers.GlobalAveragePooling2D(name=POOL)(body(scaled))
     return keras.Model(pixels, pooled)
 
 
@@ -107,8 +108,8 @@ def test_blocks_with_nothing_to_do_in_some_rows() -> None:
     for spec, expected in zip(SPECS, part.features(pixels), strict=True):
         column = answer[spec.column]
         assert [cell.is_valid for cell in column] == [True, False, True, False]
-        for place, row in ((0, expected[0]), (2, expected[1])):
-            np.testing.assert_array_equal(from_arrow(pa.array([column[place]])), row[None])
+        for index, row in ((0, expected[0]), (2, expected[1])):
+            np.testing.assert_array_equal(from_arrow(pa.array([column[index]])), row[None])
         for nothing in (block.slice(1, 1), block.slice(0, 0)):
             assert part(nothing)[spec.column].null_count == nothing.num_rows
             assert part(nothing).schema == answer.schema

@@ -10,8 +10,8 @@ import pytest
 
 from flowers.inference.folding import _layers, folded
 from flowers.model import backbones, classifier
-from flowers.model.cuts import POOL
 from flowers.model.heatmap import explained
+from flowers.model.registry import POOL
 
 SIZE = 96
 NEWER = ["mobilenetv3small", "mobilenetv3large", "efficientnetv2b0", "efficientnetv2s", "convnexttiny"]

@@ -1,4 +1,4 @@
-"""Augmentation: what it does to pictures and targets, and that only seed, step and place decide about it."""
+"""Augmentation: what it does to pictures and targets, and that only seed, step and index decide about it."""
 
 from __future__ import annotations
 
@@ -169,16 +169,16 @@ def test_operations(size: int) -> None:
     image = np.stack([90 + 70 * disc, 170 - 60 * disc, 120 + disc], axis=-1).astype(np.float32)
     images = tf.constant(np.stack([image, image]))
 
-    def apply(place: int, one: float, other: float = 0.0) -> npt.NDArray[np.float32]:
-        return operations[place](images, tf.constant([[one, other], [0.0, 0.0]])).numpy()
+    def apply(index: int, one: float, other: float = 0.0) -> npt.NDArray[np.float32]:
+        return operations[index](images, tf.constant([[one, other], [0.0, 0.0]])).numpy()
 
-    results = [apply(place, 0.9, -0.5) for place in range(len(operations))]
+    results = [apply(index, 0.9, -0.5) for index in range(len(operations))]
     assert len(results) == 10
-    for place, result in enumerate(results):
-        if place not in (3, 5, 6):  # which always do something
-            np.testing.assert_allclose(result[1], image, atol=0.02, err_msg=str(place))
-        if place not in (6, 9):
-            assert np.abs(result[0] - image).mean() > 0.05, place
+    for index, result in enumerate(results):
+        if index not in (3, 5, 6):  # which always do something
+            np.testing.assert_allclose(result[1], image, atol=0.02, err_msg=str(index))
+        if index not in (6, 9):
+            assert np.abs(result[0] - image).mean() > 0.05, index
     assert results[0][0].mean() > image.mean() + 50
     assert np.ptp(results[1][0][..., 0]) > 1.5 * np.ptp(image[..., 0])
     assert np.ptp(results[2][0], axis=-1).mean() < 0.3 * np.ptp(image, axis=-1).mean()

@@ -12,9 +12,12 @@ import pytest
 
 from flowers.errors import InputError
 from flowers.model import backbones
-from flowers.model.backbones import build_backbone, resolve_precision, weights_key
+from flowers.model import precision as precision_module
+from flowers.model.backbones import build_backbone
 from flowers.model.classifier import build_head, join
+from flowers.model.precision import resolve_precision
 from flowers.model.registry import BACKBONES
+from flowers.model.weights import weights_key
 
 SIZES = {"mobilenetv2": 96, "resnet50v2": 64, "resnet50": 64, "convnexttiny": 64}
 # Keras puts the preprocessing into these.
@@ -270,7 +273,7 @@ def test_weights_key_changes_with_the_content(tmp_path: Path) -> None:
 def test_precision_follows_the_cpu(
     monkeypatch: pytest.MonkeyPatch, flags: set[str], precision: str, expected: str
 ) -> None:
-    monkeypatch.setattr(backbones, "_cpu_flags", lambda: flags)
+    monkeypatch.setattr(precision_module, "_cpu_flags", lambda: flags)
     found, why = resolve_precision(precision)
     assert found == expected
     assert why

@@ -12,7 +12,7 @@ import pytest
 from flowers.errors import InputError
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
-from flowers.model.registry import BACKBONES
+from flowers.model.registry import BACKBONES, PIXELS, POOL, cut_of
 
 # One of each kind; the deeper ResNets have the same blocks, more often.
 KINDS = [name for name in BACKBONES if not name.startswith(("resnet101", "resnet152"))]
@@ -49,26 +49,26 @@ def test_blocks_are_layers_of_the_network_in_its_order(name: str) -> None:
     size = BACKBONES[name].smallest
     constructor = getattr(keras.applications, BACKBONES[name].constructor)
     layers = [layer.name for layer in constructor(include_top=False, weights=None, input_shape=(size, size, 3)).layers]
-    places = [layers.index(end) for end in BACKBONES[name].blocks]
-    assert places == sorted(places)
+    indices = [layers.index(end) for end in BACKBONES[name].blocks]
+    assert indices == sorted(indices)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_front_and_tail_are_the_network_bit_for_bit(built: dict[str, Any], name: str) -> None:
+def test_below_and_above_a_cut_it_is_the_network_bit_for_bit(built: dict[str, Any], name: str) -> None:
     network, pixels = built[name], photos(name)
     whole = np.asarray(network(pixels, training=False))
     assert np.ptp(whole, axis=0).max() > 0.01 * np.abs(whole).max()  # three photos, three answers
-    places = [cuts.PIXELS, *BACKBONES[name].blocks, cuts.POOL]
-    outputs = cuts.front(network, name, places)(pixels, training=False)
-    assert list(outputs) == places
-    np.testing.assert_array_equal(np.asarray(outputs[cuts.PIXELS]), pixels)
-    np.testing.assert_array_equal(np.asarray(outputs[cuts.POOL]), whole)
-    for cut in {cuts.cut_of(name, start) for start in BACKBONES[name].trainable_names} - {cuts.POOL}:
-        alone = cuts.front(network, name, [cut])(pixels, training=False)[cut]
+    every = [PIXELS, *BACKBONES[name].blocks, POOL]
+    outputs = cuts.below(network, name, every)(pixels, training=False)
+    assert list(outputs) == every
+    np.testing.assert_array_equal(np.asarray(outputs[PIXELS]), pixels)
+    np.testing.assert_array_equal(np.asarray(outputs[POOL]), whole)
+    for cut in {cut_of(name, start) for start in BACKBONES[name].trainable_names} - {POOL}:
+        alone = cuts.below(network, name, [cut])(pixels, training=False)[cut]
         np.testing.assert_array_equal(np.asarray(alone), np.asarray(outputs[cut]), err_msg=cut)
     last = network.get_layer(name).output
-    for cut in places[:-1]:
-        if cut != cuts.PIXELS and network.get_layer(name).get_layer(cut).output is last:
+    for cut in every[:-1]:
+        if cut != PIXELS and network.get_layer(name).get_layer(cut).output is last:
             continue  # nothing lies above it
         above = cuts.tail(network, name, cut)(outputs[cut], training=False)
         np.testing.assert_array_equal(np.asarray(above), whole, err_msg=cut)
@@ -104,7 +104,7 @@ def test_front_and_tail_are_the_network_bit_for_bit(built: dict[str, Any], name:
     ],
 )
 def test_the_cut_lies_below_what_is_trained(name: str, trainable: str, cut: str) -> None:
-    assert cuts.cut_of(name, trainable) == cut
+    assert cut_of(name, trainable) == cut
 
 
 @pytest.mark.parametrize(
@@ -121,10 +121,10 @@ def test_the_cut_lies_below_what_is_trained(name: str, trainable: str, cut: str)
 )
 def test_an_unknown_part_is_refused_with_those_there_are(name: str, trainable: str, allowed: str) -> None:
     with pytest.raises(InputError) as caught:
-        cuts.cut_of(name, trainable)
+        cut_of(name, trainable)
     assert str(caught.value) == f"--trainable: received {trainable!r}, required for {name} is one of {allowed}"
     for part in allowed.split(", "):
-        cuts.cut_of(name, part)
+        cut_of(name, part)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_unknown_part_is_refused_with_those_there_are(name: str, trainable: s
 )
 def test_the_size_of_an_output_in_bytes(built: dict[str, Any], name: str, cut: str, size: int) -> None:
     assert cuts.output_bytes(built[name], name, cut) == size
-    assert np.asarray(cuts.front(built[name], name, [cut])(photos(name, 1))[cut]).nbytes == size
+    assert np.asarray(cuts.below(built[name], name, [cut])(photos(name, 1))[cut]).nbytes == size
 
 
 def test_bfloat16_takes_half_the_bytes() -> None:
@@ -154,12 +154,12 @@ def test_bfloat16_takes_half_the_bytes() -> None:
 def test_all_above_the_cut_is_trained_but_batch_normalization(built: dict[str, Any], name: str, trainable: str) -> None:
     import keras
 
-    cut = cuts.cut_of(name, trainable)
+    cut = cut_of(name, trainable)
     body = built[name].get_layer(name)
     groups = cuts.trained_variables(built[name], name, cut)
     found = [variable for group in groups for variable in group]
     assert len({id(variable) for variable in found}) == len(found)
-    above = body if cut == cuts.PIXELS else cuts.tail(built[name], name, cut)
+    above = body if cut == PIXELS else cuts.tail(built[name], name, cut)
     norms = [layer for layer in leaves(body) if isinstance(layer, keras.layers.BatchNormalization)]
     frozen = {id(variable) for layer in norms for variable in layer.weights}
     assert name == "convnexttiny" or len(frozen) > 50
@@ -174,7 +174,7 @@ def test_all_has_every_kernel(built: dict[str, Any], name: str) -> None:
 
     kinds = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
     kernels = {id(layer.kernel) for layer in leaves(built[name].get_layer(name)) if isinstance(layer, kinds)}
-    found = [variable for group in cuts.trained_variables(built[name], name, cuts.PIXELS) for variable in group]
+    found = [variable for group in cuts.trained_variables(built[name], name, PIXELS) for variable in group]
     assert len(kernels) > 50
     assert kernels <= {id(variable) for variable in found}
     allowed = {"kernel", "bias"}
@@ -186,7 +186,7 @@ def test_all_has_every_kernel(built: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_groups_are_blocks_from_the_cut_to_the_head(built: dict[str, Any], name: str) -> None:
     """A deeper cut puts more groups before those of a shallower one."""
-    starts = [cuts.cut_of(name, start) for start in BACKBONES[name].trainable_names[1:]]
+    starts = [cut_of(name, start) for start in BACKBONES[name].trainable_names[1:]]
     nested = [cuts.trained_variables(built[name], name, cut) for cut in starts]
     for groups in nested:
         assert all(groups)

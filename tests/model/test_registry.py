@@ -8,8 +8,7 @@ import pytest
 
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.model import cuts
-from flowers.model.registry import BACKBONES
+from flowers.model.registry import BACKBONES, PIXELS, POOL, cut_of
 from flowers.options import described
 
 OPTIONS = described(TrainConfig)
@@ -32,9 +31,9 @@ def test_a_row_is_consistent(name: str) -> None:
     names = row.trainable_names
     assert len(set(names)) == len(names)
     assert (names[0], names[-1]) == ("head", "all")
-    order = [cuts.PIXELS, *row.blocks, cuts.POOL]
-    places = [order.index(cuts.cut_of(name, start)) for start in names]
-    assert all(shallow > deep for shallow, deep in itertools.pairwise(places))
+    order = [PIXELS, *row.blocks, POOL]
+    indices = [order.index(cut_of(name, start)) for start in names]
+    assert all(shallow > deep for shallow, deep in itertools.pairwise(indices))
     for start, below in row.starts.items():  # the part of that name begins right above its cut
         assert order[order.index(below) + 1] == row.parts[start][0]
 
@@ -42,5 +41,5 @@ def test_a_row_is_consistent(name: str) -> None:
 @pytest.mark.parametrize("name", BACKBONES)
 def test_a_wrong_part_is_answered_with_the_right_ones(name: str) -> None:
     with pytest.raises(InputError) as caught:
-        cuts.cut_of(name, next(iter(BACKBONES[name].parts)))  # nothing lies below the first
+        cut_of(name, next(iter(BACKBONES[name].parts)))  # nothing lies below the first
     assert str(caught.value).endswith(f"required for {name} is one of {', '.join(BACKBONES[name].trainable_names)}")

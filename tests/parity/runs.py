@@ -18,6 +18,7 @@ from flowers.config import TrainConfig
 from flowers.features.cache import FeatureCache
 from flowers.features.extractor import FeatureExtractor
 from flowers.model import backbones, cuts
+from flowers.model.registry import POOL, cut_of
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import checkpoints, trainer
@@ -31,7 +32,7 @@ TINY: dict[str, Any] = {"backbone": "mobilenetv2", "trainable": "block_15", "wei
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos and who is on which side.
+    """Photos, and which of them is in which subset.
 
     Attributes:
         pixels: uint8 [n, size, size, 3].
@@ -43,16 +44,16 @@ class Photos:
     digests: list[bytes]
     split: pa.Table
 
-    def labels(self, side: str) -> list[str]:
-        """The labels of one side, in the order of split.parquet."""
+    def labels(self, subset: str) -> list[str]:
+        """The labels of one subset, in the order of split.parquet."""
         rows = self.split.to_pylist()
-        return [row["label"] for row in rows if row["split"] == side]
+        return [row["label"] for row in rows if row["split"] == subset]
 
-    def of(self, side: str) -> npt.NDArray[np.uint8]:
-        """The pixels of one side, in the order of split.parquet."""
-        place = {digest: number for number, digest in enumerate(self.digests)}
+    def of(self, subset: str) -> npt.NDArray[np.uint8]:
+        """The pixels of one subset, in the order of split.parquet."""
+        index_of = {digest: number for number, digest in enumerate(self.digests)}
         rows = self.split.to_pylist()
-        return self.pixels[[place[row["sha256"]] for row in rows if row["split"] == side]]
+        return self.pixels[[index_of[row["sha256"]] for row in rows if row["split"] == subset]]
 
 
 def drawn(train: int, validation: int, size: int = 32, light: float = 0) -> Photos:
@@ -100,7 +101,7 @@ class Place:
             "weights": config.weights,
             "start_weights": config.weights,
             "precision": "float32",
-            "cut": cuts.cut_of(config.backbone, config.trainable),
+            "cut": cut_of(config.backbone, config.trainable),
         }
         plan = Plan(config=config, run=Run(str(self.folder / name)), **{**found, **changes})
         if self.network is not None:
@@ -198,5 +199,5 @@ def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -
         body.trainable = False
         pixels = keras.Input((image_size, image_size, 3), dtype="uint8")
         scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name=cuts.SCALE)(pixels)
-        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=cuts.POOL)(body(scaled, training=False))
+        pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=POOL)(body(scaled, training=False))
         return keras.Model(pixels, pooled, name="frozen")

@@ -35,7 +35,7 @@ def class_metrics(n: int) -> dict[str, Any]:
     return {"n": n, "precision": share, "recall": metric(None, 0), "f1": share, "log_loss": metric(0.25, 1)}
 
 
-def side(n: int) -> dict[str, Any]:
+def scores(n: int) -> dict[str, Any]:
     share = metric(0.5, n, 0.1, 0.9)
     return {
         "n": n, "accuracy": share, "macro_accuracy": share, "macro_f1": share, "log_loss": metric(0.25, 1),
@@ -75,14 +75,14 @@ def written() -> dict[str, Any]:
         "warnings": ["no test photo of: daisy"],
         "config": {"data": "photos", "split": [0.7, 0.27, 0.03], "per_class": None, "epochs": 5},
         "versions": {"flowers": "0.1.0", "keras": "3.15.1"},
-        "validation": side(3), "best_epoch": 1,
+        "validation": scores(3), "best_epoch": 1,
         "history": [
             {
                 "epoch": 1, "phase": "head", "loss": 1.58, "val_accuracy": 0.5, "val_macro_accuracy": 0.5,
                 "val_log_loss": 0.25, "learning_rate": 0.00075, "seconds": 1.479,
             }
         ],
-        "weights_sha256": "1e4c", "bundle": "/runs/one/best", "test": side(1),
+        "weights_sha256": "1e4c", "bundle": "/runs/one/best", "test": scores(1),
         "predictions": [
             {
                 "path": "roses/1.jpg", "label": "roses", "predicted": "roses", "score": 0.75,
@@ -189,7 +189,7 @@ def test_a_report_is_built_and_kept(tmp_path: Path) -> None:
     assert (report.data.listed, report.data.found, report.data.used, report.data.quarantined) == (50, 41, 40, 1)
     assert report.data.reasons == {"duplicate": 1}
     assert report.data.per_class == {"daisy": 20, "roses": 20}
-    assert report.split.total == sum(sides.total for sides in report.split.per_class.values()) == 40
+    assert report.split.total == sum(subsets.total for subsets in report.split.per_class.values()) == 40
     assert (report.images_per_s.read, report.images_per_s.features) == (5.1, 3.8)
     assert report.features.cache.startswith(f"{tmp_path}/cache/features/")
     write_report(Run(str(tmp_path)), report)

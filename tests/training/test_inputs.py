@@ -52,7 +52,7 @@ def joined(chunks: Iterator[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 # ---- cached
 
 
-def side(count: int) -> Subset:
+def subset(count: int) -> Subset:
     digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
     table = pa.table({"path": [f"/{number}.jpg" for number in range(count)], "sha256": pa.array(digests)})
     return Subset(table, np.zeros(count, np.int32))
@@ -78,7 +78,7 @@ def order_of(total: int, rank: int = 0, workers: int = 1, epoch: int = 0) -> Epo
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
 def test_cached_steps_are_the_rows_of_their_photos(tmp_path: Path, dtype: Any) -> None:
-    found, (rows,) = cached(tmp_path, side(23), dtype=dtype)
+    found, (rows,) = cached(tmp_path, subset(23), dtype=dtype)
     for rank in range(2):
         order = order_of(23, rank, 2)
         steps = joined(found.steps(order))
@@ -88,19 +88,19 @@ def test_cached_steps_are_the_rows_of_their_photos(tmp_path: Path, dtype: Any) -
 
 
 def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
-    found, (plain, flipped) = cached(tmp_path, side(23), ("plain", "flip"))
+    found, (plain, flipped) = cached(tmp_path, subset(23), ("plain", "flip"))
     order = order_of(23)
     steps = joined(found.steps(order))
     assert 5 < order.mirrored.sum() < 19
-    for step, place in np.ndindex(order.indices.shape):
-        rows = flipped if order.mirrored[step, place] else plain
-        np.testing.assert_array_equal(steps[step, place], rows[order.indices[step, place]])
+    for step, index in np.ndindex(order.indices.shape):
+        rows = flipped if order.mirrored[step, index] else plain
+        np.testing.assert_array_equal(steps[step, index], rows[order.indices[step, index]])
     np.testing.assert_array_equal(joined(found.rows(0, 1)), plain)  # validation sees them as they are
 
 
 @pytest.mark.parametrize("step_bytes", [1, 2 * BATCH * 24, 4 * BATCH * 24])
 def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_bytes: int) -> None:
-    found, _ = cached(tmp_path, side(23), ("plain", "flip"))
+    found, _ = cached(tmp_path, subset(23), ("plain", "flip"))
     order = order_of(23)
     whole = list(found.steps(order))
     assert len(whole) == 1
@@ -115,7 +115,7 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_share_the_rows(tmp_path: Path, workers: int) -> None:
-    found, (rows,) = cached(tmp_path, side(4))
+    found, (rows,) = cached(tmp_path, subset(4))
     for rank in range(workers):
         mine = list(found.rows(rank, workers))
         np.testing.assert_array_equal(np.concatenate([*mine, rows[:0]]), rows[rank::workers])
@@ -123,14 +123,14 @@ def test_workers_share_the_rows(tmp_path: Path, workers: int) -> None:
 
 
 def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
-    cached(tmp_path, side(5))
+    cached(tmp_path, subset(5))
     with pytest.raises(DamagedFile, match="lacks 2 photos; run the same command again"):
-        Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), side(7), (2, 3))
+        Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), subset(7), (2, 3))
 
 
-def test_caches_are_opened_once_for_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_are_opened_once_for_both_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening one reads and hashes all of it."""
-    whole, (plain, _) = cached(tmp_path, side(23), ("plain", "flip"))
+    whole, (plain, _) = cached(tmp_path, subset(23), ("plain", "flip"))
     read, opening = FeatureCache._read, []
 
     def noted(self: FeatureCache, name: str, columns: list[str]) -> Any:
@@ -139,7 +139,7 @@ def test_caches_are_opened_once_for_both_sides(tmp_path: Path, monkeypatch: pyte
         return read(self, name, columns)
 
     monkeypatch.setattr(FeatureCache, "_read", noted)
-    plan, photos = plan_of(tmp_path, augment="flip"), side(23)
+    plan, photos = plan_of(tmp_path, augment="flip"), subset(23)
     opened: dict[str, FeatureCache] = {}
     first = Subset(photos.photos.slice(0, 20), photos.labels[:20])
     last = Subset(photos.photos.slice(20), photos.labels[20:])
@@ -157,7 +157,7 @@ def test_steps_at_once_fit_into_a_chunk() -> None:
     assert steps_at_once(0) == steps_at_once(1) == inputs.MOST_STEPS
 
 
-def test_the_sides_are_those_of_the_split(tmp_path: Path) -> None:
+def test_the_subsets_are_those_of_the_split(tmp_path: Path) -> None:
     split = pa.table(
         {
             "path": list("abcdef"),
@@ -229,12 +229,12 @@ def test_augmented_photos_are_cropped_by_the_draws_of_their_place(tmp_path: Path
     order = order_of(23, 1, 2, 5)
     found = joined(streamed.steps(order))
     contents = [Path(path.as_py()).read_bytes() for path in photos.photos["path"]]
-    for step, place in np.ndindex(order.indices.shape):
+    for step, index in np.ndindex(order.indices.shape):
         crop = functools.partial(
-            random_resized_crop, draws=order.draws[step, place].tolist(), scale=CROP_SCALE[augment]
+            random_resized_crop, draws=order.draws[step, index].tolist(), scale=CROP_SCALE[augment]
         )
-        wanted = images.decode(contents[order.indices[step, place]], SIZE, crop=crop)
-        np.testing.assert_array_equal(found[step, place], wanted)
+        wanted = images.decode(contents[order.indices[step, index]], SIZE, crop=crop)
+        np.testing.assert_array_equal(found[step, index], wanted)
     middle = np.stack([images.decode(data, SIZE) for data in contents])
     np.testing.assert_array_equal(joined(streamed.rows(0, 1)), middle)  # validation photos are not augmented
 

@@ -131,7 +131,7 @@ def test_the_reported_validation_is_that_of_the_saved_head(here: Place) -> None:
     plan = fitted(here, "run", head(epochs=2))
     train, validation = read_subsets(plan.run, list(CLASSES))
     assert (len(train.labels), len(validation.labels)) == (TRAIN, VALIDATION)
-    features, test = (Cached(plan, "pool", ("plain",), side, (-1,)).views[0] for side in (train, validation))
+    features, test = (Cached(plan, "pool", ("plain",), subset, (-1,)).views[0] for subset in (train, validation))
     model = classifier.build_head(*classifier.standardization(features), 3, 0.0)
     found = newest(plan)
     model.get_layer("logits").set_weights([found.arrays[f"head:{number}"] for number in range(2)])
@@ -266,18 +266,18 @@ def test_each_photo_counts_once_an_epoch_with_its_weight(
 ) -> None:
     config = head(epochs=1, class_weights="balanced" if balanced else "none")
     (batches,) = recorded(here, monkeypatch, "run", config)
-    side, _ = read_subsets(Run(str(here.folder / "run")), list(CLASSES))
-    per_class = class_weights(config, side.labels, 3)
+    subset, _ = read_subsets(Run(str(here.folder / "run")), list(CLASSES))
+    per_class = class_weights(config, subset.labels, 3)
     assert batches.inputs.shape == (STEPS, SIZE, WIDTH)
     assert batches.weights.dtype == np.float32
     real = batches.weights > 0
     np.testing.assert_array_equal(real.sum(axis=1), batches.rows)
     assert batches.rows.tolist() == [SIZE] * (STEPS - 1) + [TRAIN - SIZE * (STEPS - 1)]
     np.testing.assert_allclose(batches.weights[real], per_class[batches.labels[real]], rtol=1e-6)
-    features = Cached(here.plan("run", config), "pool", ("plain",), side, (-1,)).views[0]
+    features = Cached(here.plan("run", config), "pool", ("plain",), subset, (-1,)).views[0]
     assert sorted(map(bytes, batches.inputs[real])) == sorted(map(bytes, features))
-    place = {bytes(row): label for row, label in zip(features, side.labels, strict=True)}
-    assert [place[bytes(row)] for row in batches.inputs[real]] == batches.labels[real].tolist()
+    label_of = {bytes(row): label for row, label in zip(features, subset.labels, strict=True)}
+    assert [label_of[bytes(row)] for row in batches.inputs[real]] == batches.labels[real].tolist()
 
 
 def test_chunks_of_steps_do_not_change_the_result(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,16 +57,16 @@ def head_done() -> Checkpoint:
     return Checkpoint(2, STANDARD, {})
 
 
-def train(prepared: PreparedPhase, side: Subset, epochs: int = 1, rate: float = 0.1) -> list[float]:
+def train(prepared: PreparedPhase, subset: Subset, epochs: int = 1, rate: float = 0.1) -> list[float]:
     """Some epochs at one rate; returns the losses."""
     losses: list[float] = []
     for epoch in range(epochs):
-        order = epoch_batches(prepared.step.config, epoch, len(side.labels), 0, 1)
+        order = epoch_batches(prepared.step.config, epoch, len(subset.labels), 0, 1)
         for number, inputs in enumerate(prepared.train.steps(order)):
             assert number == 0
             batches = Batches(
                 inputs=inputs,
-                labels=side.labels[order.indices],
+                labels=subset.labels[order.indices],
                 weights=order.real.astype(np.float32),
                 rows=order.rows,
                 rates=np.full(len(order.rows), rate, np.float32),
@@ -178,7 +178,7 @@ def test_readers_do_not_wait_for_cpus_that_workers_hold(place: Place, workers: i
         assert inputs._cpus == cpus
 
 
-def test_pieces_noted_by_an_earlier_attempt_are_taken(place: Place) -> None:
+def test_microbatches_noted_by_an_earlier_attempt_are_taken(place: Place) -> None:
     plan = place.plan("microbatches", config(auto_batch=True))
     assert made(plan, "tail", head_done()).step.microbatches == 1
     failures.out_of_memory(plan, 1)

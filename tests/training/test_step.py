@@ -396,7 +396,7 @@ def test_state_and_restore_of_a_tail(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize(("optimizer", "microbatches"), [("adamw", 2), ("adamw", 3), ("sgd", 3), ("sgd", 100)])
-def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, microbatches: int) -> None:
+def test_photos_go_through_in_microbatches_with_the_same_result(optimizer: str, microbatches: int) -> None:
     """Also where dropout and the penalty take part, the microbatches are uneven and the last batch is short."""
     options = config(optimizer=optimizer, momentum=0.9, dropout=0.4, l2=0.02, label_smoothing=0.1)
     whole, parts = tailed(options), tailed(options, microbatches=microbatches)
@@ -406,7 +406,7 @@ def test_photos_go_through_in_pieces_with_the_same_result(optimizer: str, microb
         np.testing.assert_allclose(parts.state()[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-def test_validation_photos_go_through_in_pieces_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_photos_go_through_in_microbatches_too(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = made(config()), made(config(), microbatches=3)
     sizes: list[int] = []
     infer = parts._infer
