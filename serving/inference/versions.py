@@ -23,7 +23,7 @@ PINNED = "pinned"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A version that is loaded and warm.
 
     Attributes:
@@ -143,7 +143,7 @@ class Versions:
         self._found = find(self._options.bundle, self._options.name, frozenset(self._found.values()))
         return self._found
 
-    def _first(self) -> Loaded:
+    def _first(self) -> LoadedModel:
         found = self._find()
         wanted = self._wanted(found)
         for number in (wanted, *sorted(set(found) - {wanted}, reverse=True)):
@@ -167,7 +167,7 @@ class Versions:
             raise InputError(f"version {number} is wanted, there are {', '.join(map(str, found))}")
         return max(found) if number is None else number
 
-    def _load(self, number: int, uri: str, state: str) -> Loaded:
+    def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
             predictor = Predictor(
                 load_bundle(uri), self._options.max_pixels, batch_sizes(self._options.tuning.max_batch_size)
@@ -177,7 +177,7 @@ class Versions:
             raise type(error)(f"version {number} is refused: {error}") from error
         except Exception as error:
             raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
-        return Loaded(number, state, predictor, pace)
+        return LoadedModel(number, state, predictor, pace)
 
 
 def _settle() -> None:

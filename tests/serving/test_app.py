@@ -74,6 +74,8 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     for wrong in ({"max_batch_size": 0}, {"max_batch": 3}, {"max_batch_size": "many"}):
         classifier.reconfigure(wrong)
         assert "user_config is refused" in str(classifier.describe().last_reload_error)
-        assert classifier._batches.most == 4
+        assert classifier._batcher.max_batch_size == 4
+        assert classifier._batcher.batch_wait_s == 0
     classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
-    assert (classifier.describe().last_reload_error, classifier._batches.most) == (None, 3)
+    assert (classifier.describe().last_reload_error, classifier._batcher.max_batch_size) == (None, 3)
+    assert classifier._batcher.batch_wait_s == 0.005
