@@ -18,8 +18,8 @@ from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
 from serving.inference.batching import Batcher
 from serving.inference.versions import LoadedModel, Versions
-from serving.options import Options, Tuning
-from serving.service import Answer, BadRequest, Description, Refusal, UnknownVersion
+from serving.options import ServeOptions, Tuning
+from serving.service import Answer, BadRequest, ModelDescription, Refusal, UnknownVersion
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ class Classifier:
     """Answers photos with the version that is loaded; implements `serving.service.Service`.
 
     Args:
-        options: `serving.options.Options` as a dict. The first version is loaded and warm when this returns.
+        options: `serving.options.ServeOptions` as a dict. The first version is loaded and warm when this returns.
 
     Attributes:
         admission: what is on its way.
@@ -39,7 +39,7 @@ class Classifier:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.options = Options(**options)
+        self.options = ServeOptions(**options)
         self.max_items = self.options.max_items
         self._wrong_tuning: str | None = None
         _use_cpus(self.options.cpus)
@@ -48,7 +48,7 @@ class Classifier:
 
         self.metrics = Metrics(self)
         self.admission = Admission(self.options, self.versions.current.pace)
-        self.metrics.look()
+        self.metrics.update_gauges()
         tuning = self.options.tuning
         self._batcher = Batcher(tuning.max_batch_size, tuning.batch_wait_ms / 1000, self._record_batch)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
@@ -73,14 +73,14 @@ class Classifier:
 
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
-    ) -> tuple[Description, list[Answer | Refusal]]:
+    ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         """See `serving.service.Service`."""
         with self._admitted(len(photos), version) as model:
             return self._describe(model), await _all(self._photo(model, photo) for photo in photos)
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
-    ) -> tuple[Description, list[Answer]]:
+    ) -> tuple[ModelDescription, list[Answer]]:
         """See `serving.service.Service`."""
         with self._admitted(len(pixels), version) as model:
             size = model.predictor.bundle.image_size
@@ -88,13 +88,13 @@ class Classifier:
                 raise BadRequest(f"received pixels of shape {list(pixels.shape)}, required is [n, {size}, {size}, 3]")
             return self._describe(model), await _all(self._answer(model, photo, 0.0) for photo in pixels)
 
-    def describe(self) -> Description:
+    def describe(self) -> ModelDescription:
         """See `serving.service.Service`."""
         return self._describe(self.versions.current)
 
-    def _describe(self, model: LoadedModel) -> Description:
+    def _describe(self, model: LoadedModel) -> ModelDescription:
         bundle = model.predictor.bundle
-        return Description(
+        return ModelDescription(
             name=self.options.name,
             version=model.number,
             versions=self.versions.numbers,
@@ -145,7 +145,7 @@ class Classifier:
         while True:
             time.sleep(self.options.watch_s)
             self.versions.refresh()
-            self.metrics.look()
+            self.metrics.update_gauges()
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
-from serving.service import Answer, Description, Refusal, ServingError, UnknownVersion
+from serving.service import Answer, ModelDescription, Refusal, ServingError, UnknownVersion
 
 # The last two are names that no UTF-8 can hold: a folder of undecodable bytes, and a surrogate of no byte.
 CLASSES = ("daisy", "löwenzahn ☃", "roses", "odd \udcff", "odder \ud800")
@@ -35,13 +35,13 @@ class FakeService:
 
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
-    ) -> tuple[Description, list[Answer | Refusal]]:
+    ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         taken = self._taken(photos, version)
         return self.describe(), [refusal(photo) or self.answer(photo) for photo in taken]
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
-    ) -> tuple[Description, list[Answer]]:
+    ) -> tuple[ModelDescription, list[Answer]]:
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (SIZE, SIZE, 3)
         taken = self._taken([photo.tobytes() for photo in pixels], version)
@@ -70,8 +70,8 @@ class FakeService:
             infer_ms=10.0,
         )
 
-    def describe(self) -> Description:
-        return Description(
+    def describe(self) -> ModelDescription:
+        return ModelDescription(
             name="flowers",
             version=self.version,
             versions=(1, 2, self.version),

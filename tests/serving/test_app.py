@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
-from serving.options import Address, Options, Tuning
+from serving.options import Address, ServeOptions, Tuning
 from tests.serving.server import publish
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
@@ -59,7 +59,7 @@ def test_the_config_file_shows_the_defaults() -> None:
     assert {name: CONFIG["http_options"][name] for name in ("host", "port")} == Address().model_dump(
         exclude={"verbose"}
     )
-    assert CONFIG["http_options"]["request_timeout_s"] > Options(bundle="x").timeout_s
+    assert CONFIG["http_options"]["request_timeout_s"] > ServeOptions(bundle="x").timeout_s
 
 
 def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,12 +79,12 @@ def test_every_format_gets_what_the_bundle_says(server: Server, predictor: Predi
 def test_a_poisoned_batch_gives_31_answers_and_a_reason(server: Server, predictor: Predictor) -> None:
     photos = [noise(seed) for seed in range(32)]
     photos[13] = photos[13][:60]
-    files = [("files", (f"{place}.png", photo, "image/png")) for place, photo in enumerate(photos)]
+    files = [("files", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos)]
     items = server.post("/predict", files=files).json()["items"]
-    assert [item["filename"] for item in items] == [f"{place}.png" for place in range(32)]
+    assert [item["filename"] for item in items] == [f"{index}.png" for index in range(32)]
     assert items[13]["error"]["code"] == "truncated"
-    for place in set(range(32)) - {13}:
-        np.testing.assert_allclose(scores(items[place]), expected(predictor, photos[place]).probabilities, atol=2e-6)
+    for index in set(range(32)) - {13}:
+        np.testing.assert_allclose(scores(items[index]), expected(predictor, photos[index]).probabilities, atol=2e-6)
 
 
 def test_the_line_it_prints_works(server: Server) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flowers.bundle import MANIFEST, MODEL, save_bundle
 from flowers.errors import FlowersError, InputError
 from serving.inference.versions import PINNED, Versions, find
-from serving.options import Options
+from serving.options import ServeOptions
 from tests.toys import by_colour
 
 SIZE, CLASSES = 8, ["red", "green", "blue"]
@@ -43,8 +43,8 @@ def publish(bundle: Path, models: Path) -> Publish:
     return made
 
 
-def options(models: Path, **given: object) -> Options:
-    return Options(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
+def options(models: Path, **given: object) -> ServeOptions:
+    return ServeOptions(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
 
 
 def damage(folder: Path) -> None:
