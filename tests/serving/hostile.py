@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.data.test_images import SAMPLES, declared, png
-from tests.serving.server import SIZE, Server
+from tests.serving.server import BODY_S, MOST_BYTES, MOST_PIXELS, SIZE, Server
 
 Rng = np.random.Generator
-PATIENCE_S, BODY_S, MOST_BYTES, MOST_PIXELS = 30, 1, 1 << 20, 1_000_000
+PATIENCE_S = 30
 PREDICT, ROWS, INFER = "/predict", "/v1/models/flowers:predict", "/v2/models/flowers/infer"
 MLNET = "/api/ImageClassification/classifyImage"
 JSON, BINARY, FORM = "application/json", "application/octet-stream", "multipart/form-data; boundary=b"

@@ -134,8 +134,7 @@ def test_what_would_wait_too_long_is_refused_without_reading() -> None:
 
 
 def test_bytes_that_do_not_fit_are_refused() -> None:
-    limits = {"max_request_bytes": 10, "max_held_bytes": 10}
-    admission = Admission(ServeOptions(bundle="x", **limits), 0)
+    admission = Admission(ServeOptions(bundle="x", max_request_bytes=10, max_held_bytes=10), 0)
     admission.held = 4
     admission.check(size=6)
     with pytest.raises(Overloaded, match="requests of 4 bytes are held, 10 may"):
@@ -229,5 +228,5 @@ def test_an_app_that_has_begun_to_answer_is_not_answered_for() -> None:
 
 def test_each_protocol_has_its_shape() -> None:
     for path in PATHS:
-        body = json.loads(error_response(path, Overloaded("full")).body)
+        body = json.loads(bytes(error_response(path, Overloaded("full")).body))
         assert body == {"error": "full" if path.startswith("/v") else {"code": "overloaded", "detail": "full"}}
