@@ -1,4 +1,4 @@
-"""Serve on this machine: `python -m serving --bundle runs/NAME`, or `make serve`."""
+"""The command that serves on this machine: `python -m serving --bundle runs/NAME`, or `make serve`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 from flowers import cli, storage
 from flowers.errors import FlowersError, InputError
 from flowers.runs import Run, finished_runs
-from serving.options import RUNS, Address, Options, Tuning
+from serving.options import RUNS, Address, ServeOptions, Tuning
 
 _HELP = f"""Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
 TensorFlow Serving (/v1), the Open Inference Protocol (/v2) and ML.NET's sample.
@@ -49,24 +49,24 @@ def newest_run(folder: str = RUNS) -> str:
     return finished[-1].uri
 
 
-def build_options(given: Mapping[str, Any]) -> Options:
+def build_options(given: Mapping[str, Any]) -> ServeOptions:
     """Options that were given, over the defaults.
 
     Raises:
         InputError: one is wrong.
     """
     tuning = {name: given[name] for name in Tuning.model_fields if name in given}
-    plain = {name: given[name] for name in Options.model_fields if name in given}
-    chosen = Options(**{"bundle": "", **plain, "tuning": tuning})
+    plain = {name: given[name] for name in ServeOptions.model_fields if name in given}
+    chosen = ServeOptions(**{"bundle": "", **plain, "tuning": tuning})
     return chosen.replace(bundle=storage.absolute(chosen.bundle or newest_run()))
 
 
-@cli.command(_HELP, Options, Address)
+@cli.command(_HELP, ServeOptions, Address)
 def main(**values: Any) -> None:
     """Parses, starts, waits."""
     out = cli.console(bool(values["verbose"]))
     address = Address(**cli.given(values, Address))
-    options = build_options(cli.given(values, Options))
+    options = build_options(cli.given(values, ServeOptions))
     from serving.http.middleware import read_tokens
     from serving.inference.versions import find
 
@@ -96,7 +96,7 @@ def _wait_for_the_end() -> None:
 
 
 @contextmanager
-def _served(options: Options, address: Address) -> Iterator[None]:
+def _served(options: ServeOptions, address: Address) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
 
@@ -117,7 +117,7 @@ def _served(options: Options, address: Address) -> Iterator[None]:
                 serve.start(http_options=http, logging_config={"enable_access_log": address.verbose})
                 serve.run(build_app(options), name=options.name, route_prefix="/")
             except RuntimeError as error:
-                raise FlowersError(f"the server did not start: {_reason(str(error))}") from error
+                raise FlowersError(f"the server did not start: {_error_line(str(error))}") from error
             yield
         finally:
             serve.shutdown()
@@ -133,7 +133,7 @@ def _check_port(host: str, port: int) -> None:
             raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
 
 
-def _reason(text: str) -> str:
+def _error_line(text: str) -> str:
     """The line of a replica's error that says what went wrong."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     own = [line.partition(": ")[2] for line in lines if line.startswith("flowers.errors.")]

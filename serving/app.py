@@ -7,7 +7,7 @@ from ray import serve
 from ray.serve import Application
 
 from serving.metrics import FOLDER, default_folder
-from serving.options import Options
+from serving.options import ServeOptions
 from serving.service import RETRY_AFTER_S
 
 # Beyond what a replica takes, so that the replica itself, which knows how long they would wait, refuses the rest.
@@ -15,9 +15,9 @@ _SPARE_REQUESTS = 256
 DEPLOYMENT = "Classifier"
 
 
-# Ray looks at the annotation to make `Options` of what a config file says, so here it has to be a class, not its name:
-# no `from __future__ import annotations` in this file.
-def build_app(args: Options) -> Application:
+# Ray looks at the annotation to make `ServeOptions` of what a config file says, so here it has to be a class, not its
+# name: no `from __future__ import annotations` in this file.
+def build_app(args: ServeOptions) -> Application:
     """One deployment, which speaks HTTP and runs the model.
 
     Args:

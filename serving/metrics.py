@@ -1,4 +1,7 @@
-"""What Prometheus is told. Replicas on one machine write into files of one folder, so that any of them tells of all."""
+"""Metrics for Prometheus.
+
+Replicas on one machine write into files of one folder, so that any of them tells of all.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,10 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.types import Message, Scope, Send
 
-from serving.http.responses import noted
+from serving.http.responses import error_code
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -32,12 +35,12 @@ class Metrics:
     """
 
     def __init__(self, service: Any) -> None:
-        place = os.environ[FOLDER]
-        os.makedirs(place, mode=0o700, exist_ok=True)
-        for file in os.listdir(place):
+        folder = os.environ[FOLDER]
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        for file in os.listdir(folder):
             process = file.removesuffix(".db").rsplit("_", 1)[-1]
             if process.isdecimal() and not os.path.exists(f"/proc/{process}"):
-                multiprocess.mark_process_dead(int(process), place)  # type: ignore[no-untyped-call]
+                multiprocess.mark_process_dead(int(process), folder)  # type: ignore[no-untyped-call]
         self._service = service
         own = CollectorRegistry()
         self._requests = Counter("flowers_requests", "Requests answered.", ("route", "status"), registry=own)
@@ -45,7 +48,7 @@ class Metrics:
             "flowers_request_seconds", "Time of a request.", ("route",), buckets=_SECONDS, registry=own
         )
         self._errors = Counter("flowers_errors", "Requests and photos refused.", ("of", "code"), registry=own)
-        self._sizes = Histogram("flowers_batch_size", "Photos in a batch.", buckets=_SIZES, registry=own)
+        self._sizes = Histogram("flowers_batch_size", "Photos in a batch.", buckets=_BATCH_SIZES, registry=own)
         self._batch_s = Histogram("flowers_batch_seconds", "Time of a batch.", buckets=_SECONDS, registry=own)
         self._waiting = Gauge(
             "flowers_waiting", "Photos taken and not answered yet.", registry=own, multiprocess_mode="livesum"
@@ -87,11 +90,11 @@ class Metrics:
             # The pattern, not the path, which strangers choose: else each would make a new time series.
             route = getattr(scope.get("route"), "path", "other")
             self._requests.labels(route, str(status)).inc()
-            if code := noted(scope):
+            if code := error_code(scope):
                 self._errors.labels("request", code).inc()
             self._seconds.labels(route).observe(time.perf_counter() - began)
 
-    def look(self) -> None:
+    def update_gauges(self) -> None:
         """Notes how this replica is now: any other one on the machine may be asked for it."""
         self._waiting.set(self._service.admission.waiting)
         self._version.set(self._service.versions.current.number)
@@ -99,7 +102,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All counts of this machine, in Prometheus' text format."""
-        self.look()
+        self.update_gauges()
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         return generate_latest(registry)

@@ -1,4 +1,4 @@
-"""What can be chosen when serving; the same names on the command line and in serve.yaml."""
+"""The options of serving: the same names on the command line and in serve.yaml."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Tuning(OptionSet):
     )
 
 
-class Options(OptionSet):
+class ServeOptions(OptionSet):
     """How a bundle is served."""
 
     bundle: str = option(

@@ -13,27 +13,25 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from ray import serve
 
 from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
-from serving.inference.batching import Batches, Item, Row
-from serving.inference.versions import Loaded, Versions
-from serving.options import Options, Tuning
-from serving.service import Answer, BadRequest, Description, Refusal, UnknownVersion
+from serving.inference.batching import Batcher
+from serving.inference.versions import LoadedModel, Versions
+from serving.options import ServeOptions, Tuning
+from serving.service import Answer, BadRequest, ModelDescription, Refusal, UnknownVersion
 
 T = TypeVar("T")
 
 # Decoding lets go of the interpreter, and is short beside the network.
 _DECODERS = 2
-_TUNING = Tuning()
 
 
 class Classifier:
     """Answers photos with the version that is loaded; implements `serving.service.Service`.
 
     Args:
-        options: `serving.options.Options` as a dict. The first version is loaded and warm when this returns.
+        options: `serving.options.ServeOptions` as a dict. The first version is loaded and warm when this returns.
 
     Attributes:
         admission: what is on its way.
@@ -41,7 +39,7 @@ class Classifier:
     """
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self.options = Options(**options)
+        self.options = ServeOptions(**options)
         self.max_items = self.options.max_items
         self._wrong_tuning: str | None = None
         _use_cpus(self.options.cpus)
@@ -50,8 +48,9 @@ class Classifier:
 
         self.metrics = Metrics(self)
         self.admission = Admission(self.options, self.versions.current.pace)
-        self.metrics.look()
-        self._batches = Batches(self.options.tuning.max_batch_size, self._done)
+        self.metrics.update_gauges()
+        tuning = self.options.tuning
+        self._batcher = Batcher(tuning.max_batch_size, tuning.batch_wait_ms / 1000, self._record_batch)
         self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
         if self.options.watch_s:
             threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
@@ -69,34 +68,33 @@ class Classifier:
             self._wrong_tuning = f"user_config is refused: {error}"
             return
         self._wrong_tuning = None
-        self._batches.most = tuning.max_batch_size
-        self._gather.set_max_batch_size(tuning.max_batch_size)
-        self._gather.set_batch_wait_timeout_s(tuning.batch_wait_ms / 1000)
+        self._batcher.max_batch_size = tuning.max_batch_size
+        self._batcher.batch_wait_s = tuning.batch_wait_ms / 1000
 
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
-    ) -> tuple[Description, list[Answer | Refusal]]:
+    ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         """See `serving.service.Service`."""
         with self._admitted(len(photos), version) as model:
             return self._describe(model), await _all(self._photo(model, photo) for photo in photos)
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
-    ) -> tuple[Description, list[Answer]]:
+    ) -> tuple[ModelDescription, list[Answer]]:
         """See `serving.service.Service`."""
         with self._admitted(len(pixels), version) as model:
             size = model.predictor.bundle.image_size
             if pixels.shape[1:] != (size, size, 3):
                 raise BadRequest(f"received pixels of shape {list(pixels.shape)}, required is [n, {size}, {size}, 3]")
-            return self._describe(model), await _all(self._answer(Item(model, row), 0.0) for row in pixels)
+            return self._describe(model), await _all(self._answer(model, photo, 0.0) for photo in pixels)
 
-    def describe(self) -> Description:
+    def describe(self) -> ModelDescription:
         """See `serving.service.Service`."""
         return self._describe(self.versions.current)
 
-    def _describe(self, model: Loaded) -> Description:
+    def _describe(self, model: LoadedModel) -> ModelDescription:
         bundle = model.predictor.bundle
-        return Description(
+        return ModelDescription(
             name=self.options.name,
             version=model.number,
             versions=self.versions.numbers,
@@ -112,7 +110,7 @@ class Classifier:
         return True
 
     @contextmanager
-    def _admitted(self, count: int, version: int | None) -> Iterator[Loaded]:
+    def _admitted(self, count: int, version: int | None) -> Iterator[LoadedModel]:
         """Takes `count` photos for the version that is loaded, or refuses them all."""
         model = self.versions.current
         if version is not None and version != model.number:
@@ -120,39 +118,26 @@ class Classifier:
         with self.admission.take(count):
             yield model
 
-    async def _photo(self, model: Loaded, photo: bytes) -> Answer | Refusal:
+    async def _photo(self, model: LoadedModel, photo: bytes) -> Answer | Refusal:
         loop, began = asyncio.get_running_loop(), time.perf_counter()
         try:
             pixels = await loop.run_in_executor(self._decoders, model.predictor.decode, photo)
         except BadImage as error:
             self.metrics.refusal(error.code)
             return Refusal(error.code, error.detail)
-        return await self._answer(Item(model, pixels), 1000 * (time.perf_counter() - began))
+        return await self._answer(model, pixels, 1000 * (time.perf_counter() - began))
 
-    async def _answer(self, item: Item, decode_ms: float) -> Answer:
-        try:
-            row: Row = await self._gather(item)
-        except asyncio.CancelledError:
-            item.gone = True  # the client hung up, or its time is over: do not compute it
-            raise
-        found = item.model.predictor.prediction(row.probabilities, row.heat)
+    async def _answer(self, model: LoadedModel, pixels: npt.NDArray[np.uint8], decode_ms: float) -> Answer:
+        outputs = await self._batcher.run(model, pixels)
+        prediction = model.predictor.prediction(outputs.probabilities, outputs.heat)
         return Answer(
-            **vars(found),
-            queue_ms=row.queue_ms,
+            **vars(prediction),
+            queue_ms=outputs.queue_ms,
             decode_ms=decode_ms,
-            infer_ms=row.infer_ms,
+            infer_ms=outputs.infer_ms,
         )
 
-    # Many at once: what was gathered gathers once more in `Batches` while the network is busy.
-    @serve.batch(
-        max_batch_size=_TUNING.max_batch_size,
-        batch_wait_timeout_s=_TUNING.batch_wait_ms / 1000,
-        max_concurrent_batches=1 << 16,
-    )
-    async def _gather(self, items: list[Item]) -> list[Row | None]:
-        return await self._batches.run(items)
-
-    def _done(self, photos: int, seconds: float) -> None:
+    def _record_batch(self, photos: int, seconds: float) -> None:
         self.metrics.batch(photos, seconds)
         self.admission.learn(photos, seconds)
 
@@ -160,7 +145,7 @@ class Classifier:
         while True:
             time.sleep(self.options.watch_s)
             self.versions.refresh()
-            self.metrics.look()
+            self.metrics.update_gauges()
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,4 +1,4 @@
-"""What the server is asked and what it answers, whatever protocol it is spoken to in."""
+"""The service behind all protocols: what it is asked, what it answers, and its errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Refusal:
 
 
 @dataclass(frozen=True)
-class Description:
+class ModelDescription:
     """A model that answers.
 
     Attributes:
@@ -113,7 +113,7 @@ class Service(Protocol):
 
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
-    ) -> tuple[Description, list[Answer | Refusal]]:
+    ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         """The model that answered, and one answer for each photo, in order.
 
         Args:
@@ -126,10 +126,10 @@ class Service(Protocol):
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
-    ) -> tuple[Description, list[Answer]]:
+    ) -> tuple[ModelDescription, list[Answer]]:
         """The same for photos that are decoded already: uint8 [n, image_size, image_size, 3], RGB."""
 
-    def describe(self) -> Description:
+    def describe(self) -> ModelDescription:
         """The model that answers now."""
 
     @property

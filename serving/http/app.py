@@ -1,4 +1,4 @@
-"""All that is spoken over HTTP: the protocols, the page, the metrics, and the word to reload."""
+"""The ASGI app: routes of the protocols, of the page, of the metrics, and to reload."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from flowers import __version__
 from flowers.errors import InputError
-from serving.http.middleware import Limits
-from serving.http.responses import coded_error, errors_as, reply
+from serving.http.middleware import RequestLimitsMiddleware
+from serving.http.responses import coded_error, errors_as, json_response
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
 from serving.protocols.body import json_object
 from serving.service import BadRequest
@@ -63,19 +63,19 @@ def build(service: Any) -> FastAPI:
         changed = await asyncio.to_thread(service.versions.refresh, True)
         now = service.describe()
         answer = {"version": str(now.version), "changed": changed, "last_reload_error": now.last_reload_error}
-        return reply(answer, 200 if now.last_reload_error is None else 400)
+        return json_response(answer, 200 if now.last_reload_error is None else 400)
 
-    app.add_middleware(Limits, options=service.options, service=service)
+    app.add_middleware(RequestLimitsMiddleware, options=service.options, service=service)
     return app
 
 
 async def _pin(service: Any, body: bytes) -> None:
     if not body.strip():
         return
-    wanted = json_object(body)
-    if set(wanted) != {"version"}:
+    command = json_object(body)
+    if set(command) != {"version"}:
         raise BadRequest('required is {"version": NUMBER} or {"version": null}')
-    number = wanted["version"]
+    number = command["version"]
     if isinstance(number, bool) or not isinstance(number, int | None):
         raise BadRequest(f"version: received {number!r}, required is a whole number or null")
     try:

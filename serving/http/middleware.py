@@ -1,4 +1,4 @@
-"""What every request passes first: its token, its size, its time."""
+"""The middleware of a replica, which every request passes first: its token, its size, its time."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import storage
 from flowers.errors import InputError
-from serving.http.responses import error_response, note
+from serving.http.responses import error_response, set_error_code
 from serving.inference.admission import Admission
-from serving.options import Options
+from serving.options import ServeOptions
 from serving.service import Overloaded, ServingError, TooLarge
 
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
@@ -58,7 +58,7 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
     return tuple(lines)
 
 
-class Limits:
+class RequestLimitsMiddleware:
     """ASGI middleware: refuses what is too large, too slow, too much or has no token.
 
     Args:
@@ -67,7 +67,7 @@ class Limits:
         service: `serving.replica.Classifier`.
     """
 
-    def __init__(self, app: ASGIApp, options: Options, service: Any) -> None:
+    def __init__(self, app: ASGIApp, options: ServeOptions, service: Any) -> None:
         self._app, self._options, self._service = app, options, service
         self._tokens = read_tokens(options.tokens_file)
         self._admin = read_tokens(options.admin_token_file)
@@ -91,7 +91,7 @@ class Limits:
             try:
                 async with asyncio.timeout(self._options.timeout_s):
                     self._check(scope)
-                    with _Body(receive, self._options, self._service.admission) as body:
+                    with _LimitedBody(receive, self._options, self._service.admission) as body:
                         await self._app(scope, body, seen(sending))
             except ClientDisconnect:
                 pass  # nobody is there to be told anything
@@ -100,7 +100,7 @@ class Limits:
                     raise
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
-                note(scope, error)
+                set_error_code(scope, error)
                 response = error_response(path, error)
                 if isinstance(error, Unauthorized):
                     response.headers["WWW-Authenticate"] = "Bearer"
@@ -131,16 +131,16 @@ def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
         raise Unauthorized("a token is required: Authorization: Bearer TOKEN")
 
 
-class _Body:
+class _LimitedBody:
     """Counts the bytes of a request while they come, and the time they take; they are held until it is answered."""
 
-    def __init__(self, receive: Receive, options: Options, admission: Admission) -> None:
+    def __init__(self, receive: Receive, options: ServeOptions, admission: Admission) -> None:
         self._receive, self._options, self._admission = receive, options, admission
         self._left = options.max_request_bytes
         self._until: float = math.nan
         self._whole = False
 
-    def __enter__(self) -> _Body:
+    def __enter__(self) -> _LimitedBody:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""What Ray Serve's own HTTP proxy lets through to the replicas: nothing by which a client could command the proxy.
+"""The middleware of Ray Serve's own HTTP proxy: it drops the headers by which a client could command the proxy.
 
 Ray reads some headers as orders (a time-out of its own, not to notice a client that hangs up) and fails on bytes in
 them that are no text. `python -m serving` names this module in the environment variable `CALLBACK`; on a cluster it is
@@ -15,7 +15,7 @@ from serving.service import ServingError
 
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.proxy:middlewares"}
 MAX_HEAD_BYTES = 64 << 10
-_ORDERS = {
+_CONTROL_HEADERS = {
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
     b"x-session-id",
@@ -30,7 +30,7 @@ class HeadTooLarge(ServingError):
     status, code = 431, "head_too_large"
 
 
-class Front:
+class HeaderFilterMiddleware:
     """ASGI middleware of the proxy."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,11 +49,11 @@ class Front:
 
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around its proxy."""
-    return [Middleware(Front)]
+    return [Middleware(HeaderFilterMiddleware)]
 
 
 def _passes(name: bytes, value: bytes) -> bool:
     name = name.lower().replace(b"_", b"-")
     if name == _REQUEST_ID:
         return value.isascii()
-    return name not in _ORDERS
+    return name not in _CONTROL_HEADERS

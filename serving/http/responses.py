@@ -1,4 +1,4 @@
-"""Writing replies: compact JSON, and errors in the shape of a protocol."""
+"""Responses: compact JSON, and errors in the shape of a protocol."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encode(value: Any) -> bytes:
     return _encoder.encode(value).encode("utf-8", "replace")
 
 
-def reply(value: Any, status: int = 200) -> Response:
+def json_response(value: Any, status: int = 200) -> Response:
     """A response of JSON."""
     return Response(encode(value), status, media_type="application/json")
 
@@ -48,18 +48,18 @@ def error_response(path: str, error: ServingError) -> Response:
 
 
 def _failure(error: ServingError, what: Any) -> Response:
-    response = reply({"error": what}, error.status)
+    response = json_response({"error": what}, error.status)
     if error.status == 503:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     return response
 
 
-def note(scope: Scope, error: ServingError) -> None:
-    """Leaves with the request why it was refused, for the metrics; `noted` reads it."""
+def set_error_code(scope: Scope, error: ServingError) -> None:
+    """Leaves with the request why it was refused, for the metrics; `error_code` reads it."""
     scope.setdefault("state", {})["error"] = error.code
 
 
-def noted(scope: Scope) -> str | None:
+def error_code(scope: Scope) -> str | None:
     """The code of the error that a request was refused for, if it was."""
     code: str | None = scope.get("state", {}).get("error")
     return code
@@ -74,7 +74,7 @@ def errors_as(shape: Callable[[ServingError], Response]) -> Callable[[Endpoint],
             try:
                 return await endpoint(request)
             except ServingError as error:
-                note(request.scope, error)
+                set_error_code(request.scope, error)
                 return shape(error)
 
         return guarded

@@ -1,11 +1,11 @@
-"""How much is taken: photos that will be answered soon, and no more bytes than fit."""
+"""Admission: photos are taken that will be answered soon, and no more bytes than fit."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.options import Options
+from serving.options import ServeOptions
 from serving.service import Overloaded
 
 # Each batch changes the known pace by its share of so many photos: a slow one alone refuses nobody.
@@ -25,7 +25,7 @@ class Admission:
         pace: as above; it follows the batches that are run.
     """
 
-    def __init__(self, options: Options, pace: float) -> None:
+    def __init__(self, options: ServeOptions, pace: float) -> None:
         self._options = options
         self.waiting = self.held = 0
         self.pace = pace

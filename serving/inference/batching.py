@@ -1,8 +1,9 @@
-"""Photos of many requests go through the network together.
+"""The batcher: photos of many requests go through the network together.
 
 While the network is busy, photos gather; when it is free, it takes as many as fit. So a single client waits for nobody,
-and under load batches fill up by themselves. (`serve.batch` alone closes a batch before the network is free: without
-waiting, it makes batches of one; `docs/decisions.md` has the figures.)
+and under load batches fill up by themselves. With `batch_wait_s` a free network also waits for more. (`serve.batch`
+closes a batch before the network is free: without waiting, it makes batches of one; `docs/decisions.md` has the
+figures.)
 """
 
 from __future__ import annotations
@@ -10,42 +11,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from serving.inference.versions import Loaded
-
-
-@dataclass
-class Item:
-    """A decoded photo on its way.
-
-    Attributes:
-        model: the version that it was decoded for, and that answers it.
-        pixels: uint8 [size, size, 3].
-        since: `time.perf_counter()` when it was ready.
-        gone: nobody waits for the answer any more.
-    """
-
-    model: Loaded
-    pixels: npt.NDArray[np.uint8]
-    since: float = field(default_factory=time.perf_counter)
-    gone: bool = False
+from serving.inference.versions import LoadedModel
 
 
 @dataclass(frozen=True)
-class Row:
-    """What the network made of an item.
+class NetworkOutputs:
+    """What the network made of a photo.
 
     Attributes:
         probabilities: float32 [K].
         heat: float32 [h, w].
-        queue_ms: from `since` to the start of the batch.
+        queue_ms: from the decoded photo to the start of its batch.
         infer_ms: time of the batch.
     """
 
@@ -55,73 +39,112 @@ class Row:
     infer_ms: float
 
 
-Waiting = tuple[Item, "asyncio.Future[Row | None]"]
+@dataclass(frozen=True)
+class QueuedPhoto:
+    """A decoded photo that waits for the network.
 
-
-class Batches:
-    """Runs items in one thread, so that the event loop stays free.
-
-    Args:
-        most: photos a batch, at most; may be changed at any time.
-        done: told the size and the seconds of each batch.
+    Attributes:
+        model: the version that it was decoded for, and that answers it.
+        pixels: uint8 [size, size, 3].
+        outputs: done when the photo is computed; cancelled when nobody waits for the answer any more.
+        since: `time.perf_counter()` when it was ready.
     """
 
-    def __init__(self, most: int, done: Callable[[int, float], None] = lambda size, seconds: None) -> None:
-        self.most = most
-        self._done = done
-        self._waiting: deque[Waiting] = deque()
+    model: LoadedModel
+    pixels: npt.NDArray[np.uint8]
+    outputs: asyncio.Future[NetworkOutputs]
+    since: float
+
+
+class Batcher:
+    """Runs photos in batches, in one thread, so that the event loop stays free.
+
+    Args:
+        max_batch_size: photos a batch, at most.
+        batch_wait_s: how long a free network waits for a full batch, counted from the first photo of it.
+        on_batch: told the size and the seconds of each batch.
+
+    Attributes:
+        max_batch_size: as above; may be changed at any time, and holds from the next batch on.
+        batch_wait_s: the same.
+    """
+
+    def __init__(
+        self,
+        max_batch_size: int,
+        batch_wait_s: float = 0.0,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        self.max_batch_size = max_batch_size
+        self.batch_wait_s = batch_wait_s
+        self._on_batch = on_batch
+        self._queue: deque[QueuedPhoto] = deque()
+        self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "network")
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, items: Sequence[Item]) -> list[Row | None]:
-        """A row for each item, in order; None for one that is gone.
+    async def run(self, model: LoadedModel, pixels: npt.NDArray[np.uint8]) -> NetworkOutputs:
+        """The outputs for a photo; one whose caller is cancelled before its batch begins is not computed.
 
         Raises:
             Exception: what the network raised for the batch.
         """
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[Row | None]] = [loop.create_future() for _ in items]
-        self._waiting.extend(zip(items, futures, strict=True))
+        outputs: asyncio.Future[NetworkOutputs] = asyncio.get_running_loop().create_future()
+        self._queue.append(QueuedPhoto(model, pixels, outputs, time.perf_counter()))
+        self._arrived.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain())
-        return await asyncio.gather(*futures)
+        return await outputs
 
     async def _drain(self) -> None:
+        """Runs batches until nothing is queued."""
         loop = asyncio.get_running_loop()
-        while batch := self._take():
+        while self._queue:
+            await self._wait()
+            batch = self._take()
+            if not batch:
+                continue
             began = time.perf_counter()
             try:
-                rows: Any = await loop.run_in_executor(self._thread, _run, [item for item, _ in batch], began)
+                computed = await loop.run_in_executor(self._thread, _run, batch, began)
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
+                for photo in batch:
+                    if not photo.outputs.done():
+                        photo.outputs.set_exception(error)
                 continue
-            self._done(len(batch), time.perf_counter() - began)
-            for (_, future), row in zip(batch, rows, strict=True):
-                if not future.done():
-                    future.set_result(row)
+            self._on_batch(len(batch), time.perf_counter() - began)
+            for photo, outputs in zip(batch, computed, strict=True):
+                if not photo.outputs.done():
+                    photo.outputs.set_result(outputs)
 
-    def _take(self) -> list[Waiting]:
-        """The next batch: items of one version, in the order in which they came."""
-        batch: list[Waiting] = []
-        while self._waiting and len(batch) < self.most:
-            item, future = self._waiting[0]
-            if item.gone or future.done():
-                if not future.done():
-                    future.set_result(None)
-            elif batch and item.model is not batch[0][0].model:
-                break
-            else:
-                batch.append((item, future))
-            self._waiting.popleft()
+    async def _wait(self) -> None:
+        """Waits until a batch is full, or its first photo has waited for `batch_wait_s`, here or for the network."""
+        while len(self._queue) < self.max_batch_size:
+            left = self._queue[0].since + self.batch_wait_s - time.perf_counter()
+            if left <= 0:
+                return
+            self._arrived.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._arrived.wait()
+
+    def _take(self) -> list[QueuedPhoto]:
+        """The next batch: photos of one version, in the order in which they came, without those nobody waits for."""
+        batch: list[QueuedPhoto] = []
+        while self._queue and len(batch) < self.max_batch_size:
+            photo = self._queue[0]
+            if not photo.outputs.done():
+                if batch and photo.model is not batch[0].model:
+                    break
+                batch.append(photo)
+            self._queue.popleft()
         return batch
 
 
-def _run(items: list[Item], began: float) -> list[Row]:
-    outputs = items[0].model.predictor.run(np.stack([item.pixels for item in items]))
+def _run(batch: list[QueuedPhoto], began: float) -> list[NetworkOutputs]:
+    outputs = batch[0].model.predictor.run(np.stack([photo.pixels for photo in batch]))
     ended = time.perf_counter()
     return [
-        Row(probabilities, heat, 1000 * (began - item.since), 1000 * (ended - began))
-        for item, probabilities, heat in zip(items, *outputs, strict=True)
+        NetworkOutputs(probabilities, heat, 1000 * (began - photo.since), 1000 * (ended - began))
+        for photo, probabilities, heat in zip(batch, *outputs, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Which bundles there are to serve, the one that answers, and how a new one takes its place.
+"""Versions of the model: which bundles there are, the one that answers, and how a new one replaces it.
 
 A new version is loaded, verified and warmed beside the old one, and then takes its place in one assignment. One that
 cannot be loaded is refused: the old one goes on answering.
@@ -17,13 +17,13 @@ from flowers.bundle import MANIFEST, load_bundle
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.predictor import Predictor
 from flowers.runs import Run
-from serving.options import Options, batch_sizes
+from serving.options import ServeOptions, batch_sizes
 
 PINNED = "pinned"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A version that is loaded and warm.
 
     Attributes:
@@ -39,24 +39,24 @@ class Loaded:
     pace: float = 0.0
 
 
-def find(place: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
-    """The bundles at a place: their URIs by version, ascending.
+def find(source: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
+    """The bundles of a source: their URIs by version, ascending.
 
     A run folder or a bundle is one version, numbered by the time it was saved. A folder of models has a sub-folder a
     number, as for TensorFlow Serving; one without a manifest is still being written and does not count.
 
     Args:
-        place: path or URI.
+        source: path or URI.
         name: of the model.
-        known: bundles of this place that were found before: they are not opened again.
+        known: bundles of this source that were found before: they are not opened again.
 
     Raises:
         InputError: there is none.
     """
-    for folder in (place, Run(place).bundle):
+    for folder in (source, Run(source).bundle):
         if storage.exists(manifest := storage.join(folder, MANIFEST)):
             return {_saved(manifest): folder}
-    for folder in (storage.join(place, name), place):
+    for folder in (storage.join(source, name), source):
         numbers = [int(entry) for entry in storage.names(folder) if entry.isascii() and entry.isdecimal()]
         found = {number: storage.join(folder, str(number)) for number in sorted(numbers)}
         found = {
@@ -65,7 +65,7 @@ def find(place: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
         if found:
             return found
     raise InputError(
-        f"there is nothing to serve at {place!r}; required is a run folder, a bundle, or a folder with "
+        f"there is nothing to serve at {source!r}; required is a run folder, a bundle, or a folder with "
         f"{name}/<number>/ bundles"
     )
 
@@ -80,7 +80,7 @@ class Versions:
         FlowersError: no version can be loaded.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ServeOptions) -> None:
         self._options = options
         self._changing = threading.Lock()
         self._refused: dict[int, str] = {}
@@ -100,7 +100,7 @@ class Versions:
         with self._changing:
             try:
                 found = self._find()
-                number = self._wanted(found)
+                number = self._choose(found)
                 state = _state(found[number])
                 if state == self.current.state and number == self.current.number:
                     self.error = None
@@ -110,7 +110,7 @@ class Versions:
                 self._refused[number] = state
                 self.current = self._load(number, found[number], state)
                 self.error = None
-                _settle()
+                _collect_garbage()
                 return True
             except Exception as error:  # whatever it is, the old version answers
                 self.error = first_line(error)
@@ -143,20 +143,20 @@ class Versions:
         self._found = find(self._options.bundle, self._options.name, frozenset(self._found.values()))
         return self._found
 
-    def _first(self) -> Loaded:
+    def _first(self) -> LoadedModel:
         found = self._find()
-        wanted = self._wanted(found)
-        for number in (wanted, *sorted(set(found) - {wanted}, reverse=True)):
+        chosen = self._choose(found)
+        for number in (chosen, *sorted(set(found) - {chosen}, reverse=True)):
             try:
                 loaded = self._load(number, found[number], _state(found[number]))
-                _settle()
+                _collect_garbage()
                 return loaded
             except FlowersError as error:
                 self._refused[number] = _state(found[number])
                 self.error = self.error or first_line(error)
         raise InputError(self.error)
 
-    def _wanted(self, found: dict[int, str]) -> int:
+    def _choose(self, found: dict[int, str]) -> int:
         folder, number = _folder(found), self._options.version
         if number is None and folder is not None and storage.exists(uri := storage.join(folder, PINNED)):
             text = storage.read(uri).decode(errors="replace").strip()
@@ -167,7 +167,7 @@ class Versions:
             raise InputError(f"version {number} is wanted, there are {', '.join(map(str, found))}")
         return max(found) if number is None else number
 
-    def _load(self, number: int, uri: str, state: str) -> Loaded:
+    def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
             predictor = Predictor(
                 load_bundle(uri), self._options.max_pixels, batch_sizes(self._options.tuning.max_batch_size)
@@ -177,10 +177,10 @@ class Versions:
             raise type(error)(f"version {number} is refused: {error}") from error
         except Exception as error:
             raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
-        return Loaded(number, state, predictor, pace)
+        return LoadedModel(number, state, predictor, pace)
 
 
-def _settle() -> None:
+def _collect_garbage() -> None:
     """Frees what an old version held, and spares the collector the objects of the new one: they stay."""
     gc.unfreeze()
     gc.collect()

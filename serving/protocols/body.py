@@ -1,4 +1,4 @@
-"""Reading requests: raw bytes, JSON, base64 and the files of a form; whatever is malformed is a ServingError."""
+"""Request bodies: raw bytes, JSON, base64 and the files of a form; whatever is malformed is a ServingError."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class UnsupportedMedia(ServingError):
     status, code = 415, "unsupported_media_type"
 
 
-class File(NamedTuple):
+class FormFile(NamedTuple):
     """A file of a form."""
 
     field: str
@@ -35,7 +35,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read(request: Request) -> bytes:
+async def read_body(request: Request) -> bytes:
     """The bytes of the body.
 
     Raises:
@@ -45,7 +45,7 @@ async def read(request: Request) -> bytes:
     return await request.body()
 
 
-async def read_files(request: Request, limit: int) -> list[File]:
+async def read_files(request: Request, limit: int) -> list[FormFile]:
     """The files of a multipart form, in order, 0 to `limit`; its other fields are left out.
 
     Raises:
@@ -58,11 +58,11 @@ async def read_files(request: Request, limit: int) -> list[File]:
         raise UnsupportedMedia(f"Content-Type is {shown(media_type(request))}, required is multipart/form-data")
     try:
         async with aclosing(request.stream()) as stream:
-            parser = _Form(request.headers, stream, max_files=math.inf)
+            parser = _FormParser(request.headers, stream, max_files=math.inf)
             parser.limit = limit
             form = await parser.parse()
         files = [
-            File(field, part.filename or "", await part.read())
+            FormFile(field, part.filename or "", await part.read())
             for field, part in form.multi_items()
             if isinstance(part, UploadFile)
         ]
@@ -76,7 +76,7 @@ async def read_files(request: Request, limit: int) -> list[File]:
     return files
 
 
-class _Form(MultiPartParser):
+class _FormParser(MultiPartParser):
     """A parser that keeps files in memory, as the size of a body is limited before, and counts them as they come."""
 
     spool_max_size = sys.maxsize

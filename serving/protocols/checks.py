@@ -1,4 +1,4 @@
-"""Around the service: the model that a URL names, how many items are taken, refused photos."""
+"""Checks that the protocols share: the model that a URL names, how many items are taken, refused photos."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serving.protocols.body import shown
 from serving.service import (
     Answer,
     BadRequest,
-    Description,
+    ModelDescription,
     Refusal,
     Service,
     ServingError,
@@ -37,7 +37,7 @@ class PhotoRefused(ServingError):
         self.code = refusal.code
 
 
-def find_model(service: Service, name: str, version: str | None = None) -> tuple[Description, int | None]:
+def find_model(service: Service, name: str, version: str | None = None) -> tuple[ModelDescription, int | None]:
     """The model that the parts of a URL name, and the version to ask for; None if the URL names none.
 
     Raises:
@@ -70,15 +70,15 @@ def all_answered(answers: Sequence[Answer | Refusal], what: str) -> list[Answer]
     Raises:
         BadRequest: photos are refused; names the first and counts the others.
     """
-    refused = [(place, answer) for place, answer in enumerate(answers) if isinstance(answer, Refusal)]
+    refused = [(index, answer) for index, answer in enumerate(answers) if isinstance(answer, Refusal)]
     if refused:
-        place, first = refused[0]
+        index, first = refused[0]
         others = f" ({len(refused) - 1} more refused)" if len(refused) > 1 else ""
-        raise BadRequest(f"{what} {place}: {first.code}: {first.detail}{others}")
+        raise BadRequest(f"{what} {index}: {first.code}: {first.detail}{others}")
     return [answer for answer in answers if isinstance(answer, Answer)]
 
 
-def ranked(probabilities: npt.NDArray[np.float32], count: int) -> list[int]:
+def top_k(probabilities: npt.NDArray[np.float32], count: int) -> list[int]:
     """The places of the `count` highest probabilities, or of all if there are fewer, highest first."""
     order: list[int] = np.argsort(-probabilities, kind="stable")[:count].tolist()
     return order

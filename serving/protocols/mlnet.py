@@ -7,7 +7,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.responses import coded_error, errors_as, reply
+from serving.http.responses import coded_error, errors_as, json_response
 from serving.protocols import openapi
 from serving.protocols.body import read_files
 from serving.protocols.checks import PhotoRefused
@@ -26,7 +26,7 @@ class ImagePrediction(BaseModel):
 
 
 _DOCUMENTED: openapi.Json = {
-    "requestBody": {"required": True, "content": {"multipart/form-data": openapi.form(openapi.BYTES, FIELD)}}
+    "requestBody": {"required": True, "content": {"multipart/form-data": openapi.form(openapi.BINARY_SCHEMA, FIELD)}}
 }
 
 
@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
         _, (answer,) = await service.classify([files[0].data])
         if isinstance(answer, Refusal):
             raise PhotoRefused(answer)
-        return reply(
+        return json_response(
             {
                 "imageId": files[0].name,
                 "predictedLabel": answer.label,

@@ -11,17 +11,17 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.responses import coded_error, errors_as, reply
+from serving.http.responses import coded_error, errors_as, json_response
 from serving.protocols import openapi
-from serving.protocols.body import UnsupportedMedia, media_type, read, read_files, shown
-from serving.protocols.checks import PhotoRefused, ranked
-from serving.service import Answer, BadRequest, Description, Refusal, Service
+from serving.protocols.body import UnsupportedMedia, media_type, read_body, read_files, shown
+from serving.protocols.checks import PhotoRefused, top_k
+from serving.service import Answer, BadRequest, ModelDescription, Refusal, Service
 
-MOST = 1000  # labels that `top` may ask for
+MAX_TOP = 1000  # labels that `top` may ask for
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
-class Label(BaseModel):
+class LabelScore(BaseModel):
     """A class and its probability."""
 
     label: str
@@ -36,16 +36,16 @@ class Timing(BaseModel):
     infer_ms: float
 
 
-class Prediction(Label):
+class PredictResponse(LabelScore):
     """What the model says of one photo; `heatmap` only if it was asked for."""
 
-    top: list[Label]
+    top: list[LabelScore]
     model_version: str
     timing: Timing
     heatmap: list[list[float]] | None = None
 
 
-class FilePrediction(Prediction):
+class FilePrediction(PredictResponse):
     """The same for a file of a form."""
 
     filename: str
@@ -55,16 +55,16 @@ class FileError(BaseModel):
     """A file of a form that is no usable photo."""
 
     filename: str
-    error: openapi.Reason
+    error: openapi.ErrorDetail
 
 
-class Items(BaseModel):
+class FilesResponse(BaseModel):
     """One item for each file of a form, in order."""
 
     items: list[FilePrediction | FileError]
 
 
-class _Options(NamedTuple):
+class _Query(NamedTuple):
     top: int = 5
     heatmap: bool = False
 
@@ -75,7 +75,7 @@ _DOCUMENTED: openapi.Json = {
             "name": "top",
             "in": "query",
             "description": "How many labels to return, the most probable first; all if there are fewer.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": MOST, "default": 5},
+            "schema": {"type": "integer", "minimum": 1, "maximum": MAX_TOP, "default": 5},
         },
         {
             "name": "heatmap",
@@ -87,9 +87,11 @@ _DOCUMENTED: openapi.Json = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/octet-stream": {"schema": openapi.BYTES},
-            "image/*": {"schema": openapi.BYTES},
-            "multipart/form-data": openapi.form({"type": "array", "items": openapi.BYTES, "minItems": 1}, "file"),
+            "application/octet-stream": {"schema": openapi.BINARY_SCHEMA},
+            "image/*": {"schema": openapi.BINARY_SCHEMA},
+            "multipart/form-data": openapi.form(
+                {"type": "array", "items": openapi.BINARY_SCHEMA, "minItems": 1}, "file"
+            ),
         },
     },
 }
@@ -102,7 +104,10 @@ def router(service: Service) -> APIRouter:
     @routes.post(
         "/predict",
         responses={
-            200: {"model": Prediction | Items, "description": "The prediction; for a form, one item for each file."},
+            200: {
+                "model": PredictResponse | FilesResponse,
+                "description": "The prediction; for a form, one item for each file.",
+            },
             **openapi.errors(openapi.CodedError, *openapi.POSTED),
         },
         openapi_extra=_DOCUMENTED,
@@ -110,41 +115,43 @@ def router(service: Service) -> APIRouter:
     @errors_as(coded_error)
     async def predict(request: Request) -> Response:
         """Classifies the photo that the body is, or each file of a form."""
-        options = _options(request) if request.scope["query_string"] else _Options()
+        query = _query(request) if request.scope["query_string"] else _Query()
         kind = media_type(request)
         if kind == "multipart/form-data":
             files = await read_files(request, service.max_items)
             if not files:
                 raise BadRequest("the form holds no file: send one or more photos, in fields of any name")
             model, answers = await service.classify([file.data for file in files])
-            items = [_item(answer, model, options) for answer in answers]
-            return reply({"items": [{"filename": file.name, **item} for file, item in zip(files, items, strict=True)]})
+            items = [_item(answer, model, query) for answer in answers]
+            return json_response(
+                {"items": [{"filename": file.name, **item} for file, item in zip(files, items, strict=True)]}
+            )
         if not (kind.startswith("image/") or kind == "application/octet-stream"):
             raise UnsupportedMedia(
                 f"Content-Type is {shown(kind)}, required is image/*, application/octet-stream or multipart/form-data"
             )
-        photo = await read(request)
+        photo = await read_body(request)
         if not photo:
             raise PhotoRefused(Refusal("empty", "the body is empty, required are the bytes of a photo"))
         model, (answer,) = await service.classify([photo])
         if isinstance(answer, Refusal):
             raise PhotoRefused(answer)
-        return reply(_item(answer, model, options))
+        return json_response(_item(answer, model, query))
 
     return routes
 
 
-def _options(request: Request) -> _Options:
+def _query(request: Request) -> _Query:
     query = request.query_params
     top, heatmap = query.get("top", "5"), query.get("heatmap", "false")
-    if not re.fullmatch("[0-9]{1,4}", top) or not 1 <= int(top) <= MOST:
-        raise BadRequest(f"top is {shown(top)}, required is a whole number from 1 to {MOST}")
+    if not re.fullmatch("[0-9]{1,4}", top) or not 1 <= int(top) <= MAX_TOP:
+        raise BadRequest(f"top is {shown(top)}, required is a whole number from 1 to {MAX_TOP}")
     if heatmap not in _SWITCH:
         raise BadRequest(f"heatmap is {shown(heatmap)}, required is one of {', '.join(_SWITCH)}")
-    return _Options(int(top), _SWITCH[heatmap])
+    return _Query(int(top), _SWITCH[heatmap])
 
 
-def _item(answer: Answer | Refusal, model: Description, options: _Options) -> dict[str, Any]:
+def _item(answer: Answer | Refusal, model: ModelDescription, query: _Query) -> dict[str, Any]:
     if isinstance(answer, Refusal):
         return {"error": {"code": answer.code, "detail": answer.detail}}
     scores = answer.probabilities.tolist()
@@ -152,8 +159,8 @@ def _item(answer: Answer | Refusal, model: Description, options: _Options) -> di
         "label": answer.label,
         "score": round(answer.score, 6),
         "top": [
-            {"label": model.classes[place], "score": round(scores[place], 6)}
-            for place in ranked(answer.probabilities, options.top)
+            {"label": model.classes[index], "score": round(scores[index], 6)}
+            for index in top_k(answer.probabilities, query.top)
         ],
         "model_version": str(model.version),
         "timing": {
@@ -162,6 +169,6 @@ def _item(answer: Answer | Refusal, model: Description, options: _Options) -> di
             "infer_ms": round(answer.infer_ms, 3),
         },
     }
-    if options.heatmap:
+    if query.heatmap:
         item["heatmap"] = np.round(answer.heat.astype(np.float64), 4).tolist()
     return item

@@ -11,24 +11,34 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import flowers
-from serving.http.responses import errors_as, reply, text_error
-from serving.protocols import open_inference_schemas as shapes
+from serving.http.responses import errors_as, json_response, text_error
+from serving.protocols import open_inference_schemas as schemas
 from serving.protocols import openapi
-from serving.protocols.body import json_object, read, shown
-from serving.protocols.checks import all_answered, find_model, ranked
+from serving.protocols.body import json_object, read_body, shown
+from serving.protocols.checks import all_answered, find_model, top_k
 from serving.protocols.open_inference_schemas import LENGTH, OUTPUTS
-from serving.protocols.tensors import Output, Spec, Wanted, flag, parameters, read_input, read_wanted, split, write
-from serving.service import Answer, BadRequest, Description, Service
+from serving.protocols.tensors import (
+    OutputTensor,
+    RequestedOutput,
+    TensorSpec,
+    bool_parameter,
+    parameters,
+    read_input,
+    read_requested_outputs,
+    split_body,
+    write_response,
+)
+from serving.service import Answer, BadRequest, ModelDescription, Service
 
 
-def _inputs(model: Description) -> tuple[Spec, Spec]:
+def _inputs(model: ModelDescription) -> tuple[TensorSpec, TensorSpec]:
     size = model.image_size
-    return Spec("image", "BYTES", (-1,)), Spec("pixels", "UINT8", (-1, size, size, 3))
+    return TensorSpec("image", "BYTES", (-1,)), TensorSpec("pixels", "UINT8", (-1, size, size, 3))
 
 
-def _outputs(model: Description) -> tuple[Spec, ...]:
+def _outputs(model: ModelDescription) -> tuple[TensorSpec, ...]:
     kinds = ("FP32", (-1, len(model.classes))), ("BYTES", (-1,)), ("FP32", (-1,))
-    return tuple(Spec(name, *kind) for name, kind in zip(OUTPUTS, kinds, strict=True))
+    return tuple(TensorSpec(name, *kind) for name, kind in zip(OUTPUTS, kinds, strict=True))
 
 
 def router(service: Service) -> APIRouter:
@@ -37,35 +47,39 @@ def router(service: Service) -> APIRouter:
     now = service.describe()
     named, versioned = openapi.in_path(now, "name"), openapi.in_path(now, "name", "version")
     unknown = openapi.errors(openapi.TextError, *openapi.LOOKUP)
-    not_ready: dict[int | str, Any] = {503: {"model": shapes.Ready, "description": "No model is loaded yet."}}
-    described: dict[int | str, Any] = {200: {"model": shapes.Model}, **unknown}
-    binary_too = {"application/octet-stream": {"schema": openapi.BYTES}}
+    not_ready: dict[int | str, Any] = {503: {"model": schemas.ReadyResponse, "description": "No model is loaded yet."}}
+    described: dict[int | str, Any] = {200: {"model": schemas.ModelMetadataResponse}, **unknown}
+    binary_too = {"application/octet-stream": {"schema": openapi.BINARY_SCHEMA}}
     inferred: dict[int | str, Any] = {
-        200: {"model": shapes.Inference, "content": binary_too},
+        200: {"model": schemas.InferenceResponse, "content": binary_too},
         **openapi.errors(openapi.TextError, *openapi.POSTED, 404),
     }
 
-    @routes.get("/v2", responses={200: {"model": shapes.Server}, **openapi.errors(openapi.TextError, 401)})
+    @routes.get(
+        "/v2", responses={200: {"model": schemas.ServerMetadataResponse}, **openapi.errors(openapi.TextError, 401)}
+    )
     async def server(request: Request) -> Response:
         """What the server is."""
         extensions = ["binary_tensor_data", "classification"]
-        return reply({"name": "flowers", "version": flowers.__version__, "extensions": extensions})
+        return json_response({"name": "flowers", "version": flowers.__version__, "extensions": extensions})
 
-    @routes.get("/v2/health/live", responses={200: {"model": shapes.Live}})
+    @routes.get("/v2/health/live", responses={200: {"model": schemas.LiveResponse}})
     async def live(request: Request) -> Response:
         """Whether the process answers."""
-        return reply({"live": True})
+        return json_response({"live": True})
 
-    @routes.get("/v2/health/ready", responses={200: {"model": shapes.Ready}, **not_ready})
+    @routes.get("/v2/health/ready", responses={200: {"model": schemas.ReadyResponse}, **not_ready})
     async def ready(request: Request) -> Response:
         """Whether a model is loaded and warm."""
         is_ready = service.ready
-        return reply({"ready": is_ready}, 200 if is_ready else 503)
+        return json_response({"ready": is_ready}, 200 if is_ready else 503)
 
-    @routes.get("/v2/models/{name}/ready", responses={200: {"model": shapes.Ready}, **unknown}, openapi_extra=named)
+    @routes.get(
+        "/v2/models/{name}/ready", responses={200: {"model": schemas.ReadyResponse}, **unknown}, openapi_extra=named
+    )
     @routes.get(
         "/v2/models/{name}/versions/{version}/ready",
-        responses={200: {"model": shapes.Ready}, **unknown},
+        responses={200: {"model": schemas.ReadyResponse}, **unknown},
         openapi_extra=versioned,
     )
     @errors_as(text_error)
@@ -73,7 +87,7 @@ def router(service: Service) -> APIRouter:
         """Whether this model is loaded and warm."""
         model, _ = find_model(service, **request.path_params)
         is_ready = service.ready
-        return reply({"name": model.name, "ready": is_ready}, 200 if is_ready else 503)
+        return json_response({"name": model.name, "ready": is_ready}, 200 if is_ready else 503)
 
     @routes.get("/v2/models/{name}", responses=described, openapi_extra=named)
     @routes.get("/v2/models/{name}/versions/{version}", responses=described, openapi_extra=versioned)
@@ -81,10 +95,10 @@ def router(service: Service) -> APIRouter:
     async def metadata(request: Request) -> Response:
         """The inputs, outputs and classes of the model."""
         model, _ = find_model(service, **request.path_params)
-        return reply(_metadata(model))
+        return json_response(_metadata(model))
 
     def posted(at: openapi.Json) -> openapi.Json:
-        return {"parameters": [*at["parameters"], shapes.LENGTH_HEADER], "requestBody": shapes.request_body()}
+        return {"parameters": [*at["parameters"], schemas.LENGTH_HEADER], "requestBody": schemas.request_body()}
 
     @routes.post("/v2/models/{name}/infer", responses=inferred, openapi_extra=posted(named))
     @routes.post(
@@ -96,14 +110,14 @@ def router(service: Service) -> APIRouter:
     async def infer(request: Request) -> Response:
         """Classifies photos or pixels; a photo that cannot be decoded fails the request."""
         model, version = find_model(service, **request.path_params)
-        text, binary = split(await read(request), request.headers.get(LENGTH))
+        text, binary = split_body(await read_body(request), request.headers.get(LENGTH))
         call = json_object(text)
         params = parameters(call, "the request")
         identifier = call.get("id")
         if identifier is not None and not isinstance(identifier, str):
             raise BadRequest(f"id is {shown(identifier)}, required is a string")
-        wanted = read_wanted(
-            call.get("outputs"), _outputs(model), OUTPUTS[0], flag(params, "binary_data_output", False)
+        requested = read_requested_outputs(
+            call.get("outputs"), _outputs(model), OUTPUTS[0], bool_parameter(params, "binary_data_output", False)
         )
         name, data = read_input(call.get("inputs"), binary, _inputs(model), service.max_items)
         if isinstance(data, list):
@@ -112,9 +126,9 @@ def router(service: Service) -> APIRouter:
         else:
             model, answers = await service.classify_pixels(data, version)
         head = {"model_name": model.name, "model_version": str(model.version)}
-        body, length = write(
+        body, length = write_response(
             head if identifier is None else {**head, "id": identifier},
-            [_output(output, answers, model.classes) for output in wanted],
+            [_output(output, answers, model.classes) for output in requested],
         )
         if length is None:
             return Response(body, media_type="application/json")
@@ -123,24 +137,26 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _output(wanted: Wanted, answers: list[Answer], classes: tuple[str, ...]) -> Output:
+def _output(requested: RequestedOutput, answers: list[Answer], classes: tuple[str, ...]) -> OutputTensor:
     count = len(answers)
-    if wanted.name == "label":
-        return Output(wanted.name, [answer.label for answer in answers], (count,), wanted.binary)
-    if wanted.name == "score":
-        return Output(wanted.name, np.array([answer.score for answer in answers], np.float32), (count,), wanted.binary)
-    if not wanted.best:
+    if requested.name == "label":
+        return OutputTensor(requested.name, [answer.label for answer in answers], (count,), requested.binary)
+    if requested.name == "score":
+        return OutputTensor(
+            requested.name, np.array([answer.score for answer in answers], np.float32), (count,), requested.binary
+        )
+    if not requested.class_count:
         values: npt.NDArray[np.float32] = np.stack([answer.probabilities for answer in answers])
-        return Output(wanted.name, values, values.shape, wanted.binary)
+        return OutputTensor(requested.name, values, values.shape, requested.binary)
     lines = [
-        f"{answer.probabilities[place]:f}:{place}:{classes[place]}"
+        f"{answer.probabilities[index]:f}:{index}:{classes[index]}"
         for answer in answers
-        for place in ranked(answer.probabilities, wanted.best)
+        for index in top_k(answer.probabilities, requested.class_count)
     ]
-    return Output(wanted.name, lines, (count, min(wanted.best, len(classes))), wanted.binary)
+    return OutputTensor(requested.name, lines, (count, min(requested.class_count, len(classes))), requested.binary)
 
 
-def _metadata(model: Description) -> dict[str, Any]:
+def _metadata(model: ModelDescription) -> dict[str, Any]:
     return {
         "name": model.name,
         "versions": [str(model.version)],

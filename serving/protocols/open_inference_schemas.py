@@ -1,29 +1,29 @@
-"""What /openapi.json says of the Open Inference Protocol: replies, the body of a request and its header."""
+"""Schemas of the Open Inference Protocol for /openapi.json: responses, the body of a request and its header."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel
 
-from serving.protocols.openapi import BYTES, PHOTO, Json
+from serving.protocols.openapi import BINARY_SCHEMA, PHOTO, Json
 
 LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("probabilities", "label", "score")
 
 
-class Live(BaseModel):
+class LiveResponse(BaseModel):
     """Whether the process answers."""
 
     live: bool
 
 
-class Ready(BaseModel):
+class ReadyResponse(BaseModel):
     """Whether a model is loaded and warm; its name, if that was asked for."""
 
     ready: bool
     name: str | None = None
 
 
-class Server(BaseModel):
+class ServerMetadataResponse(BaseModel):
     """What the server is."""
 
     name: str
@@ -48,7 +48,7 @@ class ModelParameters(BaseModel):
     last_reload_error: str | None
 
 
-class Model(BaseModel):
+class ModelMetadataResponse(BaseModel):
     """The model; a request has exactly one of the inputs."""
 
     name: str
@@ -59,20 +59,20 @@ class Model(BaseModel):
     parameters: ModelParameters
 
 
-class OutputTensor(TensorMetadata):
+class ResponseOutput(TensorMetadata):
     """An output: its elements, or their size in the bytes after the JSON."""
 
     data: list[float] | list[str] | None = None
     parameters: dict[str, int] | None = None
 
 
-class Inference(BaseModel):
+class InferenceResponse(BaseModel):
     """The answer to a request."""
 
     model_name: str
     model_version: str
     id: str | None = None
-    outputs: list[OutputTensor]
+    outputs: list[ResponseOutput]
 
 
 def request_body() -> Json:
@@ -88,20 +88,20 @@ def request_body() -> Json:
 
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     either = {"oneOf": [tensor("image", "BYTES", 1, text), tensor("pixels", "UINT8", 4, pixel)]}
-    wanted = {"type": "object", "required": ["name"], "properties": {"name": {"enum": [*OUTPUTS]}}}
+    requested = {"type": "object", "required": ["name"], "properties": {"name": {"enum": [*OUTPUTS]}}}
     schema = {
         "type": "object",
         "required": ["inputs"],
         "properties": {
             "id": {"type": "string"},
             "inputs": {"type": "array", "items": either, "minItems": 1, "maxItems": 1},
-            "outputs": {"type": "array", "items": wanted, "uniqueItems": True},
+            "outputs": {"type": "array", "items": requested, "uniqueItems": True},
         },
     }
     example = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PHOTO]}]}
     content = {
         "application/json": {"schema": schema, "example": example},
-        "application/octet-stream": {"schema": BYTES},
+        "application/octet-stream": {"schema": BINARY_SCHEMA},
     }
     return {"required": True, "content": content}
 

@@ -1,4 +1,4 @@
-"""What the protocols share in /openapi.json: parameters of URLs, binary bodies, errors."""
+"""Parts of /openapi.json that the protocols share: parameters of URLs, binary bodies, errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serving.service import Description
+from serving.service import ModelDescription
 
 Json = dict[str, Any]
 
@@ -24,10 +24,10 @@ _STATUSES = {
 }
 
 PHOTO = "R0lGODdhAQABAIAAAAAAAAAAACwAAAAAAQABAAAIBAABBAQAOw=="  # base64 of a GIF of one black pixel
-BYTES: Json = {"type": "string", "format": "binary"}
+BINARY_SCHEMA: Json = {"type": "string", "format": "binary"}
 
 
-class Reason(BaseModel):
+class ErrorDetail(BaseModel):
     """Why something was refused: one word for programs and one line for a person."""
 
     code: str
@@ -37,7 +37,7 @@ class Reason(BaseModel):
 class CodedError(BaseModel):
     """An error with a code."""
 
-    error: Reason
+    error: ErrorDetail
 
 
 class TextError(BaseModel):
@@ -46,12 +46,12 @@ class TextError(BaseModel):
     error: str
 
 
-def errors(shape: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
-    """The `responses` of a route for these statuses, all of one shape."""
-    return {status: {"model": shape, "description": _STATUSES[status]} for status in statuses}
+def errors(model: type[BaseModel], *statuses: int) -> dict[int | str, Json]:
+    """The `responses` of a route for these statuses, all of one model."""
+    return {status: {"model": model, "description": _STATUSES[status]} for status in statuses}
 
 
-def in_path(model: Description, *names: str) -> Json:
+def in_path(model: ModelDescription, *names: str) -> Json:
     """The parameters of a URL: "name", of the model, and perhaps "version"."""
     known: dict[str, Json] = {
         "name": {"description": "Name of the model.", "schema": {"type": "string", "enum": [model.name]}},

@@ -9,34 +9,34 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.http.responses import errors_as, reply, text_error
+from serving.http.responses import errors_as, json_response, text_error
 from serving.protocols import openapi
-from serving.protocols.body import base64_bytes, json_object, read, shown
+from serving.protocols.body import base64_bytes, json_object, read_body, shown
 from serving.protocols.checks import all_answered, check_count, find_model
-from serving.service import Answer, BadRequest, Description, Service
+from serving.service import Answer, BadRequest, ModelDescription, Service
 
 SIGNATURE, INPUT = "serving_default", "image_bytes"
 
 
-class VersionError(BaseModel):
+class StatusProto(BaseModel):
     """What is wrong with a version: nothing."""
 
     error_code: str
     error_message: str
 
 
-class VersionStatus(BaseModel):
+class ModelVersionStatus(BaseModel):
     """The state of one version."""
 
     version: str
     state: str
-    status: VersionError
+    status: StatusProto
 
 
-class ModelStatus(BaseModel):
+class GetModelStatusResponse(BaseModel):
     """The versions that are loaded."""
 
-    model_version_status: list[VersionStatus]
+    model_version_status: list[ModelVersionStatus]
 
 
 class ModelSpec(BaseModel):
@@ -47,14 +47,14 @@ class ModelSpec(BaseModel):
     version: str
 
 
-class ModelMetadata(BaseModel):
+class GetModelMetadataResponse(BaseModel):
     """The inputs and outputs of the model."""
 
     model_spec: ModelSpec
     metadata: dict[str, Any]
 
 
-class Row(BaseModel):
+class RowPrediction(BaseModel):
     """One instance: scores and labels of all classes, then the best."""
 
     scores: list[float]
@@ -63,13 +63,13 @@ class Row(BaseModel):
     score: float
 
 
-class Rows(BaseModel):
+class RowResponse(BaseModel):
     """The answer to `instances`."""
 
-    predictions: list[Row]
+    predictions: list[RowPrediction]
 
 
-class Columns(BaseModel):
+class ColumnPredictions(BaseModel):
     """The four outputs by name."""
 
     scores: list[list[float]]
@@ -78,10 +78,10 @@ class Columns(BaseModel):
     score: list[float]
 
 
-class Outputs(BaseModel):
+class ColumnResponse(BaseModel):
     """The answer to `inputs`."""
 
-    outputs: Columns
+    outputs: ColumnPredictions
 
 
 def _documented_body() -> openapi.Json:
@@ -112,8 +112,8 @@ def router(service: Service) -> APIRouter:
     body = {"requestBody": _documented_body()}
     unknown = openapi.errors(openapi.TextError, *openapi.LOOKUP)
     refused = openapi.errors(openapi.TextError, *openapi.POSTED, 404)
-    described: dict[int | str, Any] = {200: {"model": ModelMetadata}, **unknown}
-    predicted: dict[int | str, Any] = {200: {"model": Rows | Outputs}, **refused}
+    described: dict[int | str, Any] = {200: {"model": GetModelMetadataResponse}, **unknown}
+    predicted: dict[int | str, Any] = {200: {"model": RowResponse | ColumnResponse}, **refused}
 
     # First, as a name may hold a colon: whoever asks what may be done here is told of POST.
     @routes.post("/v1/models/{name}:predict", responses=predicted, openapi_extra={**named, **body})
@@ -124,24 +124,24 @@ def router(service: Service) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Classifies photos; one that cannot be decoded fails the request."""
         _, version = find_model(service, **request.path_params)
-        form, photos = _photos(json_object(await read(request)), service.max_items)
+        form, photos = _photos(json_object(await read_body(request)), service.max_items)
         model, answers = await service.classify(photos, version)
         rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
         if form == "instances":
-            return reply({"predictions": rows})
-        return reply({"outputs": {name: [row[name] for row in rows] for name in rows[0]}})
+            return json_response({"predictions": rows})
+        return json_response({"outputs": {name: [row[name] for row in rows] for name in rows[0]}})
 
-    @routes.get("/v1/models/{name}", responses={200: {"model": ModelStatus}, **unknown}, openapi_extra=named)
+    @routes.get("/v1/models/{name}", responses={200: {"model": GetModelStatusResponse}, **unknown}, openapi_extra=named)
     @routes.get(
         "/v1/models/{name}/versions/{version}",
-        responses={200: {"model": ModelStatus}, **unknown},
+        responses={200: {"model": GetModelStatusResponse}, **unknown},
         openapi_extra=versioned,
     )
     @errors_as(text_error)
     async def status(request: Request) -> Response:
         """The version that is loaded."""
         model, _ = find_model(service, **request.path_params)
-        return reply({"model_version_status": [_status(model, service.ready)]})
+        return json_response({"model_version_status": [_status(model, service.ready)]})
 
     @routes.get("/v1/models/{name}/metadata", responses=described, openapi_extra=named)
     @routes.get("/v1/models/{name}/versions/{version}/metadata", responses=described, openapi_extra=versioned)
@@ -149,7 +149,7 @@ def router(service: Service) -> APIRouter:
     async def metadata(request: Request) -> Response:
         """The inputs and outputs of the model."""
         model, _ = find_model(service, **request.path_params)
-        return reply(_metadata(model))
+        return json_response(_metadata(model))
 
     return routes
 
@@ -170,7 +170,7 @@ def _photos(call: dict[str, Any], limit: int) -> tuple[str, list[bytes]]:
     check_count(len(values), limit)
     what = form.removesuffix("s")
     return form, [
-        base64_bytes(_encoded(value, f"{what} {place}"), f"b64 of {what} {place}") for place, value in enumerate(values)
+        base64_bytes(_encoded(value, f"{what} {index}"), f"b64 of {what} {index}") for index, value in enumerate(values)
     ]
 
 
@@ -183,7 +183,7 @@ def _encoded(value: Any, what: str) -> Any:
     return value["b64"]
 
 
-def _row(answer: Answer, model: Description) -> dict[str, Any]:
+def _row(answer: Answer, model: ModelDescription) -> dict[str, Any]:
     return {
         "scores": answer.probabilities.tolist(),
         "classes": model.classes,
@@ -192,12 +192,12 @@ def _row(answer: Answer, model: Description) -> dict[str, Any]:
     }
 
 
-def _status(model: Description, ready: bool) -> dict[str, Any]:
+def _status(model: ModelDescription, ready: bool) -> dict[str, Any]:
     state = "AVAILABLE" if ready else "LOADING"
     return {"version": str(model.version), "state": state, "status": {"error_code": "OK", "error_message": ""}}
 
 
-def _metadata(model: Description) -> dict[str, Any]:
+def _metadata(model: ModelDescription) -> dict[str, Any]:
     classes = len(model.classes)
     outputs = {
         "scores": ("DT_FLOAT", [-1, classes]),

@@ -24,7 +24,7 @@ from serving.service import BadRequest
 
 
 @dataclass(frozen=True)
-class Spec:
+class TensorSpec:
     """What an input or output looks like.
 
     Attributes:
@@ -43,22 +43,22 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RequestedOutput:
     """An output that a request asks for.
 
     Attributes:
         name: of the output.
         binary: whether it is to follow the JSON as bytes.
-        best: 0 for the tensor itself, else for how many of its highest values the class is to be named.
+        class_count: 0 for the tensor itself, else for how many of its highest values the class is to be named.
     """
 
     name: str
     binary: bool
-    best: int = 0
+    class_count: int = 0
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputTensor:
     """A tensor to send: float32 of any shape, or strings, in row-major order, and the shape they have."""
 
     name: str
@@ -67,7 +67,7 @@ class Output:
     binary: bool
 
 
-def split(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
     """The JSON and the bytes after it.
 
     Args:
@@ -91,7 +91,7 @@ def parameters(entry: dict[str, Any], what: str) -> dict[str, Any]:
     return value or {}
 
 
-def flag(params: dict[str, Any], name: str, default: bool) -> bool:
+def bool_parameter(params: dict[str, Any], name: str, default: bool) -> bool:
     """A parameter that is true or false."""
     value = params.get(name, default)
     if not isinstance(value, bool):
@@ -100,7 +100,7 @@ def flag(params: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def read_input(
-    inputs: Any, binary: memoryview, accepted: Sequence[Spec], limit: int
+    inputs: Any, binary: memoryview, accepted: Sequence[TensorSpec], limit: int
 ) -> tuple[str, list[bytes] | npt.NDArray[np.uint8]]:
     """The one input of a request.
 
@@ -133,13 +133,13 @@ def read_input(
     if type(size) is not int or size != len(binary):
         raise BadRequest(f"binary_data_size of {spec.name} is {shown(size)}, but {len(binary)} bytes follow the JSON")
     if spec.datatype == "BYTES":
-        return spec.name, unpack(binary, shape[0])
+        return spec.name, unpack_bytes(binary, shape[0])
     if size != math.prod(shape):
         raise BadRequest(f"{spec.name} has {size} bytes, its shape {list(shape)} needs {math.prod(shape)}")
     return spec.name, np.frombuffer(binary, np.uint8).reshape(shape)
 
 
-def _shape(value: Any, spec: Spec, limit: int) -> tuple[int, ...]:
+def _shape(value: Any, spec: TensorSpec, limit: int) -> tuple[int, ...]:
     sides = [side for side in value if type(side) is int] if isinstance(value, list) else []
     if sides != value or len(sides) != len(spec.shape) or sides[1:] != list(spec.shape[1:]) or sides[0] < 1:
         required = ", ".join(["n", *map(str, spec.shape[1:])])
@@ -148,7 +148,7 @@ def _shape(value: Any, spec: Spec, limit: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
-def _from_json(data: Any, spec: Spec, shape: tuple[int, ...]) -> list[bytes] | npt.NDArray[np.uint8]:
+def _from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> list[bytes] | npt.NDArray[np.uint8]:
     """Elements that are in JSON, flat or nested as the shape says."""
     if not isinstance(data, list):
         raise BadRequest(f"data of {spec.name} is {shown(data)}, required is a list")
@@ -163,21 +163,21 @@ def _from_json(data: Any, spec: Spec, shape: tuple[int, ...]) -> list[bytes] | n
             f"data of {spec.name} has {len(data)} elements, its shape {list(shape)} needs {math.prod(shape)}"
         )
     if spec.datatype == "BYTES":
-        return [base64_bytes(value, f"{spec.name} {place}") for place, value in enumerate(data)]
+        return [base64_bytes(value, f"{spec.name} {index}") for index, value in enumerate(data)]
     if set(map(type, data)) != {int} or not (min(data) >= 0 and max(data) <= 255):
         raise BadRequest(f"data of {spec.name} must be whole numbers from 0 to 255")
     return np.array(data, np.uint8).reshape(shape)
 
 
-def unpack(binary: memoryview | bytes, count: int) -> list[bytes]:
+def unpack_bytes(binary: memoryview | bytes, count: int) -> list[bytes]:
     """The `count` elements of type BYTES that the bytes are."""
     elements, at = [], 0
-    for place in range(count):
+    for index in range(count):
         if at + 4 > len(binary):
-            raise BadRequest(f"the bytes end before element {place} of {count}")
+            raise BadRequest(f"the bytes end before element {index} of {count}")
         (length,) = struct.unpack_from("<I", binary, at)
         if at + 4 + length > len(binary):
-            raise BadRequest(f"element {place} has {length} bytes, of which {len(binary) - at - 4} are there")
+            raise BadRequest(f"element {index} has {length} bytes, of which {len(binary) - at - 4} are there")
         elements.append(bytes(binary[at + 4 : at + 4 + length]))
         at += 4 + length
     if at < len(binary):
@@ -185,12 +185,14 @@ def unpack(binary: memoryview | bytes, count: int) -> list[bytes]:
     return elements
 
 
-def pack(elements: Sequence[bytes]) -> bytes:
+def pack_bytes(elements: Sequence[bytes]) -> bytes:
     """The bytes of elements of type BYTES."""
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 
 
-def read_wanted(outputs: Any, offered: Sequence[Spec], ranked: str, binary: bool) -> list[Wanted]:
+def read_requested_outputs(
+    outputs: Any, offered: Sequence[TensorSpec], ranked: str, binary: bool
+) -> list[RequestedOutput]:
     """The outputs that a request asks for, all that are offered if it names none.
 
     Args:
@@ -202,24 +204,26 @@ def read_wanted(outputs: Any, offered: Sequence[Spec], ranked: str, binary: bool
     if outputs is not None and not (isinstance(outputs, list) and all(isinstance(entry, dict) for entry in outputs)):
         raise BadRequest("outputs must be a list of objects")
     if not outputs:
-        return [Wanted(spec.name, binary) for spec in offered]
-    wanted: dict[str, Wanted] = {}
+        return [RequestedOutput(spec.name, binary) for spec in offered]
+    requested: dict[str, RequestedOutput] = {}
     for entry in outputs:
         name = entry.get("name")
-        if not isinstance(name, str) or name not in [spec.name for spec in offered] or name in wanted:
+        if not isinstance(name, str) or name not in [spec.name for spec in offered] or name in requested:
             raise BadRequest(
                 f"output {shown(name)} is unknown or there twice, required is each at most once: "
                 + ", ".join(spec.name for spec in offered)
             )
         params = parameters(entry, name)
-        best = params.get("classification", 0)
-        if type(best) is not int or best < 0 or (best and name != ranked):
-            raise BadRequest(f"classification of {name} is {shown(best)}; it is a number of classes, for {ranked} only")
-        wanted[name] = Wanted(name, flag(params, "binary_data", binary), best)
-    return list(wanted.values())
+        class_count = params.get("classification", 0)
+        if type(class_count) is not int or class_count < 0 or (class_count and name != ranked):
+            raise BadRequest(
+                f"classification of {name} is {shown(class_count)}; it is a number of classes, for {ranked} only"
+            )
+        requested[name] = RequestedOutput(name, bool_parameter(params, "binary_data", binary), class_count)
+    return list(requested.values())
 
 
-def write(head: dict[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int | None]:
+def write_response(head: dict[str, Any], outputs: Sequence[OutputTensor]) -> tuple[bytes, int | None]:
     """The body of a response, and the length of its JSON if bytes follow that."""
     described, parts = [], []
     for output in outputs:
@@ -238,7 +242,7 @@ def write(head: dict[str, Any], outputs: Sequence[Output]) -> tuple[bytes, int |
 
 def _bytes_of(data: npt.NDArray[np.float32] | list[str]) -> bytes:
     if isinstance(data, list):
-        return pack([_text_bytes(text) for text in data])
+        return pack_bytes([_text_bytes(text) for text in data])
     return data.astype("<f4").tobytes()
 
 

@@ -1,9 +1,11 @@
-"""A service without a model, and a client for all protocols over it."""
+"""A service without a model, a client for all protocols over it, and the one real server that tests share."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
-from serving.service import Answer, Description, Refusal, ServingError, UnknownVersion
+from serving.service import Answer, ModelDescription, Refusal, ServingError, UnknownVersion
+from tests.serving.server import LIMITS, Server, publish, serve
 
 # The last two are names that no UTF-8 can hold: a folder of undecodable bytes, and a surrogate of no byte.
 CLASSES = ("daisy", "löwenzahn ☃", "roses", "odd \udcff", "odder \ud800")
@@ -29,19 +32,19 @@ class FakeService:
         self.max_items = 4
         self.ready = True
         self.version = 3
-        self.classes = CLASSES
+        self.classes: tuple[str, ...] = CLASSES
         self.failing: ServingError | None = None
         self.asked: list[tuple[list[bytes], int | None]] = []
 
     async def classify(
         self, photos: Sequence[bytes], version: int | None = None
-    ) -> tuple[Description, list[Answer | Refusal]]:
+    ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         taken = self._taken(photos, version)
         return self.describe(), [refusal(photo) or self.answer(photo) for photo in taken]
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
-    ) -> tuple[Description, list[Answer]]:
+    ) -> tuple[ModelDescription, list[Answer]]:
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (SIZE, SIZE, 3)
         taken = self._taken([photo.tobytes() for photo in pixels], version)
@@ -70,8 +73,8 @@ class FakeService:
             infer_ms=10.0,
         )
 
-    def describe(self) -> Description:
-        return Description(
+    def describe(self) -> ModelDescription:
+        return ModelDescription(
             name="flowers",
             version=self.version,
             versions=(1, 2, self.version),
@@ -108,3 +111,37 @@ def client(app: FastAPI) -> Iterator[TestClient]:
     """Raises what the app does not handle."""
     with TestClient(app) as client:
         yield client
+
+
+@pytest.fixture(scope="package")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of models that the shared server looks at, with version 1 in it."""
+    folder = tmp_path_factory.mktemp("models")
+    publish(folder, 1)
+    (folder / "admin").write_text("boss\n")
+    return folder
+
+
+@pytest.fixture(scope="package")
+def shared_server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Server]]:
+    """Gives the server that the tests share; it starts another one only after a test that ends it."""
+    with ExitStack() as stack:
+        servers: list[Server] = []
+
+        def running() -> Server:
+            if not servers or servers[-1].job.process.poll() is not None:
+                logs = tmp_path_factory.mktemp("server")
+                servers.append(
+                    stack.enter_context(serve(models, logs, "--admin-token-file", models / "admin", *LIMITS))
+                )
+            return servers[-1]
+
+        yield running
+        for server in servers:
+            assert server.stop() == 0
+            assert server.job.err.read_text() == ""
+
+
+@pytest.fixture
+def server(shared_server: Callable[[], Server]) -> Server:
+    return shared_server()

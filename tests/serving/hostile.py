@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tests.data.test_images import SAMPLES, declared, png
-from tests.serving.server import SIZE, Server
+from tests.serving.server import BODY_S, MOST_BYTES, MOST_PIXELS, SIZE, Server
 
 Rng = np.random.Generator
-PATIENCE_S, BODY_S, MOST_BYTES, MOST_PIXELS = 30, 1, 1 << 20, 1_000_000
+PATIENCE_S = 30
 PREDICT, ROWS, INFER = "/predict", "/v1/models/flowers:predict", "/v2/models/flowers/infer"
 MLNET = "/api/ImageClassification/classifyImage"
 JSON, BINARY, FORM = "application/json", "application/octet-stream", "multipart/form-data; boundary=b"
@@ -229,7 +229,7 @@ PATHS = [
     *("/v1/models/other:predict", "/v1/models/flowers:explain", "/v2/models/flowers/versions/9/infer"),
 ]
 CODES = ["%00", "%ff", "%ED%A0%80", "%F0%9F%8C%B7", "%E2%80%AE", "%zz", "%0d%0aX:%20y", "%2F..", *"%&;=?#+\\'<{|"]
-PLACES = ("/v1/models/{}:predict", "/v2/models/{}", "/{}", "/predict?top={}", "/predict?heatmap={}&{}", "/?{}=1")
+TEMPLATES = ("/v1/models/{}:predict", "/v2/models/{}", "/{}", "/predict?top={}", "/predict?heatmap={}&{}", "/?{}=1")
 RAW = ["\0", "\xff", "Ã¼", "\x7f", "\t", "\r", " b "]
 LENGTHS = [-1, -(2**63), 2**64, "9" * 100, "1e3", "0x10", "+5", "5,6", "5 5", "NaN", "\0", "\xb2"]
 CHUNKS = [b"zz\r\nabc", b"-1\r\nabc", b"f" * 17 + b"\r\nabc", b"3\r\nabcdef", b"\r\n", b"0x3\r\nabc", b"3;\0\r\nabc"]
@@ -264,7 +264,9 @@ KINDS = {
     "path": Kind(lambda: [whole(PHOTO, path) for path in PATHS]),
     "path of a proxy": Kind(lambda: [whole(PHOTO, path) for path in ("*", "http://there/predict")], reason="text"),
     "method": Kind(lambda: [whole(method=name) for name in METHODS]),
-    "coded characters": Kind(lambda: [whole(path=place.replace("{}", code)) for place, code in product(PLACES, CODES)]),
+    "coded characters": Kind(
+        lambda: [whole(path=path.replace("{}", code)) for path, code in product(TEMPLATES, CODES)]
+    ),
     "raw characters": Kind(lambda: [whole(path=f"/predict?top={raw}") for raw in RAW], BAD, "text"),
     "junk": Kind(lambda: [Sent((junk,)) for junk in JUNK], BAD, "text"),
     "length of no number": Kind(lambda: [whole(PHOTO, length=length) for length in LENGTHS], BAD, "text"),

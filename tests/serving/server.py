@@ -21,6 +21,14 @@ from tests.toys import layered
 
 SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
 
+# How the shared server is started: it computes few photos at a time and takes few, so that tests keep it busy with few.
+BATCH, MAX_WAITING = 4, 384
+BODY_S, MOST_BYTES, MOST_PIXELS = 2, 1 << 20, 1_000_000
+LIMITS = (
+    *("--watch-s", 0.2, "--max-batch-size", BATCH, "--max-waiting", MAX_WAITING),
+    *("--body-timeout-s", BODY_S, "--max-request-bytes", MOST_BYTES, "--max-pixels", MOST_PIXELS),
+)
+
 
 def publish(models: Path, number: int, seed: int | None = None) -> Path:
     """A version whose answers differ from those of the others."""
@@ -100,4 +108,17 @@ def serve(bundle: Path, logs: Path, *arguments: object) -> Iterator[Server]:
             server.stop()
 
 
-__all__ = ["CLASSES", "SIZE", "Server", "damage", "end", "loaded", "publish", "serve"]
+__all__ = [
+    "BODY_S",
+    "CLASSES",
+    "LIMITS",
+    "MOST_BYTES",
+    "MOST_PIXELS",
+    "SIZE",
+    "Server",
+    "damage",
+    "end",
+    "loaded",
+    "publish",
+    "serve",
+]

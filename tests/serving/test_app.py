@@ -11,7 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
-from serving.options import Address, Options, Tuning
+from serving.options import Address, ServeOptions, Tuning
 from tests.serving.server import publish
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
@@ -59,7 +59,7 @@ def test_the_config_file_shows_the_defaults() -> None:
     assert {name: CONFIG["http_options"][name] for name in ("host", "port")} == Address().model_dump(
         exclude={"verbose"}
     )
-    assert CONFIG["http_options"]["request_timeout_s"] > Options(bundle="x").timeout_s
+    assert CONFIG["http_options"]["request_timeout_s"] > ServeOptions(bundle="x").timeout_s
 
 
 def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +74,8 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     for wrong in ({"max_batch_size": 0}, {"max_batch": 3}, {"max_batch_size": "many"}):
         classifier.reconfigure(wrong)
         assert "user_config is refused" in str(classifier.describe().last_reload_error)
-        assert classifier._batches.most == 4
+        assert classifier._batcher.max_batch_size == 4
+        assert classifier._batcher.batch_wait_s == 0
     classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
-    assert (classifier.describe().last_reload_error, classifier._batches.most) == (None, 3)
+    assert (classifier.describe().last_reload_error, classifier._batcher.max_batch_size) == (None, 3)
+    assert classifier._batcher.batch_wait_s == 0.005

@@ -19,12 +19,9 @@ from hypothesis import strategies as st
 from tests.data.test_images import SAMPLES
 from tests.faults.processes import members
 from tests.serving.hostile import (
-    BODY_S,
     FORM,
     JSON,
     KINDS,
-    MOST_BYTES,
-    MOST_PIXELS,
     PATIENCE_S,
     PHOTO,
     PIXELS,
@@ -39,21 +36,10 @@ from tests.serving.hostile import (
     send,
     whole,
 )
-from tests.serving.server import SIZE, Server, publish, serve
+from tests.serving.server import SIZE, Server
 
 GROWTH_MB = 150
-BUSY = 192  # photos, a multiple of the 64 that a request may have; 40 more may wait as well
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that computes one photo at a time, so that a few keep it busy."""
-    folder = tmp_path_factory.mktemp("hostile")
-    limits = ("--body-timeout-s", BODY_S, "--max-request-bytes", MOST_BYTES, "--max-pixels", MOST_PIXELS)
-    with serve(publish(folder, 1), folder / "logs", "--max-batch-size", 1, *limits) as server:
-        yield server
-        assert server.stop() == 0
-        assert server.job.err.read_text() == ""
+BUSY = 320  # photos, a multiple of the 64 that a request may have; 40 more may wait as well
 
 
 def ordinary(server: Server) -> dict[str, Any]:
@@ -70,7 +56,8 @@ def processes(server: Server) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def before(server: Server) -> tuple[dict[str, Any], dict[int, float]]:
+def before(shared_server: Callable[[], Server]) -> tuple[dict[str, Any], dict[int, float]]:
+    server = shared_server()
     with ThreadPoolExecutor(8) as pool:
         assert {answer.status_code for answer in pool.map(server.predict, [*SAMPLES.values()] * 3)} == {200}
     return ordinary(server), processes(server)

@@ -16,10 +16,10 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
-from serving.http.middleware import Limits, read_tokens
+from serving.http.middleware import RequestLimitsMiddleware, read_tokens
 from serving.http.responses import error_response
 from serving.inference.admission import Admission
-from serving.options import Options
+from serving.options import ServeOptions
 from serving.service import Overloaded
 
 PATHS = ["/predict", "/v1/models/flowers:predict", "/v2/models/flowers/infer", "/api/ImageClassification/classifyImage"]
@@ -66,10 +66,10 @@ def ask(
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
     scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "query_string": query.encode()}
-    chosen = Options(bundle="x", **options)
+    chosen = ServeOptions(bundle="x", **options)
     service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, pace=0.01))
     service.admission.waiting = waiting
-    asyncio.run(Limits(count_bytes, chosen, service)(scope, receive, send))
+    asyncio.run(RequestLimitsMiddleware(count_bytes, chosen, service)(scope, receive, send))
     assert service.admission.held == 0
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], json.loads(b"".join(part["body"] for part in sent[1:])), found, read
@@ -134,8 +134,7 @@ def test_what_would_wait_too_long_is_refused_without_reading() -> None:
 
 
 def test_bytes_that_do_not_fit_are_refused() -> None:
-    limits = {"max_request_bytes": 10, "max_held_bytes": 10}
-    admission = Admission(Options(bundle="x", **limits), 0)
+    admission = Admission(ServeOptions(bundle="x", max_request_bytes=10, max_held_bytes=10), 0)
     admission.held = 4
     admission.check(size=6)
     with pytest.raises(Overloaded, match="requests of 4 bytes are held, 10 may"):
@@ -143,11 +142,11 @@ def test_bytes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
         InputError, match=r"^--max-request-bytes: received 11, required is at most --max-held-bytes \(10\)"
     ):
-        Options(bundle="x", max_request_bytes=11, max_held_bytes=10)
+        ServeOptions(bundle="x", max_request_bytes=11, max_held_bytes=10)
 
 
 def test_the_pace_follows_the_batches() -> None:
-    admission = Admission(Options(bundle="x", max_wait_s=1), pace=1.0)
+    admission = Admission(ServeOptions(bundle="x", max_wait_s=1), pace=1.0)
     for _ in range(20):
         admission.learn(32, 0.32)
     assert admission.pace == pytest.approx(0.01, rel=0.5)
@@ -220,14 +219,14 @@ def test_an_app_that_has_begun_to_answer_is_not_answered_for() -> None:
         return {"type": "http.request", "body": b""}
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "query_string": b""}
-    chosen = Options(bundle="x", timeout_s=0.05)
+    chosen = ServeOptions(bundle="x", timeout_s=0.05)
     service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, 0))
     with pytest.raises(TimeoutError):
-        asyncio.run(Limits(begins, chosen, service)(scope, receive, send))
+        asyncio.run(RequestLimitsMiddleware(begins, chosen, service)(scope, receive, send))
     assert sent == ["http.response.start"]
 
 
 def test_each_protocol_has_its_shape() -> None:
     for path in PATHS:
-        body = json.loads(error_response(path, Overloaded("full")).body)
+        body = json.loads(bytes(error_response(path, Overloaded("full")).body))
         assert body == {"error": "full" if path.startswith("/v") else {"code": "overloaded", "detail": "full"}}

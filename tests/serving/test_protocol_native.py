@@ -28,13 +28,13 @@ def shown(label: str) -> str:
 
 def predicted(service: FakeService, photo: bytes, top: int = 5) -> dict[str, Any]:
     answer = service.answer(photo)
-    order = sorted(range(len(service.classes)), key=lambda place: (-answer.probabilities[place], place))
+    order = sorted(range(len(service.classes)), key=lambda index: (-answer.probabilities[index], index))
     return {
         "label": shown(answer.label),
         "score": round(answer.score, 6),
         "top": [
-            {"label": shown(service.classes[place]), "score": round(float(answer.probabilities[place]), 6)}
-            for place in order[:top]
+            {"label": shown(service.classes[index]), "score": round(float(answer.probabilities[index]), 6)}
+            for index in order[:top]
         ],
         "model_version": "3",
         "timing": {"queue_ms": 0.123, "decode_ms": 1.5, "infer_ms": 10.0},
@@ -66,7 +66,7 @@ def test_names_of_classes_that_no_utf8_can_hold(client: TestClient) -> None:
 
 
 def test_equal_scores_are_in_the_order_of_the_classes(client: TestClient, service: FakeService) -> None:
-    service.classes = tuple(f"c{place}" for place in range(32))
+    service.classes = tuple(f"c{index}" for index in range(32))
     expected = predicted(service, b"photo 1", 32)
     assert len({label["score"] for label in expected["top"]}) < 32
     assert client.post("/predict?top=32", content=b"photo 1", headers=JPEG).json() == expected

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import flowers
 from flowers.data.images import decode
 from serving.protocols.openapi import PHOTO
-from serving.protocols.tensors import pack, unpack
+from serving.protocols.tensors import pack_bytes, unpack_bytes
 from serving.service import Overloaded
 from tests.serving.conftest import CLASSES, PACKED, SHOWN, SIZE, FakeService
 
@@ -147,8 +147,8 @@ def test_classification(client: TestClient, service: FakeService, count: int, sh
     lines = []
     for photo in (b"one", b"two"):
         values = service.answer(photo).probabilities
-        order = sorted(range(5), key=lambda place: -values[place])[:shown]
-        lines += [f"{values[place]:.6f}:{place}:{SHOWN[place]}" for place in order]
+        order = sorted(range(5), key=lambda index: -values[index])[:shown]
+        lines += [f"{values[index]:.6f}:{index}:{SHOWN[index]}" for index in order]
     assert response.json()["outputs"] == [
         {"name": "probabilities", "datatype": "BYTES", "shape": [2, shown], "data": lines}
     ]
@@ -156,7 +156,7 @@ def test_classification(client: TestClient, service: FakeService, count: int, sh
 
 def test_bytes_in_and_out(client: TestClient, service: FakeService) -> None:
     """With `binary_data_output` all that does not say otherwise follows the JSON."""
-    packed = pack([b"one", b"two"])
+    packed = pack_bytes([b"one", b"two"])
     data = {k: v for k, v in image(b"", b"").items() if k != "data"}
     call = {
         "parameters": {"binary_data_output": True},
@@ -173,7 +173,7 @@ def test_bytes_in_and_out(client: TestClient, service: FakeService) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
     length = int(response.headers[LENGTH])
     answers = [service.answer(b"one"), service.answer(b"two")]
-    labels = pack([PACKED[CLASSES.index(answer.label)] for answer in answers])
+    labels = pack_bytes([PACKED[CLASSES.index(answer.label)] for answer in answers])
     numbers = np.stack([answer.probabilities for answer in answers]).astype("<f4").tobytes()
     assert json.loads(response.content[:length]) == {
         "model_name": "flowers",
@@ -197,8 +197,8 @@ def test_pixels_as_bytes_and_classes_as_bytes(client: TestClient, service: FakeS
     lines = []
     for photo in PIXELS:
         values = service.answer(photo.tobytes()).probabilities
-        place = int(values.argmax())
-        lines.append(f"{values[place]:.6f}:{place}:".encode() + PACKED[place])
+        index = int(values.argmax())
+        lines.append(f"{values[index]:.6f}:{index}:".encode() + PACKED[index])
     assert json.loads(response.content[:length])["outputs"] == [
         {
             "name": "probabilities",
@@ -207,7 +207,7 @@ def test_pixels_as_bytes_and_classes_as_bytes(client: TestClient, service: FakeS
             "parameters": {"binary_data_size": sum(4 + len(line) for line in lines)},
         }
     ]
-    assert unpack(response.content[length:], 2) == lines
+    assert unpack_bytes(response.content[length:], 2) == lines
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import shlex
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,9 @@ from PIL import Image
 
 from flowers.predictor import Prediction, Predictor
 from tests.data.test_images import SAMPLES
-from tests.serving.server import CLASSES, SIZE, Server, damage, end, loaded, publish, serve
+from tests.serving.server import CLASSES, SIZE, Server, damage, end, loaded, publish
 
 ADMIN = {"Authorization": "Bearer boss"}
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    publish(folder, 1)
-    (folder / "admin").write_text("boss\n")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def server(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    logs = tmp_path_factory.mktemp("server")
-    with serve(models, logs, "--admin-token-file", models / "admin", "--watch-s", 0.2) as server:
-        yield server
-        assert server.stop() == 0
-        assert (logs / "err").read_text() == ""
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +61,12 @@ def test_every_format_gets_what_the_bundle_says(server: Server, predictor: Predi
 def test_a_poisoned_batch_gives_31_answers_and_a_reason(server: Server, predictor: Predictor) -> None:
     photos = [noise(seed) for seed in range(32)]
     photos[13] = photos[13][:60]
-    files = [("files", (f"{place}.png", photo, "image/png")) for place, photo in enumerate(photos)]
+    files = [("files", (f"{index}.png", photo, "image/png")) for index, photo in enumerate(photos)]
     items = server.post("/predict", files=files).json()["items"]
-    assert [item["filename"] for item in items] == [f"{place}.png" for place in range(32)]
+    assert [item["filename"] for item in items] == [f"{index}.png" for index in range(32)]
     assert items[13]["error"]["code"] == "truncated"
-    for place in set(range(32)) - {13}:
-        np.testing.assert_allclose(scores(items[place]), expected(predictor, photos[place]).probabilities, atol=2e-6)
+    for index in set(range(32)) - {13}:
+        np.testing.assert_allclose(scores(items[index]), expected(predictor, photos[index]).probabilities, atol=2e-6)
 
 
 def test_the_line_it_prints_works(server: Server) -> None:
@@ -170,30 +152,6 @@ def test_a_killed_replica_is_replaced(server: Server) -> None:
     assert server.replicas() != [replica]
 
 
-@pytest.mark.ray
-def test_overload_and_the_end(models: Path, tmp_path: Path) -> None:
-    """Far too many photos get 503 at once; what was accepted is answered, also when the server is told to end."""
-    files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
-    with (
-        serve(models / "flowers" / "1", tmp_path, "--max-waiting", 64) as server,
-        ThreadPoolExecutor(12) as pool,
-    ):
-        answers = list(pool.map(lambda _: server.post("/predict", files=files), range(60)))
-        assert {answer.status_code for answer in answers} == {200, 503}
-        for answer in answers:
-            if answer.status_code == 200:
-                assert [set(item) >= {"label", "score"} for item in answer.json()["items"]] == [True] * 64
-            else:
-                assert answer.headers["retry-after"] == "1"
-                assert answer.json()["error"]["code"] == "overloaded"
-        assert server.predict(noise(1)).status_code == 200
-        assert 'flowers_errors_total{code="overloaded",of="request"}' in server.get("/metrics").text
-        asked = pool.submit(server.post, "/predict", files=files)
-        wait_for(lambda: "flowers_waiting 0.0" not in server.get("/metrics").text or asked.done())
-        assert server.stop() == 0
-        assert len(asked.result().json()["items"]) == 64
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -216,3 +174,26 @@ def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path
 
 def test_size_is_that_of_the_bundle(predictor: Predictor) -> None:
     assert predictor.bundle.image_size == SIZE
+
+
+def test_overload_and_the_end(server: Server) -> None:
+    """Far too many photos get 503 at once; what was accepted is answered, also when the server is told to end.
+
+    The last of this file, as it ends the server that is shared.
+    """
+    files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: server.post("/predict", files=files), range(60)))
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for answer in answers:
+            if answer.status_code == 200:
+                assert [set(item) >= {"label", "score"} for item in answer.json()["items"]] == [True] * 64
+            else:
+                assert answer.headers["retry-after"] == "1"
+                assert answer.json()["error"]["code"] == "overloaded"
+        assert server.predict(noise(1)).status_code == 200
+        assert 'flowers_errors_total{code="overloaded",of="request"}' in server.get("/metrics").text
+        asked = pool.submit(server.post, "/predict", files=files)
+        wait_for(lambda: "flowers_waiting 0.0" not in server.get("/metrics").text or asked.done())
+        assert server.stop() == 0
+        assert len(asked.result().json()["items"]) == 64

@@ -13,16 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.protocols.tensors import Output, Spec, Wanted, pack, read_input, read_wanted, split, unpack, write
+from serving.protocols.tensors import (
+    OutputTensor,
+    RequestedOutput,
+    TensorSpec,
+    pack_bytes,
+    read_input,
+    read_requested_outputs,
+    split_body,
+    unpack_bytes,
+    write_response,
+)
 from serving.service import BadRequest, TooLarge
 
-PHOTOS = Spec("image", "BYTES", (-1,))
-PIXELS = Spec("pixels", "UINT8", (-1, 2, 2, 3))
+PHOTOS = TensorSpec("image", "BYTES", (-1,))
+PIXELS = TensorSpec("pixels", "UINT8", (-1, 2, 2, 3))
 LIMIT = 4
 NOTHING = memoryview(b"")
 
 
-def entry(spec: Spec, count: Any, **rest: Any) -> dict[str, Any]:
+def entry(spec: TensorSpec, count: Any, **rest: Any) -> dict[str, Any]:
     return {"name": spec.name, "datatype": spec.datatype, "shape": [count, *spec.shape[1:]], **rest}
 
 
@@ -37,9 +47,9 @@ pixels = st.integers(1, LIMIT).flatmap(lambda n: st.binary(min_size=12 * n, max_
 @given(photos)
 @settings(max_examples=50, deadline=None)
 def test_bytes_are_read_back(elements: list[bytes]) -> None:
-    packed = pack(elements)
+    packed = pack_bytes(elements)
     assert len(packed) == sum(4 + len(element) for element in elements)
-    assert unpack(packed, len(elements)) == elements
+    assert unpack_bytes(packed, len(elements)) == elements
     size = {"binary_data_size": len(packed)}
     assert read([entry(PHOTOS, len(elements), parameters=size)], packed) == ("image", elements)
     data = [base64.b64encode(element).decode() for element in elements]
@@ -64,7 +74,7 @@ def test_numbers_are_read_back(content: bytes) -> None:
 
 
 def test_little_endian_lengths() -> None:
-    assert pack([b"ab", b""]) == b"\x02\x00\x00\x00ab\x00\x00\x00\x00"
+    assert pack_bytes([b"ab", b""]) == b"\x02\x00\x00\x00ab\x00\x00\x00\x00"
 
 
 @pytest.mark.parametrize(
@@ -182,39 +192,46 @@ def test_too_many(count: int, text: str) -> None:
 
 
 def test_split() -> None:
-    assert split(b'{"a":1}', None) == (b'{"a":1}', NOTHING)
-    assert split(b'{"a":1}xyz', "7") == (b'{"a":1}', b"xyz")
-    assert split(b"", "0") == (b"", NOTHING)
+    assert split_body(b'{"a":1}', None) == (b'{"a":1}', NOTHING)
+    assert split_body(b'{"a":1}xyz', "7") == (b'{"a":1}', memoryview(b"xyz"))
+    assert split_body(b"", "0") == (b"", NOTHING)
 
 
 @pytest.mark.parametrize("header", ["", "-1", "1.0", "x", "٣", "9" * 5000, "+1", " 1"])
 def test_a_length_that_is_no_number(header: str) -> None:
     with pytest.raises(BadRequest, match=r"^Inference-Header-Content-Length is .*, required is a number of bytes"):
-        split(b"{}", header)
+        split_body(b"{}", header)
 
 
 def test_a_length_beyond_the_body() -> None:
     with pytest.raises(BadRequest) as refused:
-        split(b"{}", "3")
+        split_body(b"{}", "3")
     assert refused.value.detail == "Inference-Header-Content-Length is 3, but the body has 2 bytes"
 
 
-OFFERED = [Spec("probabilities", "FP32", (-1, 5)), Spec("label", "BYTES", (-1,))]
+OFFERED = [TensorSpec("probabilities", "FP32", (-1, 5)), TensorSpec("label", "BYTES", (-1,))]
 
 
-def wanted(outputs: Any, binary: bool = False) -> list[Wanted]:
-    return read_wanted(outputs, OFFERED, "probabilities", binary)
+def wanted(outputs: Any, binary: bool = False) -> list[RequestedOutput]:
+    return read_requested_outputs(outputs, OFFERED, "probabilities", binary)
 
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_wanted_outputs(binary: bool) -> None:
-    assert wanted(None, binary) == wanted([], binary) == [Wanted("probabilities", binary), Wanted("label", binary)]
+    assert (
+        wanted(None, binary)
+        == wanted([], binary)
+        == [RequestedOutput("probabilities", binary), RequestedOutput("label", binary)]
+    )
     outputs = [
         {"name": "label", "parameters": {"binary_data": not binary}},
         {"name": "probabilities", "parameters": {"classification": 3}},
     ]
-    assert wanted(outputs, binary) == [Wanted("label", not binary), Wanted("probabilities", binary, 3)]
-    assert wanted([{"name": "label", "parameters": None}], binary) == [Wanted("label", binary)]
+    assert wanted(outputs, binary) == [
+        RequestedOutput("label", not binary),
+        RequestedOutput("probabilities", binary, 3),
+    ]
+    assert wanted([{"name": "label", "parameters": None}], binary) == [RequestedOutput("label", binary)]
 
 
 @pytest.mark.parametrize(
@@ -254,8 +271,8 @@ def test_malformed_outputs(outputs: Any, message: str) -> None:
 
 
 def test_writing() -> None:
-    numbers = Output("a", np.array([[1, 0.1], [2, 3]], np.float32), (2, 2), False)
-    body, length = write({"id": "\ud800"}, [numbers, Output("b", ["é", "\udcff"], (2,), False)])
+    numbers = OutputTensor("a", np.array([[1, 0.1], [2, 3]], np.float32), (2, 2), False)
+    body, length = write_response({"id": "\ud800"}, [numbers, OutputTensor("b", ["é", "\udcff"], (2,), False)])
     assert length is None
     assert json.loads(body) == {
         "id": "?",
@@ -269,11 +286,11 @@ def test_writing() -> None:
 def test_writing_bytes() -> None:
     """Each output as it wants; what UTF-8 cannot hold is the byte that it stands for, or a question mark."""
     outputs = [
-        Output("a", np.array([[1, 0.1]], ">f4"), (1, 2), True),
-        Output("b", ["x"], (1,), False),
-        Output("c", ["é", "\udcff", "\ud800"], (3,), True),
+        OutputTensor("a", np.array([[1, 0.1]], ">f4"), (1, 2), True),
+        OutputTensor("b", ["x"], (1,), False),
+        OutputTensor("c", ["é", "\udcff", "\ud800"], (3,), True),
     ]
-    body, length = write({}, outputs)
+    body, length = write_response({}, outputs)
     assert length is not None
     assert json.loads(body[:length]) == {
         "outputs": [
@@ -282,18 +299,18 @@ def test_writing_bytes() -> None:
             {"name": "c", "datatype": "BYTES", "shape": [3], "parameters": {"binary_data_size": 16}},
         ]
     }
-    assert body[length:] == struct.pack("<2f", 1, 0.1) + pack(["é".encode(), b"\xff", b"?"])
+    assert body[length:] == struct.pack("<2f", 1, 0.1) + pack_bytes(["é".encode(), b"\xff", b"?"])
 
 
 @given(st.lists(st.text(st.characters()), max_size=5), st.booleans())
 @settings(max_examples=50, deadline=None)
 def test_any_text_is_written(texts: list[str], binary: bool) -> None:
-    body, length = write({}, [Output("a", texts, (len(texts),), binary)])
+    body, length = write_response({}, [OutputTensor("a", texts, (len(texts),), binary)])
     if length is None:
         shown = [text.encode("utf-8", "replace").decode() for text in texts]
         assert json.loads(body.decode())["outputs"][0]["data"] == shown
     else:
-        assert len(unpack(body[length:], len(texts))) == len(texts)
+        assert len(unpack_bytes(body[length:], len(texts))) == len(texts)
 
 
 leaves = st.none() | st.booleans() | st.integers(-3, 400) | st.floats() | st.text(max_size=3) | st.just("YWJj")
@@ -325,17 +342,17 @@ def test_any_input_is_read_or_refused(inputs: Any, binary: bytes) -> None:
 @settings(max_examples=60, deadline=None)
 def test_any_bytes_are_unpacked_or_refused(binary: bytes, count: int) -> None:
     try:
-        elements = unpack(binary, count)
+        elements = unpack_bytes(binary, count)
     except BadRequest:
         return
-    assert pack(elements) == binary
+    assert pack_bytes(elements) == binary
 
 
 @given(st.binary(max_size=20), st.none() | st.text(max_size=5) | st.integers(-1, 30).map(str))
 @settings(max_examples=60, deadline=None)
 def test_any_header_is_read_or_refused(body: bytes, header: str | None) -> None:
     try:
-        text, binary = split(body, header)
+        text, binary = split_body(body, header)
     except BadRequest:
         return
     assert text + bytes(binary) == body

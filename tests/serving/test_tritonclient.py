@@ -111,9 +111,9 @@ def test_classification(remote: Any, service: FakeService, binary: bool) -> None
     assert found.shape == (2, 2)
     for line, photo in zip(found, PHOTOS, strict=True):
         values = service.answer(photo).probabilities
-        for text, place in zip(line, np.argsort(-values)[:2], strict=True):
-            start = f"{values[place]:.6f}:{place}:"
-            assert text == (start.encode() + PACKED[place] if binary else start + SHOWN[place])
+        for text, index in zip(line, np.argsort(-values)[:2], strict=True):
+            start = f"{values[index]:.6f}:{index}:"
+            assert text == (start.encode() + PACKED[index] if binary else start + SHOWN[index])
 
 
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])

@@ -12,8 +12,8 @@ import pytest
 
 from flowers.bundle import MANIFEST, MODEL, save_bundle
 from flowers.errors import FlowersError, InputError
-from serving.inference.versions import PINNED, Versions, find
-from serving.options import Options
+from serving.inference.versions import PINNED, LoadedModel, Versions, find
+from serving.options import ServeOptions
 from tests.toys import by_colour
 
 SIZE, CLASSES = 8, ["red", "green", "blue"]
@@ -43,8 +43,8 @@ def publish(bundle: Path, models: Path) -> Publish:
     return made
 
 
-def options(models: Path, **given: object) -> Options:
-    return Options(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
+def options(models: Path, **given: object) -> ServeOptions:
+    return ServeOptions(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
 
 
 def damage(folder: Path) -> None:
@@ -96,7 +96,12 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_answers(
     assert "damaged" in versions.error
     loads: list[int] = []
     load = versions._load
-    monkeypatch.setattr(versions, "_load", lambda number, *rest: (loads.append(number), load(number, *rest))[1])
+
+    def counted(number: int, uri: str, state: str) -> LoadedModel:
+        loads.append(number)
+        return load(number, uri, state)
+
+    monkeypatch.setattr(versions, "_load", counted)
     assert not versions.refresh()
     assert not loads, "the same files are not read again and again"
     assert not versions.refresh(again=True)
@@ -105,7 +110,8 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_answers(
     shutil.rmtree(models / "flowers" / "2")
     publish(2)
     assert versions.refresh()
-    assert (versions.current.number, versions.error) == (2, None)
+    assert versions.current.number == 2
+    assert versions.error is None
 
 
 def test_another_decoder_is_refused(models: Path, publish: Publish) -> None:
