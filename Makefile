@@ -5,6 +5,7 @@ PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
+PARALLEL := -n 2 --dist loadgroup
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3)
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)
@@ -24,10 +25,10 @@ serve: $(VENV)/.installed  ## answer photos over HTTP with the newest run of run
 	@$(PY) -m serving.__main__ $(ARGS)
 
 test: check  ## all checks, then all tests (ARGS goes to pytest)
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
 quick: check  ## all checks, then the tests that start no Ray
-	$(PY) -m pytest -m "not ray" $(ARGS)
+	$(PY) -m pytest -m "not ray" $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.installed  ## ruff and mypy only
 	$(PY) -m ruff check

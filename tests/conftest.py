@@ -35,10 +35,14 @@ def pytest_report_header() -> str:
     return "versions: " + ", ".join(shown(*names) for names in packages)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks tests that start Ray; of several processes (`pytest -n 2`) one has all of these, the others whole files."""
     for item in items:
         if STARTS_RAY & set(getattr(item, "fixturenames", ())):
             item.add_marker("ray")
+        group = "ray" if item.get_closest_marker("ray") else str(item.path.relative_to(ROOT))
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def ray_runs() -> bool:

@@ -342,7 +342,7 @@ EVIL = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "content"), EVIL)
+@pytest.mark.parametrize(("kind", "content"), EVIL, ids=lambda value: value if isinstance(value, str) else "")
 def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, kind: str, content: bytes) -> None:
     cache = tmp_path / "deep" / "cache"
     cache.mkdir(parents=True)

@@ -14,7 +14,7 @@ from flowers.model.heatmap import explained
 from flowers.model.registry import POOL
 
 SIZE = 96
-NEWER = ["mobilenetv3small", "mobilenetv3large", "efficientnetv2b0", "efficientnetv2s", "convnexttiny"]
+NEWER = ["mobilenetv3small", "efficientnetv2b0", "convnexttiny"]
 
 
 def trained(name: str, precision: str) -> Any:
