@@ -98,14 +98,14 @@ def test_heat_is_where_the_colour_is(reddest: Predictor) -> None:
     assert heat[0].sum() == pytest.approx(heat[0, :8, 8:16].sum())
 
 
-def test_warming_runs_every_size(reddest: Predictor) -> None:
+def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
     predictor = Predictor(reddest.bundle, sizes=(1, 2, 5))
-    forward = predictor._forward
-    predictor._forward = lambda pixels: (shapes.append(len(pixels)), forward(pixels))[1]
+    engine = predictor._engine
+    monkeypatch.setattr(predictor, "_engine", lambda pixels: (shapes.append(len(pixels)), engine(pixels))[1])
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
     assert shapes == [1, 2, 5, 5]
-    assert forward.experimental_get_tracing_count() == 1, "one graph is for all sizes"
+    assert engine.forward.experimental_get_tracing_count() == 1, "one graph is for all sizes"
 
 
 def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:
