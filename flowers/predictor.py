@@ -44,12 +44,12 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS, sizes: tuple[int, ...] = SIZES) -> None:
-        from flowers.inference.engine import compiled  # imports TensorFlow, which users of a `Prediction` do without
+        from flowers.inference.engine import Engine  # imports TensorFlow, which users of a `Prediction` do without
 
         self.bundle = bundle
         self.max_pixels = max_pixels
         self.sizes = sizes
-        self._forward = compiled(bundle.model, bundle.image_size)
+        self._engine = Engine(bundle.model, bundle.image_size)
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
@@ -97,6 +97,6 @@ class Predictor:
             size = most if start else next(size for size in self.sizes if size >= len(chunk))
             missing = size - len(chunk)
             padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
-            outputs.append([output[: len(chunk)] for output in self._forward(padded)])
+            outputs.append([output[: len(chunk)] for output in self._engine(padded)])
         probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         return probabilities, heat

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from flowers.errors import BadImage
-from flowers.model import heatmap
 from flowers.predictor import Prediction, Predictor
 from tests.toys import by_colour, layered
 
@@ -101,29 +100,12 @@ def test_heat_is_where_the_colour_is(reddest: Predictor) -> None:
 
 def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
-    traced: list[Any] = []
-
-    def explained(model: Any) -> Any:
-        forward = heatmap.explained(model)
-
-        def noted(pixels: Any) -> Any:
-            traced.append(pixels.shape)
-            return forward(pixels)
-
-        return noted
-
-    monkeypatch.setattr("flowers.inference.engine.explained", explained)
     predictor = Predictor(reddest.bundle, sizes=(1, 2, 5))
-    forward = predictor._forward
-
-    def noted(pixels: Any) -> Any:
-        shapes.append(len(pixels))
-        return forward(pixels)
-
-    predictor._forward = noted
+    engine = predictor._engine
+    monkeypatch.setattr(predictor, "_engine", lambda pixels: (shapes.append(len(pixels)), engine(pixels))[1])
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
     assert shapes == [1, 2, 5, 5]
-    assert len(traced) == 1, "one graph is for all sizes"
+    assert engine.forward.experimental_get_tracing_count() == 1, "one graph is for all sizes"
 
 
 def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:
