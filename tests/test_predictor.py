@@ -102,7 +102,12 @@ def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyP
     shapes: list[int] = []
     predictor = Predictor(reddest.bundle, sizes=(1, 2, 5))
     engine = predictor._engine
-    monkeypatch.setattr(predictor, "_engine", lambda pixels: (shapes.append(len(pixels)), engine(pixels))[1])
+
+    def noted(pixels: Any) -> Any:
+        shapes.append(len(pixels))
+        return engine(pixels)
+
+    monkeypatch.setattr(predictor, "_engine", noted)
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
     assert shapes == [1, 2, 5, 5]
     assert engine.forward.experimental_get_tracing_count() == 1, "one graph is for all sizes"
