@@ -27,8 +27,8 @@ serve: $(VENV)/.installed  ## answer photos over HTTP with the newest run of run
 test: check  ## all checks, then all tests (ARGS goes to pytest)
 	$(PY) -m pytest $(PARALLEL) $(ARGS)
 
-quick: check  ## all checks, then the tests that start no Ray
-	$(PY) -m pytest -m "not ray" $(PARALLEL) $(ARGS)
+quick: check  ## all checks, then the tests that start no Ray and build no networks of full depth
+	TF_NUM_INTRAOP_THREADS=1 $(PY) -m pytest -m "not ray and not networks" $(PARALLEL) $(ARGS)
 
 check: $(VENV)/.installed  ## ruff and mypy only
 	$(PY) -m ruff check

@@ -82,6 +82,7 @@ def test_features_do_not_depend_on_company() -> None:
     check_independence(FeatureExtractor(tiny, SPECS), photos(2 * BATCH + 5))  # a function that makes it
 
 
+@pytest.mark.networks
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_real_features_do_not_depend_on_company(shared: Path, precision: str) -> None:
     weights = shared / "weights" / "mobilenet_v2_224_no_top.weights.h5"

@@ -13,6 +13,7 @@ from flowers.model import backbones, classifier
 from flowers.model.heatmap import explained
 from flowers.model.registry import POOL
 
+pytestmark = pytest.mark.networks
 SIZE = 96
 NEWER = ["mobilenetv3small", "efficientnetv2b0", "convnexttiny"]
 

@@ -19,6 +19,7 @@ from flowers.model.precision import resolve_precision
 from flowers.model.registry import BACKBONES
 from flowers.model.weights import weights_key
 
+pytestmark = pytest.mark.networks
 SIZES = {"mobilenetv2": 96, "resnet50v2": 64, "resnet50": 64, "convnexttiny": 64}
 # Keras puts the preprocessing into these, and into the wider ones of their kind.
 SCALING_THEMSELVES = ["mobilenetv3small", "efficientnetv2b0", "convnexttiny"]

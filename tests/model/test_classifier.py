@@ -81,6 +81,7 @@ np.save("answer.npy", np.asarray(model(np.load("pixels.npy"), training=False)))
 """
 
 
+@pytest.mark.networks
 def test_the_saved_classifier_needs_keras_only(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     pixels = rng.integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)

@@ -14,6 +14,7 @@ from flowers.model import cuts
 from flowers.model.backbones import build_backbone
 from flowers.model.registry import BACKBONES, PIXELS, POOL, cut_of
 
+pytestmark = pytest.mark.networks
 # One of each kind: the others have the same blocks, more often or wider.
 KINDS = [
     name for name in BACKBONES if not name.startswith(("resnet101", "resnet152", "efficientnetv2s", "mobilenetv3l"))

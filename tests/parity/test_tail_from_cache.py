@@ -24,6 +24,7 @@ from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches
 from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
 
+pytestmark = pytest.mark.networks
 SIZE, BATCH, EPOCHS = 64, 8, 3
 TRAIN, VALIDATION = 2 * BATCH + 5, 11
 FRACTIONS = {"conv5_block1": 0.8**3, "conv5_block2": 0.8**2, "conv5_block3": 0.8}

@@ -214,6 +214,7 @@ def test_what_is_trained_is_float32_under_every_precision(place: Place, precisio
     assert prepared.step.probabilities(next(prepared.validation.rows(0, 1))).dtype == np.float32
 
 
+@pytest.mark.networks
 def test_nothing_but_the_tail_of_a_real_network_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a high rate: BatchNormalization keeps its statistics and its scale, and what lies below the cut stays."""
     monkeypatch.undo()
