@@ -38,7 +38,8 @@ check: $(VENV)/.installed  ## ruff and mypy only
 docs: $(VENV)/.installed  ## docs/cli.md, made from the options
 	$(PY) -m docs.cli
 
-lock: $(VENV)/.installed  ## resolve constraints.txt for every supported Python (ARGS="--upgrade": the newest versions)
+lock:  ## resolve constraints.txt for every supported Python (ARGS="--upgrade": the newest versions)
+	@[ -x $(PY) ] || $(MAKE) $(VENV)/.installed
 	$(PY) -m uv pip compile pyproject.toml -o constraints.txt --custom-compile-command 'make lock' --quiet $(ARGS)
 
 clean:  ## remove .venv, caches and build output (runs/ stays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowers import storage
-from flowers.errors import DamagedFile
+from flowers.errors import DamagedFile, InputError
 from flowers.report.html import render_html
 from flowers.report.record import Report
 from flowers.runs import Run
@@ -19,9 +19,12 @@ def read_report(run: Run) -> Report:
     """The report of a finished run.
 
     Raises:
+        InputError: there is none.
         DamagedFile: report.json is no report.
     """
     try:
         return Report.from_json(storage.read(run.report))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"there is no finished run at {run.uri!r}: {storage.name(run.report)} is missing") from error
     except DamagedFile as error:
         raise DamagedFile(f"{run.report} is damaged ({error}); --fresh starts over") from error

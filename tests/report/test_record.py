@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, settle
 from flowers.data.listing import LISTING, Listing
-from flowers.errors import DamagedFile
+from flowers.errors import DamagedFile, InputError
 from flowers.evaluation.evaluate import ClassScore, Evaluation, Example
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.extraction import Extraction
@@ -136,6 +136,13 @@ def test_a_damaged_report(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(DamagedFile, match=rf"report\.json is damaged \({says}.*--fresh starts over") as caught:
         read_report(Run(str(tmp_path)))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_no_report(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for place in ("missing", "file"):
+        with pytest.raises(InputError, match=rf"there is no finished run at '.*{place}': report.json is missing"):
+            read_report(Run(str(tmp_path / place)))
 
 
 def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
