@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowers import storage
 from flowers.errors import InputError
-from serving.http.responses import error_response, set_error_code
+from serving.http.responses import error_response, route_path, set_error_code
 from serving.inference.admission import Admission
 from serving.options import ServeOptions
 from serving.service import Overloaded, ServingError, TooLarge
@@ -42,20 +42,24 @@ class TooSlow(ServingError):
 
 
 def read_tokens(path: str | None) -> tuple[bytes, ...]:
-    """The tokens in a file, one a line.
+    """The tokens in a file, one a line; blank lines and those that begin with # do not count.
 
     Raises:
-        InputError: the file cannot be read or has none.
+        InputError: the file cannot be read, has none, or more than one in a line.
     """
     if path is None:
         return ()
     try:
-        lines = storage.read(path).split()
+        lines = [line.strip() for line in storage.read(path).splitlines()]
     except OSError as error:
         raise InputError(f"the file of tokens {path!r} cannot be read: {error}") from error
-    if not lines:
+    for number, line in enumerate(lines, 1):
+        if len(line.split()) > 1 and not line.startswith(b"#"):
+            raise InputError(f"line {number} of the file of tokens {path!r} has blanks; required is one token a line")
+    tokens = tuple(line for line in lines if line and not line.startswith(b"#"))
+    if not tokens:
         raise InputError(f"the file of tokens {path!r} has none; required is one a line")
-    return tuple(lines)
+    return tokens
 
 
 class RequestLimitsMiddleware:
@@ -75,12 +79,12 @@ class RequestLimitsMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
         if scope["type"] == "websocket":
-            await error_response(scope["path"], NoWebSocket("there is no WebSocket here"))(scope, receive, send)
+            await error_response(route_path(scope), NoWebSocket("there is no WebSocket here"))(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path, started = scope["path"], False
+        path, started = route_path(scope), False
 
         async def sending(message: Message) -> None:
             nonlocal started
@@ -107,7 +111,7 @@ class RequestLimitsMiddleware:
                 await response(scope, receive, seen(send))
 
     def _check(self, scope: Scope) -> None:
-        headers, path = Headers(scope=scope), scope["path"]
+        headers, path = Headers(scope=scope), route_path(scope)
         if path.startswith("/admin/"):
             if not self._admin:
                 raise Unauthorized("the server was started without --admin-token-file, so nobody may do this")

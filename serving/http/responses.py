@@ -41,6 +41,13 @@ def text_error(error: ServingError) -> Response:
     return _failure(error, error.detail)
 
 
+def route_path(scope: Scope) -> str:
+    """The path of a request below the prefix that the application is served under: what Starlette's routes match."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    below = path.removeprefix(prefix)
+    return below if not below or below.startswith("/") else path
+
+
 def error_response(path: str, error: ServingError) -> Response:
     """An error in the shape of the protocol that lives below a path."""
     shape = text_error if path.startswith(("/v1/", "/v2/")) or path == "/v2" else coded_error

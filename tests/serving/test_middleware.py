@@ -11,13 +11,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette._utils import get_route_path
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
 from serving.http.middleware import RequestLimitsMiddleware, read_tokens
-from serving.http.responses import error_response
+from serving.http.responses import error_response, route_path
 from serving.inference.admission import Admission
 from serving.options import ServeOptions
 from serving.service import Overloaded
@@ -48,6 +51,7 @@ def ask(
     headers: dict[str, str] | None = None,
     waiting: int = 0,
     query: str = "",
+    prefix: str = "",
 ) -> tuple[int, Any, dict[str, str], int]:
     """Status, body, headers, and how many parts of the request were read."""
     sent: list[Any] = []
@@ -65,7 +69,8 @@ def ask(
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    scope = {"type": "http", "method": "POST", "path": path, "headers": raw, "query_string": query.encode()}
+    scope: Scope = {"type": "http", "method": "POST", "path": prefix + path, "root_path": prefix, "headers": raw}
+    scope["query_string"] = query.encode()
     chosen = ServeOptions(bundle="x", **options)
     service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, pace=0.01))
     service.admission.waiting = waiting
@@ -165,7 +170,7 @@ def tokens(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("path", "given", "status"),
+    ("path", "authorization", "status"),
     [
         *((path, None, 401) for path in PATHS),
         *((path, "Bearer second", 200) for path in PATHS),
@@ -186,8 +191,11 @@ def tokens(tmp_path: Path) -> dict[str, Any]:
         ("/admin/reload", None, 401),
     ],
 )
-def test_tokens(path: str, given: str | None, status: int, tokens: dict[str, Any]) -> None:
-    found, _, headers, _ = ask(tokens, path=path, headers={"Authorization": given} if given else {})
+@pytest.mark.parametrize("prefix", ["", "/flowers", "/behind/a/proxy"])
+def test_tokens(prefix: str, path: str, authorization: str | None, status: int, tokens: dict[str, Any]) -> None:
+    found, _, headers, _ = ask(
+        tokens, path=path, prefix=prefix, headers={"Authorization": authorization} if authorization else {}
+    )
     assert found == status
     assert ("www-authenticate" in headers) == (status == 401)
 
@@ -195,6 +203,24 @@ def test_tokens(path: str, given: str | None, status: int, tokens: dict[str, Any
 def test_without_tokens_all_may_ask_and_nobody_may_reload() -> None:
     assert ask({})[0] == 200
     assert ask({}, path="/admin/reload", headers={"Authorization": "Bearer x"})[0] == 401
+
+
+@given(st.text("/ab", max_size=6), st.text("/ab", max_size=4))
+def test_what_is_checked_is_the_path_that_routes_match(path: str, prefix: str) -> None:
+    for scope in ({"path": path, "root_path": prefix}, {"path": prefix + path, "root_path": prefix}, {"path": path}):
+        assert route_path(scope) == get_route_path(scope)
+
+
+def test_comments_and_blank_lines_are_no_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("# of the shop\n\n  first \n#second\nthird\n")
+    assert read_tokens(str(file)) == (b"first", b"third")
+    file.write_text("first\nsecond third\n")
+    with pytest.raises(InputError, match=r"line 2 of the file of tokens .* has blanks"):
+        read_tokens(str(file))
+    file.write_text("# nothing but words\n")
+    with pytest.raises(InputError, match="has none"):
+        read_tokens(str(file))
 
 
 def test_a_file_of_tokens_has_some(tmp_path: Path) -> None:
