@@ -1,6 +1,6 @@
 """The bundle: `model.keras` and `manifest.json`, the thing that is trained, evaluated, exported and served.
 
-Loading takes a path and nothing else. The manifest is written last and holds the hash of every other file.
+Loading takes a path and nothing else. The manifest is written last and holds the hash of every other file and its own.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
 
     Args:
         model: the `keras.Model` to save.
-        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds) and `files` are
-            added.
+        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files` and
+            `sha256`, the hash of all this, are added.
         uri: the bundle's folder; an earlier one is replaced.
     """
     folder = working_folder(uri)
@@ -69,10 +69,17 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
             **manifest,
             "files": files,
         }
+        full["sha256"] = _sha256(full)
         storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
         storage.publish(folder, uri, last=MANIFEST)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(manifest: dict[str, Any]) -> str:
+    """Hash of what a manifest says, whatever its layout."""
+    said = {key: value for key, value in manifest.items() if key != "sha256"}
+    return storage.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
 
 
 def working_folder(uri: str) -> str:
@@ -107,6 +114,14 @@ def read_manifest(uri: str) -> dict[str, Any]:
             f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "
             f"{DECODER_VERSION}: it would see other pixels than it was trained on; train it again"
         )
+    # Bundles of the first versions have no hash of their own.
+    if manifest.get("sha256", found := _sha256(manifest)) != found:
+        raise DamagedFile(
+            f"{uri}/{MANIFEST} was changed after it was saved: it says sha256 {manifest['sha256']}, not {found}"
+        )
+    classes = manifest["classes"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise DamagedFile(f"{uri}/{MANIFEST} has no list of names as classes: {classes!r:.80}")
     return manifest
 
 
@@ -143,4 +158,7 @@ def load_bundle(uri: str) -> Bundle:
                 f"the bundle {uri} was saved by Keras {manifest['versions']['keras']} and cannot be loaded by "
                 f"{keras.__version__}: {first_line(error)}"
             ) from error
+    outputs, classes = model.output_shape[-1], manifest["classes"]
+    if outputs != len(classes):
+        raise DamagedFile(f"the bundle {uri} has {outputs} outputs, and its manifest names {len(classes)} classes")
     return Bundle(uri, model, manifest)

@@ -153,6 +153,43 @@ def test_another_version_is_refused(saved: Path, change: dict[str, Any], words: 
         load_bundle(str(saved))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"classes": ["tulip", "rose", "daisy"]}, {"classes": ["daisy"]}, {"image_size": 64}, {"sha256": "0" * 64}],
+)
+def test_a_manifest_that_was_changed_is_not_believed(saved: Path, change: dict[str, Any]) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    assert {**manifest, **change} != manifest
+    (saved / MANIFEST).write_text(json.dumps({**manifest, **change}))
+    with pytest.raises(DamagedFile, match="was changed after it was saved"):
+        load_bundle(str(saved))
+    (saved / MANIFEST).write_text(json.dumps(dict(sorted(manifest.items())), indent=4))
+    assert load_bundle(str(saved)).manifest == manifest
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["daisy"], "3 outputs, and its manifest names 1"),
+        (["a", "b", "c", "d"], "names 4"),
+        ("abc", "no list"),
+        ([1, 2, 3], "no list"),
+    ],
+)
+def test_as_many_classes_as_outputs(tmp_path: Path, classes: Any, words: str) -> None:
+    uri = str(tmp_path / "best")
+    save_bundle(classifier(1), {**DESCRIPTION, "classes": classes}, uri)
+    with pytest.raises(DamagedFile, match=words):
+        load_bundle(uri)
+
+
+def test_a_bundle_without_a_hash_of_its_manifest_is_loaded(saved: Path) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    del manifest["sha256"]
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    assert load_bundle(str(saved)).manifest == manifest
+
+
 def test_where_there_is_no_bundle(saved: Path) -> None:
     for uri in (saved.parent / "none", saved / MODEL):
         with pytest.raises(InputError, match="there is no bundle"):

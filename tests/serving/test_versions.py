@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.bundle import MANIFEST, MODEL, save_bundle
+from flowers.bundle import MANIFEST, MODEL, load_bundle, save_bundle
 from flowers.errors import FlowersError, InputError
 from serving.inference.versions import PINNED, LoadedModel, Versions, find
 from serving.options import ServeOptions
@@ -181,8 +181,8 @@ def test_a_folder_that_vanishes_changes_nothing(models: Path, publish: Publish) 
 def test_a_run_that_is_trained_again_is_a_new_version(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "run" / "best")
     versions = Versions(options(tmp_path / "run"))
-    manifest = tmp_path / "run" / "best" / MANIFEST
-    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "saved": 2_000}))
+    made = load_bundle(str(tmp_path / "run"))
+    save_bundle(made.model, {**made.manifest, "saved": 2_000}, made.uri)
     assert versions.refresh()
     assert versions.current.number == 2_000
     with pytest.raises(InputError, match="nothing to choose"):
