@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import stop_ray
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, draw, environment
 
 RAY = Path(sys.executable).parent / "ray"
@@ -28,7 +27,6 @@ def free_port() -> int:
 @pytest.fixture
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
     """A Ray head of its own, as `ray start --head` makes it: the address of its jobs, and the environment to use."""
-    stop_ray()  # two on one machine would want the same port for the agent that starts jobs
     port, dashboard = free_port(), free_port()
     env = {**environment(), "PATH": f"{RAY.parent}{os.pathsep}{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
     # As a cluster should be: nobody without the token submits jobs to it.
@@ -36,6 +34,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
     token = {"Authorization": f"Bearer {env['RAY_AUTH_TOKEN']}"}
     words = [str(RAY), "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}"]
     words += ["--num-cpus=2", "--object-store-memory=500000000", f"--ray-client-server-port={free_port()}"]
+    # Two on one machine would want the same port for the agent that starts jobs, and this one would go without.
+    words += [f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"]
     log = tmp_path_factory.mktemp("ray") / "head.log"
     with open(log, "w") as out:
         head = subprocess.Popen(words, cwd=ROOT, stdout=out, stderr=out, env=env, start_new_session=True)
