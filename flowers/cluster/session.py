@@ -46,6 +46,19 @@ def import_tensorflow(threads: int | None = None) -> None:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
 
 
+def _start(options: dict[str, Any]) -> None:
+    """Starts or joins Ray, which gives its own processes 30 s: too little on a very busy machine, so then once more."""
+    import ray
+
+    try:
+        ray.init(**options)
+    except Exception as error:
+        ray.shutdown()
+        if "timed out during startup" not in str(error):
+            raise
+        ray.init(**options)
+
+
 @contextmanager
 def ray_session(verbose: bool) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), or starts Ray on this machine for this job.
@@ -75,7 +88,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if here else None
     try:
-        ray.init(**options)
+        _start(options)
     except Exception as error:
         place = f"the cluster at {address}" if (address := os.environ.get("RAY_ADDRESS")) else "Ray on this machine"
         raise FlowersError(

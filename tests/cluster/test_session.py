@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 
 from flowers.cluster.session import background, ray_session
@@ -14,6 +17,8 @@ def refuse(**_: object) -> None:
 
 @pytest.mark.parametrize(("address", "place"), [("", "Ray on this machine"), ("10.0.0.9:6379", "10.0.0.9:6379")])
 def test_ray_that_does_not_start_is_one_line(address: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # also where the tests' own Ray runs
+    monkeypatch.setattr("ray.shutdown", lambda: None)
     monkeypatch.setattr("ray.init", refuse)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
@@ -22,6 +27,27 @@ def test_ray_that_does_not_start_is_one_line(address: str, place: str, monkeypat
         pass
     assert "no answer" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("times", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_ray_that_is_slow_to_start_is_started_once_more(
+    times: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def init(**_: object) -> None:
+        calls.append("init")
+        if calls.count("init") <= times:
+            raise Exception("The current node timed out during startup. This could happen")  # Ray's own kind
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
+    ends: Any = nullcontext() if times < 2 else pytest.raises(FlowersError, match="timed out")
+    with ends, ray_session(verbose=False):
+        calls.append("used")
+    assert calls.count("init") == starts
+    assert ("used" in calls) == (times < 2)
 
 
 def test_an_error_in_the_background_waits_in_the_future() -> None:
