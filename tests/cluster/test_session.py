@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from flowers.cluster.session import background, ray_session
 from flowers.errors import FlowersError
+from tests.conftest import ROOT
 
 
 def refuse(**_: object) -> None:
@@ -48,6 +51,31 @@ def test_ray_that_is_slow_to_start_is_started_once_more(
         calls.append("used")
     assert calls.count("init") == starts
     assert ("used" in calls) == (times < 2)
+
+
+BUSY = """
+import sys, threading
+import ray
+from flowers.cluster.session import ray_session
+
+def work():
+    while references:
+        cycle = [references.pop()]  # only the collector frees it
+        cycle.append(cycle)
+
+with ray_session(verbose=False):
+    references = [ray.put(number) for number in range(20_000)]
+    threading.Thread(target=work, daemon=True).start()
+print("alive")
+"""
+
+
+@pytest.mark.ray
+def test_garbage_that_holds_references_does_not_end_the_process() -> None:
+    """What made jobs end with 1 and without a word after their last epoch."""
+    words = [sys.executable, "-c", BUSY]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
 
 
 def test_an_error_in_the_background_waits_in_the_future() -> None:
