@@ -54,7 +54,7 @@ def _start(options: dict[str, Any]) -> None:
     try:
         ray.init(**options)
     except Exception as error:
-        ray.shutdown()
+        _stop()
         if "timed out during startup" not in str(error):
             raise
         ray.init(**options)

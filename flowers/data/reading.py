@@ -35,19 +35,6 @@ Known = npt.NDArray[np.bytes_]
 NONE_KNOWN: Known = np.empty(0, dtype="S32")
 
 
-def stream_bytes(listing: pa.Table, *, readers: int) -> ray.data.Dataset:
-    """The files of `listing`, read and hashed by Ray tasks.
-
-    Args:
-        listing: schema `flowers.data.listing.LISTING`.
-        readers: tasks that read and decode at once.
-
-    Returns:
-        A lazy dataset of schema `BYTES` in the order of the listing.
-    """
-    return stream_blocks(listing, read_block, readers=readers)
-
-
 def stream_pixels(
     listing: pa.Table,
     *,

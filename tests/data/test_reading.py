@@ -212,7 +212,7 @@ def test_ray_streams_the_same_rows_in_order(tmp_path: Path) -> None:
     streamed = list(reading.tables(reading.stream_pixels(table, readers=2, **options)))
     assert len(streamed) > 3
     assert pa.concat_tables(streamed).combine_chunks() == both(table, **options).combine_chunks()
-    again = list(reading.tables(reading.stream_bytes(table, readers=2), 25))
+    again = list(reading.tables(reading.stream_blocks(table, reading.read_block, readers=2), 25))
     assert [part.num_rows for part in again] == [25, 25, 11]
     assert pa.concat_tables(again).combine_chunks() == read_block(table).combine_chunks()
 

@@ -39,6 +39,13 @@ def asked(batcher: Batcher, model: LoadedModel, *values: int) -> list[asyncio.Ta
     return [asyncio.create_task(batcher.run(model, np.array([value]))) for value in values]
 
 
+async def taken(batcher: Batcher, model: LoadedModel, *values: int) -> list[asyncio.Task[NetworkOutputs]]:
+    """The same, and the network is busy with them."""
+    tasks = asked(batcher, model, *values)
+    await asyncio.sleep(0.05)
+    return tasks
+
+
 async def doubled(tasks: list[asyncio.Task[NetworkOutputs]]) -> list[float]:
     return [float(outputs.probabilities[0]) for outputs in await asyncio.gather(*tasks)]
 
@@ -49,8 +56,7 @@ def test_what_comes_while_the_network_is_busy_is_one_batch() -> None:
 
     async def ask() -> list[float]:
         batcher = Batcher(4)
-        tasks = asked(batcher, model, 0)
-        await asyncio.sleep(0.05)  # the network has taken the first
+        tasks = await taken(batcher, model, 0)
         tasks += asked(batcher, model, *range(1, 9))
         await asyncio.sleep(0.05)
         network.go.release(10)
@@ -174,8 +180,7 @@ def test_time_in_the_queue_counts_as_waiting() -> None:
 
     async def ask() -> float:
         batcher = Batcher(8)
-        first = asked(batcher, model, 0)
-        await asyncio.sleep(0.05)
+        first = await taken(batcher, model, 0)
         batcher.batch_wait_s = 0.5
         tasks = asked(batcher, model, 1, 2)
         await asyncio.sleep(0.55)
@@ -194,8 +199,7 @@ def test_both_limits_hold_from_the_next_batch_on() -> None:
 
     async def ask() -> None:
         batcher = Batcher(4)
-        tasks = asked(batcher, model, 0)
-        await asyncio.sleep(0.05)
+        tasks = await taken(batcher, model, 0)
         tasks += asked(batcher, model, 1, 2, 3)
         batcher.max_batch_size, batcher.batch_wait_s = 2, WAIT_S
         await asyncio.sleep(0.05)
