@@ -89,7 +89,7 @@ class _Actor:
     """What Ray makes in each actor of a pool: a feature extractor."""
 
     def __init__(self, model: Callable[[], Any], specs: Sequence[FeatureSpec]) -> None:
-        self._extractor = make_extractor(model, specs)
+        self._extractor = make_extractor(model(), specs)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return self._extractor(block)

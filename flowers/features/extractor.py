@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -20,12 +19,12 @@ class FeatureExtractor:
     """Runs the frozen network over decoded photos; callable, so that Ray can run it in an actor as well.
 
     Args:
-        model: what `build_backbone` returns, or a function without arguments that makes it.
+        model: what `build_backbone` returns.
         specs: what to make of each photo; all of one backbone and image size.
     """
 
     def __init__(self, model: Any, specs: Sequence[FeatureSpec]) -> None:
-        self.model = model if isinstance(model, keras.Model) else model()
+        self.model = model
         self.specs, self.image_size = tuple(specs), specs[0].image_size
         parts = {
             view: cuts.below(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])

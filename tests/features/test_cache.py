@@ -79,7 +79,7 @@ def test_every_cut_of_every_view() -> None:
 
 
 def test_features_do_not_depend_on_company() -> None:
-    check_independence(FeatureExtractor(tiny, SPECS), photos(2 * BATCH + 5))  # a function that makes it
+    check_independence(FeatureExtractor(tiny(), SPECS), photos(2 * BATCH + 5))
 
 
 @pytest.mark.networks
