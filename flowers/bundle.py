@@ -1,40 +1,50 @@
-"""The bundle: `model.keras` and `manifest.json`, the thing that is trained, evaluated, exported and served.
+"""The bundle: the folder that is trained, evaluated, exported and served.
 
-Loading takes a path and nothing else. The manifest is written last and holds the hash of every other file and its own.
+Its files: model.keras, for Keras; network.xml and network.bin, the same network for the inference engine; labels.txt,
+a class a line; manifest.json, which is written last and holds the hash of every other file and its own.
+
+Loading takes a path and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-import uuid
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from flowers import storage
 from flowers.data.images import DECODER_VERSION
-from flowers.errors import DamagedFile, InputError, first_line
+from flowers.errors import DamagedFile, FlowersError, InputError, first_line
+from flowers.inference.engine import Engine, Photos
 from flowers.runs import Run
 
 SCHEMA = 1
-MODEL, MANIFEST = "model.keras", "manifest.json"
+MODEL, LABELS, MANIFEST = "model.keras", "labels.txt", "manifest.json"
+
+# How far a score of the engine may be from Keras' own: other kernels round otherwise.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded bundle.
+    """A bundle whose manifest was read; the network is loaded when it is asked for.
 
     Attributes:
         uri: where it lies.
-        model: a `keras.Model` from uint8 [n, size, size, 3] RGB to probabilities float32 [n, K].
         manifest: what `manifest.json` says; `classes` names the K outputs in order.
     """
 
     uri: str
-    model: Any
     manifest: dict[str, Any]
 
     @property
@@ -47,27 +57,116 @@ class Bundle:
         """Height and width of the input, in pixels."""
         return int(self.manifest["image_size"])
 
+    @property
+    def precision(self) -> str:
+        """What the network computes in: "float32" or "bfloat16"."""
+        return str(self.manifest.get("precision", "float32"))
 
-def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
+    @cached_property
+    def model(self) -> Any:
+        """The `keras.Model` from uint8 [n, size, size, 3] RGB to probabilities float32 [n, K].
+
+        Raises:
+            InputError: this version of Keras cannot load it.
+            DamagedFile: its file does not have its recorded hash.
+        """
+        import keras
+
+        with self._files(MODEL) as folder:
+            try:
+                model = keras.saving.load_model(os.path.join(folder, MODEL), compile=False)
+            except Exception as error:
+                raise InputError(
+                    f"the bundle {self.uri} was saved by Keras {self.manifest['versions']['keras']} and cannot be "
+                    f"loaded by {keras.__version__}: {first_line(error)}"
+                ) from error
+        self._check_outputs(model.output_shape[-1])
+        return model
+
+    def engine(self, name: str, *, sizes: Sequence[int], threads: int) -> Engine:
+        """The network compiled for this machine; its outputs are probabilities float32 [n, K] and heat [n, h, w].
+
+        Args:
+            name: of the engine, "openvino" or "tensorflow".
+            sizes: of the batches, ascending (`flowers.inference.engine.Engine`).
+            threads: that OpenVINO computes with.
+
+        Raises:
+            InputError: it cannot be loaded.
+            DamagedFile: a file does not have its recorded hash, or the number of outputs is not that of the classes.
+        """
+        if name == "tensorflow":
+            from flowers.inference.tensorflow_engine import TensorFlowEngine
+            from flowers.model.heatmap import explained
+
+            return TensorFlowEngine(explained(self.model), self.image_size, sizes)
+        from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
+
+        if self.converted:
+            with self._files(*NETWORK) as folder:
+                engine = OpenVINOEngine(folder, sizes, self.precision, threads)
+            self._check_outputs(engine.outputs[0][0])
+            return engine
+        logging.getLogger(__name__).warning("%s is of an earlier version: its network is converted now", self.uri)
+        with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
+            _save_network(self.model, self.image_size, folder)
+            return OpenVINOEngine(folder, sizes, self.precision, threads)
+
+    @property
+    def converted(self) -> bool:
+        """Whether the engine's files are there; bundles of the first versions have only the Keras model."""
+        return any(name not in (MODEL, LABELS) for name in self.manifest["files"])
+
+    def _files(self, *names: str) -> Any:
+        """A context with a local folder that holds these files, checked."""
+        recorded = self.manifest["files"]
+        absent = [name for name in names if name not in recorded]
+        if absent:
+            raise DamagedFile(f"{self.uri}/{MANIFEST} does not say what {absent[0]} is")
+        return storage.local_files(self.uri, {name: recorded[name]["sha256"] for name in names})
+
+    def _check_outputs(self, outputs: int) -> None:
+        if outputs != len(self.classes):
+            raise DamagedFile(
+                f"the bundle {self.uri} has {outputs} outputs, and its manifest names {len(self.classes)} classes"
+            )
+
+
+def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos | None = None) -> None:
     """Writes a bundle that appears whole or not at all.
 
     Args:
-        model: the `keras.Model` to save.
+        model: the `keras.Model` to save, as `flowers.model.classifier.join` returns it.
         manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files` and
             `sha256`, the hash of all this, are added.
         uri: the bundle's folder; an earlier one is replaced.
+        photos: uint8 [n, size, size, 3], on which Keras and the engine's files have to agree.
+
+    Raises:
+        FlowersError: they do not; nothing is written.
     """
-    folder = working_folder(uri)
+    from flowers.inference.openvino_engine import NETWORK
+
+    folder = storage.working_folder(uri)
     try:
-        path = os.path.join(folder, MODEL)
-        model.save(path)
-        files = {MODEL: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}}
+        labels = "".join(" ".join(str(name).splitlines()) + "\n" for name in manifest["classes"])
+        model.save(os.path.join(folder, MODEL))
+        with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
+            archive.writestr(LABELS, labels)
+        storage.write(os.path.join(folder, LABELS), labels.encode())
+        _save_network(model, manifest["image_size"], folder)
+        if photos is not None:
+            _check_agreement(model, folder, manifest.get("precision", "float32"), photos)
+        paths = {name: os.path.join(folder, name) for name in (MODEL, *NETWORK, LABELS)}
         full = {
             "schema": SCHEMA,
             "decoder_version": DECODER_VERSION,
             "saved": int(time.time()),
             **manifest,
-            "files": files,
+            "files": {
+                name: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}
+                for name, path in paths.items()
+            },
         }
         full["sha256"] = _sha256(full)
         storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
@@ -76,19 +175,39 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _save_network(model: Any, image_size: int, folder: str) -> None:
+    from flowers.inference.conversion import convert, in_float32
+    from flowers.model.heatmap import explained
+
+    convert(explained(in_float32(model)), image_size, folder)
+
+
+def _check_agreement(model: Any, folder: str, precision: str, photos: Photos) -> None:
+    """Compares what the files in `folder` and Keras say of some photos."""
+    from flowers.inference.openvino_engine import OpenVINOEngine
+
+    tolerance, size = _TOLERANCE[precision], min(len(photos), 32)
+    expected = np.concatenate(
+        [np.asarray(model(photos[start : start + size], training=False)) for start in range(0, len(photos), size)]
+    )
+    found = OpenVINOEngine(folder, (size,), precision, threads=os.cpu_count() or 1)(photos)[0]
+    difference = float(np.abs(found - expected).max())
+    # Two classes of nearly the same score may change places: that is no other answer than Keras gives.
+    highest = np.sort(expected, axis=1)[:, -2:]
+    clear = highest[:, 1] - highest[:, 0] > tolerance
+    others = int((found.argmax(axis=1) != expected.argmax(axis=1))[clear].sum())
+    if not difference <= tolerance or others > len(photos) / 1000:
+        raise FlowersError(
+            f"the converted network answers otherwise than the trained one: of {len(photos)} photos {others} have "
+            f"another class and scores differ by up to {difference:.2g}, allowed are {tolerance:g} in {precision}; the "
+            "bundle is not saved; please report this, with the backbone and the precision"
+        )
+
+
 def _sha256(manifest: dict[str, Any]) -> str:
     """Hash of what a manifest says, whatever its layout."""
     said = {key: value for key, value in manifest.items() if key != "sha256"}
     return storage.sha256(json.dumps(said, sort_keys=True, separators=(",", ":")).encode())
-
-
-def working_folder(uri: str) -> str:
-    """A new local folder from which `storage.publish` to `uri` is one rename where that is possible."""
-    if storage.is_remote(uri):
-        return tempfile.mkdtemp(prefix="flowers-")
-    folder = storage.join(storage.parent(storage.absolute(uri)), f".writing-{uuid.uuid4().hex}")
-    os.makedirs(folder)  # not mkdtemp: what is published must be readable by whom the umask allows
-    return folder
 
 
 def read_manifest(uri: str) -> dict[str, Any]:
@@ -126,39 +245,19 @@ def read_manifest(uri: str) -> dict[str, Any]:
 
 
 def load_bundle(uri: str) -> Bundle:
-    """Loads a bundle, or the best bundle of a run folder, after checking every hash.
+    """Opens a bundle, or the best bundle of a run folder.
+
+    Hashes are checked: of local files now, of those in an object store when they are fetched.
 
     Raises:
         InputError: there is no bundle, or not one for this version.
-        DamagedFile: a file does not have its recorded hash.
+        DamagedFile: a file is not what was written.
     """
-    import keras
-
     best = Run(uri).bundle
     if not storage.exists(storage.join(uri, MANIFEST)) and storage.exists(storage.join(best, MANIFEST)):
         uri = best
-    manifest = read_manifest(uri)
-    with tempfile.TemporaryDirectory(prefix="flowers-") as scratch:
-        path = storage.join(uri, MODEL)
-        if storage.is_remote(uri):
-            local = os.path.join(scratch, MODEL)
-            with open(local, "wb") as file:
-                file.write(storage.read(path))
-            path = local
-        path = storage.absolute(path)
-        if not os.path.exists(path):
-            raise DamagedFile(f"the bundle {uri} lacks {MODEL}")
-        found, expected = storage.file_sha256(path), manifest["files"][MODEL]["sha256"]
-        if found != expected:
-            raise DamagedFile(f"the bundle {uri} is damaged: {MODEL} has sha256 {found}, its manifest says {expected}")
-        try:
-            model = keras.saving.load_model(path, compile=False)
-        except Exception as error:
-            raise InputError(
-                f"the bundle {uri} was saved by Keras {manifest['versions']['keras']} and cannot be loaded by "
-                f"{keras.__version__}: {first_line(error)}"
-            ) from error
-    outputs, classes = model.output_shape[-1], manifest["classes"]
-    if outputs != len(classes):
-        raise DamagedFile(f"the bundle {uri} has {outputs} outputs, and its manifest names {len(classes)} classes")
-    return Bundle(uri, model, manifest)
+    found = Bundle(uri, read_manifest(uri))
+    if not storage.is_remote(uri):
+        with found._files(*found.manifest["files"]):
+            pass
+    return found

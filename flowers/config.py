@@ -94,6 +94,11 @@ class TrainConfig(OptionSet):
         "auto", "Arithmetic of the backbone; auto takes bfloat16 where the hardware computes in it, else float32."
     )
 
+    engine: Literal["auto", "openvino", "tensorflow"] = deciding(
+        "auto",
+        "What runs the network where it is not trained: openvino or tensorflow; auto takes openvino on CPUs.",
+    )
+
     trainable: str = deciding(
         "head",
         "How deep to train: head (the last layer), all, or the name of a part, to train the network from there on: "

@@ -21,16 +21,20 @@ class Facts:
 
     Attributes:
         nodes: machines of the cluster.
+        cpus: of the machine that the job's own process is on.
         photos: files that were listed.
         weights_key: key of the start weights (`flowers.model.weights.weights_key`).
         precision: the arithmetic of the network, and why (`flowers.model.precision.resolve_precision`).
+        engine: what runs it, and why (`flowers.inference.engine.resolve_engine`).
         photo_bytes: size of one photo's output at the cut; nobody asks for it if only the head is trained.
     """
 
     nodes: tuple[Node, ...]
+    cpus: int
     photos: int
     weights_key: str
     precision: tuple[str, str]
+    engine: tuple[str, str]
     photo_bytes: int = 0
 
 
@@ -46,12 +50,15 @@ class Plan:
         start_weights: their key.
         precision: "float32" or "bfloat16".
         precision_reason: why.
+        engine: that runs it, "openvino" or "tensorflow".
+        engine_reason: why.
         readers: tasks that read and decode at once.
         workers: training processes.
         nodes: machines of the cluster.
         worker_cpus: CPUs, and threads of TensorFlow, of each worker.
         worker_gpus: GPUs of each worker.
         feature_actors: actors that run the frozen network; 0 runs it in the job's own process.
+        feature_cpus: CPUs, and threads of the network, of each actor, or of this process.
         gpus: GPUs of the cluster.
         cut: layer after which training starts (`flowers.model.cuts`).
         streamed: whether training photos are decoded again each epoch and go through the whole network, because they
@@ -67,12 +74,15 @@ class Plan:
     start_weights: str
     precision: str
     precision_reason: str = ""
+    engine: str = "openvino"
+    engine_reason: str = ""
     readers: int = 1
     workers: int = 1
     nodes: int = 1
     worker_cpus: int = 1
     worker_gpus: float = 0.0
     feature_actors: int = 0
+    feature_cpus: int = 1
     gpus: int = 0
     cut: str = POOL
     streamed: bool = False
@@ -109,8 +119,14 @@ class Plan:
             weights=self.start_weights,
             image_size=self.image_size,
             precision=self.precision,
+            engine=self.engine,
             max_pixels=self.config.max_pixels,
         )
+
+    @property
+    def networks(self) -> str:
+        """URI of the converted networks; runs in one storage share them."""
+        return storage.join(storage.absolute(self.config.storage), "cache", "networks")
 
     def cache(self, feature: FeatureSpec) -> str:
         """URI of the cache of a feature; runs in one storage share it."""
@@ -145,6 +161,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
+    engine, engine_reason = facts.engine
     return Plan(
         config=config,
         run=Run.of(config),
@@ -153,6 +170,8 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         start_weights=facts.weights_key,
         precision=precision,
         precision_reason=precision_reason,
+        engine=engine,
+        engine_reason=engine_reason,
         # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
         readers=cpus if actors else max(1, cpus // 2),
         workers=placement.workers,
@@ -160,6 +179,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         worker_cpus=placement.cpus,
         worker_gpus=placement.gpus,
         feature_actors=actors,
+        feature_cpus=_feature_cpus(config, facts, actors),
         gpus=gpus,
         cut=cut,
         streamed=streamed,
@@ -175,6 +195,15 @@ def _feature_actors(config: TrainConfig, nodes: int, gpus: int) -> int:
     if gpus > 1 or (gpus and nodes > 1):
         return gpus
     return nodes if nodes > 1 else 0
+
+
+def _feature_cpus(config: TrainConfig, facts: Facts, actors: int) -> int:
+    """CPUs for the network in each actor: half of all, the others read and decode. This process shares all of its."""
+    if not actors:
+        alone = config.workers in ("auto", "1")
+        return (config.cpus_per_worker if alone else None) or facts.cpus
+    cpus = [int(node.cpus) for node in facts.nodes if node.cpus >= 1]
+    return max(1, min(min(cpus, default=1) // 2, sum(cpus) // (2 * actors)))
 
 
 def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) -> tuple[bool, bool, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,23 +41,29 @@ class Predictor:
         bundle: what `flowers.bundle.load_bundle` returns.
         max_pixels: photos with more are refused before decoding.
         sizes: of the batches, ascending.
+        engine: that runs the network (`flowers.inference.engine.ENGINES`).
+        threads: that the engine computes with; None takes all CPUs.
+
+    Raises:
+        InputError: the network cannot be loaded.
+        DamagedFile: a file of the bundle is not what was saved.
     """
 
-    def __init__(self, bundle: Bundle, max_pixels: int = images.MAX_PIXELS, sizes: tuple[int, ...] = SIZES) -> None:
-        from flowers.inference.engine import Engine  # imports TensorFlow, which users of a `Prediction` do without
-
+    def __init__(
+        self,
+        bundle: Bundle,
+        max_pixels: int = images.MAX_PIXELS,
+        sizes: tuple[int, ...] = SIZES,
+        engine: str = "openvino",
+        threads: int | None = None,
+    ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
-        self.sizes = sizes
-        self._engine = Engine(bundle.model, bundle.image_size)
+        self.engine = bundle.engine(engine, sizes=sizes, threads=threads or os.cpu_count() or 1)
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
-        size, began = self.bundle.image_size, 0.0
-        for count in (*self.sizes, self.sizes[-1]):
-            began = time.perf_counter()
-            self.run(np.zeros((count, size, size, 3), np.uint8))
-        return (time.perf_counter() - began) / self.sizes[-1]
+        return self.engine.warm()
 
     def decode(self, photo: bytes) -> npt.NDArray[np.uint8]:
         """The pixels that the network sees of a photo: uint8 [size, size, 3].
@@ -89,14 +95,5 @@ class Predictor:
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
         """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
-        most = self.sizes[-1]
-        outputs = []
-        for start in range(0, len(pixels), most):
-            chunk = pixels[start : start + most]
-            # After a full batch its remainder is filled up as well: it has no size of its own to warm up.
-            size = most if start else next(size for size in self.sizes if size >= len(chunk))
-            missing = size - len(chunk)
-            padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
-            outputs.append([output[: len(chunk)] for output in self._engine(padded)])
-        probabilities, heat = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+        probabilities, heat = self.engine(pixels)
         return probabilities, heat

@@ -10,15 +10,16 @@ import hashlib
 import os
 import shutil
 import string
+import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from pyarrow import fs as pafs
 
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
 
 def is_remote(uri: str) -> bool:
@@ -128,6 +129,15 @@ def write(uri: str, data: bytes) -> None:
         raise
 
 
+def working_folder(uri: str) -> str:
+    """A new local folder from which `publish` to `uri` is one rename where that is possible."""
+    if is_remote(uri):
+        return tempfile.mkdtemp(prefix="flowers-")
+    folder = join(parent(absolute(uri)), f".writing-{uuid.uuid4().hex}")
+    os.makedirs(folder)  # not mkdtemp: what is published must be readable by whom the umask allows
+    return folder
+
+
 def publish(folder: str, uri: str, *, last: str) -> None:
     """Makes the finished local `folder` appear at `uri`, replacing what was there.
 
@@ -164,6 +174,32 @@ def publish(folder: str, uri: str, *, last: str) -> None:
             destination_filesystem=filesystem,
         )
     shutil.rmtree(folder)
+
+
+@contextmanager
+def local_files(uri: str, hashes: Mapping[str, str]) -> Iterator[str]:
+    """Some files of the folder `uri`, checked, in a local folder: that itself, or a copy that is removed afterwards.
+
+    Args:
+        uri: the folder.
+        hashes: hexadecimal SHA-256 of each file, by name.
+
+    Raises:
+        DamagedFile: a file is missing or has another hash.
+    """
+    with tempfile.TemporaryDirectory(prefix="flowers-") as scratch:
+        folder = scratch if is_remote(uri) else absolute(uri)
+        for name, expected in hashes.items():
+            path = os.path.join(folder, name)
+            try:
+                if is_remote(uri):
+                    Path(path).write_bytes(read(join(uri, name)))
+                found = file_sha256(path)
+            except FileNotFoundError as error:
+                raise DamagedFile(f"{uri} lacks {name}") from error
+            if found != expected:
+                raise DamagedFile(f"{uri} is damaged: {name} has sha256 {found}, its manifest says {expected}")
+        yield folder
 
 
 def sweep(uri: str) -> None:

@@ -12,10 +12,11 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from flowers import cli, storage
+from flowers.bundle import load_bundle
 from flowers.errors import FlowersError, InputError
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -75,7 +76,11 @@ def main(**values: Any) -> None:
     found = find(options.bundle, options.name)
     _check_port(address.host, address.port)
     say = functools.partial(out.print, highlight=False, markup=False)
-    say(f"Serving {options.bundle}, version {max(found) if options.version is None else options.version}")
+    number = max(found) if options.version is None else options.version
+    say(f"Serving {options.bundle}, version {number}")
+    with suppress(FlowersError, KeyError):  # the replica says what is wrong
+        if not load_bundle(found[number]).converted:
+            say("It is of an earlier version of flowers: its network is converted at each start, which takes seconds.")
     if address.host not in _LOOPBACK:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
@@ -104,21 +109,29 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
     from ray import serve
 
     from flowers.cluster.session import ray_session
-    from serving.app import build_app
+    from serving.app import build_app, build_listening_app
     from serving.metrics import FOLDER
 
     with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose):
         os.environ[FOLDER] = folder
         if not address.verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        logs = {"enable_access_log": address.verbose}
         try:
             try:
-                http = {"host": address.host, "port": address.port, "request_timeout_s": options.timeout_s + _SPARE_S}
-                serve.start(http_options=http, logging_config={"enable_access_log": address.verbose})
-                serve.run(build_app(options), name=options.name, route_prefix="/")
+                if options.max_replicas is None:
+                    serve.start(proxy_location="Disabled", logging_config=logs)
+                    app = build_listening_app(options, address.host, address.port)
+                else:  # Ray Serve adds replicas by the requests that its proxies see
+                    http = {"host": address.host, "port": address.port}
+                    timeout = {"request_timeout_s": options.timeout_s + _SPARE_S}
+                    serve.start(http_options={**http, **timeout}, logging_config=logs)
+                    app = build_app(options)
+                serve.run(app, name=options.name, route_prefix="/")
             except RuntimeError as error:
                 raise FlowersError(f"the server did not start: {_error_line(str(error))}") from error
             yield
+            serve.delete(options.name)  # returns when all replicas have answered what they took
         finally:
             serve.shutdown()
 

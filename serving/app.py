@@ -18,14 +18,36 @@ DEPLOYMENT = "Classifier"
 # Ray looks at the annotation to make `ServeOptions` of what a config file says, so here it has to be a class, not its
 # name: no `from __future__ import annotations` in this file.
 def build_app(args: ServeOptions) -> Application:
-    """One deployment, which speaks HTTP and runs the model.
+    """One deployment behind Ray Serve's proxies, which speak HTTP: for clusters.
 
     Args:
         args: how to serve; Ray Serve makes it from `args` of a config file.
     """
     from serving.replica import Classifier
 
-    cpus = args.cpus or max(1, (os.cpu_count() or 1) // args.replicas)
+    args = _with_cpus(args)
+    return serve.deployment(**_deployment(args))(serve.ingress()(Classifier)).bind(args.model_dump())
+
+
+def build_listening_app(args: ServeOptions, host: str, port: int) -> Application:
+    """One deployment whose replicas speak HTTP themselves, all at one address of this machine.
+
+    Args:
+        args: how to serve.
+        host: address to listen at.
+        port: to listen at.
+    """
+    from serving.replica import ListeningClassifier
+
+    args = _with_cpus(args)
+    return serve.deployment(**_deployment(args))(ListeningClassifier).bind(args.model_dump(), host, port)
+
+
+def _with_cpus(args: ServeOptions) -> ServeOptions:
+    return args.replace(cpus=args.cpus or max(1, (os.cpu_count() or 1) // args.replicas))
+
+
+def _deployment(args: ServeOptions) -> dict[str, Any]:
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "user_config": args.tuning.model_dump(),
@@ -35,7 +57,7 @@ def build_app(args: ServeOptions) -> Application:
         "logging_config": {"enable_access_log": False},  # a tenth of a request's CPU; /metrics counts requests
         "graceful_shutdown_timeout_s": args.timeout_s,
         "ray_actor_options": {
-            "num_cpus": cpus,
+            "num_cpus": args.cpus,
             "num_gpus": args.gpus,
             "runtime_env": {"env_vars": {FOLDER: os.environ.get(FOLDER) or default_folder(args.name)}},
         },
@@ -48,5 +70,4 @@ def build_app(args: ServeOptions) -> Application:
         }
     else:
         options["num_replicas"] = args.replicas
-    made = serve.deployment(**options)(serve.ingress()(Classifier))
-    return made.bind(args.replace(cpus=cpus).model_dump())
+    return options

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import model_validator
 
@@ -64,6 +64,9 @@ class ServeOptions(OptionSet):
     max_replicas: int | None = option(None, "Add replicas up to this number under load.", ge=1)
     cpus: float = option(0.0, "CPUs of a replica; 0 takes all of one machine, divided by the replicas.", ge=0)
     gpus: float = option(0.0, "GPUs of a replica.", ge=0)
+    engine: Literal["auto", "openvino", "tensorflow"] = option(
+        "auto", "What runs the network: openvino or tensorflow; auto takes tensorflow where a replica has GPUs."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

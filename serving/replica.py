@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
@@ -42,7 +41,6 @@ class Classifier:
         self.options = ServeOptions(**options)
         self.max_items = self.options.max_items
         self._wrong_tuning: str | None = None
-        _use_cpus(self.options.cpus)
         self.versions = Versions(self.options)
         from serving.metrics import Metrics
 
@@ -148,6 +146,32 @@ class Classifier:
             self.metrics.update_gauges()
 
 
+class ListeningClassifier(Classifier):
+    """A replica that speaks HTTP itself.
+
+    Args:
+        options: as above.
+        host: address to listen at.
+        port: to listen at; several replicas on one machine share it.
+    """
+
+    def __init__(self, options: dict[str, Any], host: str, port: int) -> None:
+        super().__init__(options)
+        from serving.http.app import build
+        from serving.http.listener import Listener
+
+        self._listener = Listener(build(self), host, port)
+
+    async def check_health(self) -> None:
+        """Ray Serve asks from time to time, and starts another replica after an error."""
+        if not self._listener.alive:
+            raise RuntimeError("the listener has ended")
+
+    async def __del__(self) -> None:
+        """Ray Serve calls and awaits it when it ends a replica."""
+        await self._listener.end()
+
+
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     """Results in order; what is still running is cancelled if one fails."""
     tasks = [asyncio.ensure_future(one) for one in work]
@@ -157,11 +181,3 @@ async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
-
-
-def _use_cpus(cpus: float) -> None:
-    """Before TensorFlow starts its threads: as many as this replica has CPUs."""
-    import tensorflow as tf
-
-    os.environ["OMP_NUM_THREADS"] = str(max(1, int(cpus)))
-    tf.config.threading.set_intra_op_parallelism_threads(max(1, int(cpus)))

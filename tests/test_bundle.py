@@ -11,23 +11,24 @@ import numpy as np
 import pytest
 
 from flowers import bundle, storage
-from flowers.bundle import MANIFEST, MODEL, load_bundle, save_bundle
+from flowers.bundle import LABELS, MANIFEST, MODEL, load_bundle, save_bundle
 from flowers.data.images import DECODER_VERSION
 from flowers.errors import DamagedFile, InputError
+from flowers.inference.engine import ENGINES
+from flowers.predictor import Predictor
+from tests.toys import by_colour
 
 SIZE, CLASSES = 8, ["daisy", "rose", "tulip"]
 DESCRIPTION = {"classes": CLASSES, "image_size": SIZE, "backbone": "none"}
+FILES = [LABELS, MANIFEST, MODEL, "network.bin", "network.xml"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def classifier(seed: int) -> Any:
-    import keras
-
-    pixels = keras.Input((SIZE, SIZE, 3), dtype="uint8")
-    pooled = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 127.5, offset=-1.0)(pixels))
-    model = keras.Model(pixels, keras.layers.Dense(len(CLASSES), activation="softmax")(pooled))
+    model = by_colour(SIZE, CLASSES).model
+    logits = model.get_layer("head").get_layer("logits")
     rng = np.random.default_rng(seed)
-    model.set_weights([rng.normal(size=value.shape) * 9 for value in model.get_weights()])
+    logits.set_weights([rng.normal(size=value.shape) for value in logits.get_weights()])
     return model
 
 
@@ -47,7 +48,7 @@ def test_round_trip(saved: Path) -> None:
     assert loaded.classes == tuple(CLASSES)
     assert loaded.image_size == SIZE
     np.testing.assert_array_equal(answer(loaded.model), answer(classifier(1)))
-    assert sorted(path.name for path in saved.iterdir()) == [MANIFEST, MODEL]
+    assert sorted(path.name for path in saved.iterdir()) == FILES
     assert [path.name for path in saved.parent.iterdir()] == ["best"]
 
 
@@ -57,8 +58,10 @@ def test_the_manifest_describes_the_bundle(saved: Path) -> None:
     assert manifest["schema"] == bundle.SCHEMA
     assert manifest["decoder_version"] == DECODER_VERSION
     assert {name: manifest[name] for name in DESCRIPTION} == DESCRIPTION
-    data = (saved / MODEL).read_bytes()
-    assert manifest["files"] == {MODEL: {"sha256": storage.sha256(data), "bytes": len(data)}}
+    assert sorted([MANIFEST, *manifest["files"]]) == FILES
+    for name, recorded in manifest["files"].items():
+        data = (saved / name).read_bytes()
+        assert recorded == {"sha256": storage.sha256(data), "bytes": len(data)}
 
 
 @pytest.mark.parametrize("form", ["run folder", "slash", "file://", "relative"])
@@ -77,7 +80,7 @@ def test_every_way_to_name_it(saved: Path, form: str, monkeypatch: pytest.Monkey
 def test_saving_to_every_form_of_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     monkeypatch.chdir(tmp_path)
     save_bundle(classifier(1), DESCRIPTION, uri.format(tmp_path))
-    assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == [MANIFEST, MODEL]
+    assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -179,8 +182,9 @@ def test_a_manifest_that_was_changed_is_not_believed(saved: Path, change: dict[s
 def test_as_many_classes_as_outputs(tmp_path: Path, classes: Any, words: str) -> None:
     uri = str(tmp_path / "best")
     save_bundle(classifier(1), {**DESCRIPTION, "classes": classes}, uri)
-    with pytest.raises(DamagedFile, match=words):
-        load_bundle(uri)
+    for engine in ENGINES:
+        with pytest.raises(DamagedFile, match=words):
+            Predictor(load_bundle(uri), engine=engine)
 
 
 def test_a_bundle_without_a_hash_of_its_manifest_is_loaded(saved: Path) -> None:

@@ -35,9 +35,9 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "config": ["options", "storage", "data", "model"],
     "inference": [*BASE, "model"],
     "cluster": BASE,
-    "features": [*BASE, "data", "model"],
+    "features": [*BASE, "data", "model", "inference"],
     "runs": [*BASE, "config", "data"],
-    "bundle": [*BASE, "data", "model", "runs"],
+    "bundle": [*BASE, "data", "model", "inference", "runs"],
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
@@ -65,14 +65,14 @@ HEAVY = {"tensorflow", "keras", "ray"}
 # Modules of flowers/ that import TensorFlow or Keras at their top, or a module that does.
 TENSORFLOW = {
     *(f"model/{name}" for name in ("augmentation", "backbones", "classifier", "cuts", "depthwise", "gradients")),
-    *("model/heatmap", "inference/engine", "inference/folding", "features/extractor"),
+    *("model/heatmap", "inference/conversion", "inference/tensorflow_engine"),
     *(f"training/{name}" for name in ("best", "contact_sheet", "history", "loop", "phase", "schedule", "step")),
     "training/trainer",
 }
 # All others that need it import it in a function, those that are named here in one or a few.
 LATE = {
     *("cluster/session", "model/precision", "bundle"),  # TensorFlow or Keras itself
-    *("features/extraction", "predictor", "pipelines/train"),  # modules of `TENSORFLOW`
+    *("features/frozen", "pipelines/train"),  # modules of `TENSORFLOW`
 }
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from flowers.bundle import Bundle
+from flowers.features.extractor import FeatureExtractor, cuts_of
+from flowers.features.frozen import FrozenNetwork
+from flowers.features.spec import FeatureSpec
 from flowers.model import classifier
 from flowers.model.registry import POOL
 
@@ -22,6 +27,13 @@ def classify(pixels: Any, features: Any, kernel: Any) -> Any:
     return classifier.join(keras.Model(pixels, pooled), head)
 
 
+def unsaved(model: Any, classes: list[str], size: int) -> Bundle:
+    """A bundle without files: its network is converted when it is asked for."""
+    bundle = Bundle("", {"classes": classes, "image_size": size, "files": {}})
+    vars(bundle)["model"] = model  # where the property keeps it
+    return bundle
+
+
 def by_colour(size: int, classes: list[str], scale: float = 25) -> Bundle:
     """Gives each photo the class of its strongest colour: red, green, blue are the classes 0, 1, 2."""
     import keras
@@ -29,7 +41,7 @@ def by_colour(size: int, classes: list[str], scale: float = 25) -> Bundle:
     pixels = keras.Input((size, size, 3), dtype="uint8")
     features = keras.layers.Rescaling(1 / scale)(pixels)
     model = classify(pixels, features, np.eye(3, dtype=np.float32))
-    return Bundle("", model, {"classes": classes, "image_size": size})
+    return unsaved(model, classes, size)
 
 
 def layered(size: int, classes: list[str], seed: int = 0) -> Bundle:
@@ -44,4 +56,20 @@ def layered(size: int, classes: list[str], seed: int = 0) -> Bundle:
     model = classify(pixels, layer, np.zeros((64, len(classes)), np.float32))
     for variable in model.trainable_variables:
         variable.assign(rng.normal(scale=0.15, size=variable.shape))
-    return Bundle("", model, {"classes": classes, "image_size": size})
+    return unsaved(model, classes, size)
+
+
+def extractor(network: Any, specs: Sequence[FeatureSpec], folder: str | Path) -> FeatureExtractor:
+    """The feature extractor of a network by the engine that its specs name; converted files go to `folder`."""
+    spec = specs[0]
+    frozen = FrozenNetwork(
+        folder=str(folder),
+        backbone=spec.backbone,
+        weights=spec.weights,
+        image_size=spec.image_size,
+        precision=spec.precision,
+        engine_name=spec.engine,
+        build=lambda: network,
+    )
+    frozen.prepare(cuts_of(specs), lambda: network)
+    return FeatureExtractor(frozen, specs, 1)

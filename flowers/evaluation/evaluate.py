@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from flowers import bundle, storage
+from flowers import storage
 from flowers.data import reading
 from flowers.data.ledger import Ledger
 from flowers.data.listing import listing_of
@@ -65,24 +65,22 @@ class Evaluation:
     examples: list[Example]
 
 
-def evaluate_bundle(uri: str, ledger: Ledger, source: str, *, max_pixels: int, readers: int) -> Evaluation:
-    """Loads a bundle and measures it on the test photos, which are read and decoded again.
+def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, readers: int) -> Evaluation:
+    """Measures a bundle on the test photos, which are read and decoded again.
 
     Args:
-        uri: the bundle.
+        predictor: runs it.
         ledger: the photos.
         source: folder where they were listed; examples are named from there.
-        max_pixels: photos with more are refused.
         readers: tasks that read and decode at once.
     """
-    predictor = Predictor(bundle.load_bundle(uri), max_pixels)
     photos = ledger.subset("test")
     tables: Iterable[pa.Table] = ()
     if photos.num_rows:
         stream = reading.stream_pixels(
             listing_of(photos),
             size=predictor.bundle.image_size,
-            max_pixels=max_pixels,
+            max_pixels=predictor.max_pixels,
             readers=readers,
         )
         tables = reading.tables(stream)

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from flowers.data import reading
 from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
 from flowers.features.cache import FeatureCache, from_arrow
+from flowers.features.extractor import FeatureExtractor
+from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import BATCH, FeatureSpec
 
 if TYPE_CHECKING:
     import ray.data
-
-    from flowers.features.extractor import FeatureExtractor
 
 # Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
@@ -28,13 +28,6 @@ _ACTOR_ROWS = 256
 Caches = dict[FeatureSpec, FeatureCache]
 # Makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
 Photos = Callable[[pa.Table, list[bytes]], "ray.data.Dataset"]
-
-
-def make_extractor(network: Any, specs: Sequence[FeatureSpec]) -> FeatureExtractor:
-    """The feature extractor of some specs; it runs on TensorFlow, which this module does without until then."""
-    from flowers.features.extractor import FeatureExtractor
-
-    return FeatureExtractor(network, specs)
 
 
 class Backend(Protocol):
@@ -85,27 +78,18 @@ class InProcess:
         return made
 
 
-class _Actor:
-    """What Ray makes in each actor of a pool: a feature extractor."""
-
-    def __init__(self, model: Callable[[], Any], specs: Sequence[FeatureSpec]) -> None:
-        self._extractor = make_extractor(model(), specs)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        return self._extractor(block)
-
-
 class ActorPool:
     """The network in Ray actors, on several GPUs or machines.
 
     Args:
-        model: makes its Keras model in an actor; can be pickled.
+        network: prepared for the cuts of the specs.
         actors: how many there are.
+        cpus: CPUs, and threads of the network, of each.
         gpus: GPUs in the cluster, shared by the actors.
     """
 
-    def __init__(self, model: Callable[[], Any], actors: int, gpus: int) -> None:
-        self._model, self._actors, self._gpus = model, actors, gpus
+    def __init__(self, network: FrozenNetwork, actors: int, cpus: int, gpus: int) -> None:
+        self._network, self._actors, self._cpus, self._gpus = network, actors, cpus, gpus
         self.seconds = self.waited = 0.0
 
     def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
@@ -113,13 +97,13 @@ class ActorPool:
         import ray.data
 
         return photos.map_batches(
-            _Actor,
-            fn_constructor_args=(self._model, tuple(specs)),
+            FeatureExtractor,
+            fn_constructor_args=(self._network, tuple(specs), self._cpus),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=self._actors),
             num_gpus=min(1.0, self._gpus / self._actors) if self._gpus else None,
-            num_cpus=None if self._gpus else 1,
+            num_cpus=None if self._gpus else self._cpus,
         )
 
     def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:

@@ -5,57 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import tensorflow as tf
 
 from flowers.features.cache import to_arrow
-from flowers.features.spec import BATCH, FLIP, FeatureSpec
-from flowers.model import cuts
+from flowers.features.frozen import FrozenNetwork
+from flowers.features.spec import FLIP, FeatureSpec
+from flowers.model.registry import PIXELS, POOL
 
 
 class FeatureExtractor:
     """Runs the frozen network over decoded photos; callable, so that Ray can run it in an actor as well.
 
     Args:
-        model: what `build_backbone` returns.
-        specs: what to make of each photo; all of one backbone and image size.
+        network: prepared for the cuts of the specs.
+        specs: what to make of each photo; all of this network.
+        threads: that the network computes with.
     """
 
-    def __init__(self, model: Any, specs: Sequence[FeatureSpec]) -> None:
-        self.model = model
-        self.specs, self.image_size = tuple(specs), specs[0].image_size
-        parts = {
-            view: cuts.below(self.model, specs[0].backbone, [spec.cut for spec in specs if spec.view == view])
-            for view in {spec.view: None for spec in specs}
-        }
-
-        def forward(pixels: Any) -> Any:
-            outputs = {
-                view: part(tf.reverse(pixels, [2]) if view == FLIP else pixels, training=False)
-                for view, part in parts.items()
-            }
-            return [outputs[spec.view][spec.cut] for spec in specs]
-
-        shape = (BATCH, self.image_size, self.image_size, 3)
-        # One fixed shape: traced once, and a photo's numbers do not depend on how many travel with it.
-        self._forward = tf.function(forward, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-
-    def prepare(self) -> None:
-        """Traces the network, so that the first batch does not have to wait for that."""
-        self._forward.get_concrete_function()
+    def __init__(self, network: FrozenNetwork, specs: Sequence[FeatureSpec], threads: int) -> None:
+        self.specs, self.image_size = tuple(specs), network.image_size
+        cuts = cuts_of(specs)
+        self._computed = [cut for cut in cuts if cut != PIXELS]
+        self._engine = network.engine(cuts, threads)
 
     def features(self, photos: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
         """What the specs are for uint8 [n, size, size, 3], n at least 1: an array [n, width] each."""
-        outputs = []
-        for start in range(0, len(photos), BATCH):
-            chunk = photos[start : start + BATCH]
-            if len(chunk) < BATCH:
-                chunk = np.concatenate([chunk, np.zeros((BATCH - len(chunk), *chunk.shape[1:]), np.uint8)])
-            made = self._forward(chunk)
-            outputs.append([rows.numpy()[: len(photos) - start].reshape(-1, _width(rows)) for rows in made])
-        return [np.concatenate(rows) for rows in zip(*outputs, strict=True)]
+        made: dict[tuple[str, str], npt.NDArray[Any]] = {}
+        for view in {spec.view: None for spec in self.specs}:
+            seen = np.ascontiguousarray(photos[:, :, ::-1]) if view == FLIP else photos
+            made[view, PIXELS] = seen
+            if self._engine is not None:
+                made |= {(view, cut): rows for cut, rows in zip(self._computed, self._engine(seen), strict=True)}
+        return [_rows(made[spec.view, spec.cut], spec) for spec in self.specs]
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Replaces the column `pixels` of a block by one for each spec, null where there are no pixels."""
@@ -74,5 +58,14 @@ class FeatureExtractor:
         return block
 
 
-def _width(rows: Any) -> int:
-    return int(np.prod(rows.shape[1:]))
+def cuts_of(specs: Sequence[FeatureSpec]) -> tuple[str, ...]:
+    """The cuts of some specs, each once."""
+    return tuple({spec.cut: None for spec in specs})
+
+
+def _rows(output: npt.NDArray[Any], spec: FeatureSpec) -> npt.NDArray[Any]:
+    """An output as it is cached: [n, width], the head's input in float32, others in the precision of the network."""
+    rows = output.reshape(len(output), -1)
+    if spec.cut in (PIXELS, POOL) or spec.precision == "float32":
+        return rows
+    return rows.astype(ml_dtypes.bfloat16, copy=False)

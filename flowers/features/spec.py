@@ -23,6 +23,7 @@ class FeatureSpec:
         weights: key of its weights (`flowers.model.weights.weights_key`).
         image_size: height and width of the input, in pixels.
         precision: "float32" or "bfloat16".
+        engine: that computes it (`flowers.inference.engine.ENGINES`): others round otherwise.
         max_pixels: larger photos have no features.
     """
 
@@ -32,6 +33,7 @@ class FeatureSpec:
     weights: str
     image_size: int
     precision: str
+    engine: str
     max_pixels: int
 
     @property
@@ -42,5 +44,5 @@ class FeatureSpec:
     @property
     def key(self) -> str:
         """A short name for everything a feature depends on besides the photo; the name of its cache."""
-        parts = [self.backbone, self.weights, self.image_size, self.precision, self.max_pixels, self.cut, self.view]
-        return hashlib.sha256(json.dumps([*parts, DECODER_VERSION]).encode()).hexdigest()[:16]
+        parts = [self.backbone, self.weights, self.image_size, self.precision, self.engine, self.max_pixels]
+        return hashlib.sha256(json.dumps([*parts, self.cut, self.view, DECODER_VERSION]).encode()).hexdigest()[:16]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
 
 from flowers import runs, storage
+from flowers.bundle import load_bundle
 from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
@@ -27,14 +32,17 @@ from flowers.features.extraction import (
     InProcess,
     extract,
     fill,
-    make_extractor,
     open_caches,
 )
+from flowers.features.extractor import FeatureExtractor, cuts_of
+from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import FeatureSpec
+from flowers.inference.engine import resolve_engine
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import check_weights, weights_key
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
+from flowers.predictor import Predictor
 from flowers.progress import Stopwatch, progress_bar
 from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
@@ -44,8 +52,11 @@ from flowers.runs import Run
 if TYPE_CHECKING:
     import ray.data
 
-    from flowers.features.extractor import FeatureExtractor
     from flowers.training.best import BestModel
+
+
+# Photos on which a saved network is compared with the trained one.
+_SAMPLE = 64
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
@@ -79,12 +90,16 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
 
         nodes = cluster_nodes()
         check_storage(run.uri)
-        make_network, precision = _network(config, nodes, out)
-        network = background(lambda: (tensorflow(), make_network())[1], "build the network").result
-        plan = make_plan(config, _facts(config, listing, nodes, precision, network))
+        facts = _facts(config, listing, nodes)
+        out.print(_computing(facts), highlight=False)
+        build = functools.partial(
+            build_network, config.backbone, weights_of(config), image_size(config), facts.precision[0]
+        )
+        network = background(lambda: (tensorflow(), build())[1], "build the network").result
+        plan = make_plan(config, _measured(facts, config, network))
         if plan.inputs_reason:
             out.print(f"  training  {config.trainable}: {plan.inputs_reason}", highlight=False)
-        backend, caches = _extraction(plan, make_network, network, listing, out)
+        backend, caches = _extraction(plan, build, network, listing, out)
         stopwatch.lap("start")
 
         photos = functools.partial(_decoded, plan)
@@ -118,9 +133,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
 
         with run.running():
             best = _fit(plan, ledger, network, stopwatch, out)
-            evaluation = evaluate_bundle(
-                best.bundle, ledger, listing.source, max_pixels=config.max_pixels, readers=plan.readers
-            )
+            saved = load_bundle(best.bundle)
+            predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
+            evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
             report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report())
             write_report(run, report)
@@ -151,14 +166,6 @@ def _threads(config: TrainConfig) -> int | None:
     return config.cpus_per_worker if config.workers in ("auto", "1") else None
 
 
-def _network(config: TrainConfig, nodes: list[Node], out: Console) -> tuple[functools.partial[Any], tuple[str, str]]:
-    """What builds the frozen network here and in actors, and its arithmetic with the reason."""
-    precision, reason = resolve_precision(config.precision, gpu_count(nodes))
-    out.print(f"  compute   {precision}: {reason}", highlight=False)
-    build = functools.partial(build_network, config.backbone, weights_of(config), image_size(config), precision)
-    return build, (precision, reason)
-
-
 def build_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
     """See `flowers.model.backbones.build_backbone`, which imports TensorFlow: in a thread or an actor."""
     from flowers.model.backbones import build_backbone
@@ -166,44 +173,65 @@ def build_network(backbone: str, weights: str, image_size: int, precision: str) 
     return build_backbone(backbone, weights, image_size, precision)
 
 
-def _facts(
-    config: TrainConfig, listing: Listing, nodes: list[Node], precision: tuple[str, str], network: Callable[[], Any]
-) -> Facts:
-    """What the plan is made from; waits for the network only if its output at the cut has to be measured."""
-    cut, photo_bytes = cut_of(config.backbone, config.trainable), 0
-    if cut != POOL:
-        built = network()
-        from flowers.model.cuts import output_bytes
-
-        photo_bytes = output_bytes(built, config.backbone, cut)
+def _facts(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
+    """What the plan is made from, as far as nothing has to be measured for it."""
+    gpus = gpu_count(nodes)
     return Facts(
         nodes=tuple(nodes),
+        cpus=os.cpu_count() or 1,
         photos=listing.table.num_rows,
         weights_key=weights_key(config.backbone, config.weights),
-        precision=precision,
-        photo_bytes=photo_bytes,
+        precision=resolve_precision(config.precision, gpus),
+        engine=resolve_engine(config.engine, gpus),
     )
 
 
+def _computing(facts: Facts) -> str:
+    """A line on the arithmetic and the engine."""
+    (precision, why), (engine, reason) = facts.precision, facts.engine
+    return f"  compute   {precision}: {why}; {engine}: {reason}"
+
+
+def _measured(facts: Facts, config: TrainConfig, network: Callable[[], Any]) -> Facts:
+    """Waits for the network if its output at the cut has to be measured."""
+    cut = cut_of(config.backbone, config.trainable)
+    if cut == POOL:
+        return facts
+    built = network()
+    from flowers.model.cuts import output_bytes
+
+    return dataclasses.replace(facts, photo_bytes=output_bytes(built, config.backbone, cut))
+
+
 def _extraction(
-    plan: Plan, make_network: Callable[[], Any], network: Callable[[], Any], listing: Listing, out: Console
+    plan: Plan, build: Callable[[], Any], network: Callable[[], Any], listing: Listing, out: Console
 ) -> tuple[Backend, Caches]:
-    """Where features are computed, and their caches; the network is traced meanwhile if it will be needed."""
+    """Where features are computed, and their caches; the network is compiled meanwhile if it will be needed."""
     caches = _open(plan, plan.features, out)
+    frozen = FrozenNetwork(
+        folder=plan.networks,
+        backbone=plan.config.backbone,
+        weights=plan.start_weights,
+        image_size=plan.image_size,
+        precision=plan.precision,
+        engine_name=plan.engine,
+        build=build,
+    )
     if plan.feature_actors:
-        return ActorPool(make_network, plan.feature_actors, plan.gpus), caches
+        for specs in filter(None, (plan.features, plan.validation_features)):
+            frozen.prepare(cuts_of(specs), network)
+        return ActorPool(frozen, plan.feature_actors, plan.feature_cpus, plan.gpus), caches
+
+    @functools.cache
+    def compiled(specs: tuple[FeatureSpec, ...]) -> FeatureExtractor:
+        frozen.prepare(cuts_of(specs), network)
+        return FeatureExtractor(frozen, specs, plan.feature_cpus)
+
     cold = min(len(cache.digests()) for cache in caches.values()) < listing.table.num_rows
-
-    def build() -> FeatureExtractor:
-        extractor = make_extractor(network(), plan.features)
-        if cold:
-            extractor.prepare()
-        return extractor
-
-    first = background(build, "trace the network").result
+    first = background(functools.partial(compiled, plan.features), "compile the network").result if cold else None
 
     def extractor(specs: tuple[FeatureSpec, ...]) -> FeatureExtractor:
-        return first() if specs == plan.features else make_extractor(network(), specs)
+        return first() if first and specs == plan.features else compiled(specs)
 
     return InProcess(extractor), caches
 
@@ -241,9 +269,18 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
     with follow(plan.run, out, config.monitor):
         trainer.fit(plan, ledger.classes, say)
     stopwatch.lap("train")
-    best = save_best(plan, ledger, network())
+    best = save_best(plan, ledger, network(), _sample(plan, ledger))
     stopwatch.lap("save")
     return best
+
+
+def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
+    """Some decoded photos that were not trained on, of all classes: uint8 [n, size, size, 3]."""
+    rows = listing_of(ledger.subset("test" if ledger.counts().get("test") else "validation"))
+    rows = rows.take(np.unique(np.linspace(0, rows.num_rows - 1, _SAMPLE).round().astype(np.int64)))
+    block = reading.decode_block(reading.read_block(rows), size=plan.image_size, max_pixels=plan.config.max_pixels)
+    shape = (-1, plan.image_size, plan.image_size, 3)
+    return np.frombuffer(b"".join(block["pixels"].drop_null().to_pylist()), np.uint8).reshape(shape)
 
 
 def _say_what_was_found(extraction: Extraction, out: Console) -> None:

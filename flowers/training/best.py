@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from flowers import __version__, bundle, runs
 from flowers.data.ledger import Ledger
 from flowers.evaluation.metrics import Counts, Summary, summarize
@@ -36,13 +39,17 @@ class BestModel:
     versions: dict[str, str]
 
 
-def save_best(plan: Plan, ledger: Ledger, network: Any) -> BestModel:
+def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.uint8]) -> BestModel:
     """Gives the network the weights of the best epoch and saves it.
 
     Args:
         plan: of the run.
         ledger: its photos.
         network: what `flowers.model.backbones.build_backbone` returned, with its start weights.
+        photos: uint8 [n, size, size, 3], on which what is saved is compared with what was trained.
+
+    Raises:
+        FlowersError: they differ (`flowers.bundle.save_bundle`).
     """
     classes, backbone = ledger.classes, plan.config.backbone
     best, last = trainer.best(plan.run)
@@ -77,10 +84,10 @@ def save_best(plan: Plan, ledger: Ledger, network: Any) -> BestModel:
         "config": plan.config.identity(),
         "versions": saved.versions,
     }
-    bundle.save_bundle(model, manifest, saved.bundle)
+    bundle.save_bundle(model, manifest, saved.bundle, photos)
     return saved
 
 
 def _versions() -> dict[str, str]:
-    names = ("ray", "tensorflow", "keras", "pyarrow", "numpy", "pillow")
+    names = ("ray", "tensorflow", "keras", "openvino", "pyarrow", "numpy", "pillow")
     return {"flowers": __version__, "python": platform.python_version(), **{name: version(name) for name in names}}

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flowers import storage
-from flowers.bundle import working_folder
 from flowers.errors import DamagedFile
 
 ARRAYS, STATE, MANIFEST = "state.npz", "state.json", "manifest.json"
@@ -45,7 +44,7 @@ def save(folder: str, checkpoint: Checkpoint) -> str:
     """
     uri = uri_of(folder, checkpoint.epoch)
     with storage.enough_space(f"the checkpoint of epoch {checkpoint.epoch} in {folder}"):
-        scratch = working_folder(uri)
+        scratch = storage.working_folder(uri)
         try:
             with open(f"{scratch}/{ARRAYS}", "wb") as file:
                 np.savez(file, **checkpoint.arrays)  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flowers import storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.errors import FlowersError, InputError, first_line
+from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
 from flowers.runs import Run
 from serving.options import ServeOptions, batch_sizes
@@ -170,7 +171,11 @@ class Versions:
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
             predictor = Predictor(
-                load_bundle(uri), self._options.max_pixels, batch_sizes(self._options.tuning.max_batch_size)
+                load_bundle(uri),
+                self._options.max_pixels,
+                batch_sizes(self._options.tuning.max_batch_size),
+                resolve_engine(self._options.engine, self._options.gpus)[0],
+                max(1, int(self._options.cpus)),
             )
             pace = predictor.warm()
         except FlowersError as error:

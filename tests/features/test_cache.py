@@ -20,13 +20,23 @@ from flowers.features import spec as spec_module
 from flowers.features.cache import BFLOAT16, FeatureCache, from_arrow, to_arrow
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.spec import BATCH, FeatureSpec
+from flowers.inference.engine import ENGINES
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
 from flowers.model.registry import POOL
+from tests.toys import extractor
 
 SIZE = 8
 # Of the network below: its output, what lies in the middle, and its input; as they are and mirrored.
-SPEC = FeatureSpec(cut="pool", backbone="tiny", weights="random:0", image_size=SIZE, precision="float32", max_pixels=10)
+SPEC = FeatureSpec(
+    cut="pool",
+    backbone="tiny",
+    weights="random:0",
+    image_size=SIZE,
+    precision="float32",
+    engine="tensorflow",
+    max_pixels=10,
+)
 SPECS = [replace(SPEC, cut=cut, view=view) for cut in ("pool", "half", "pixels") for view in ("flip", "plain")]
 
 
@@ -69,26 +79,30 @@ def check_independence(part: FeatureExtractor, pixels: npt.NDArray[np.uint8]) ->
         assert len(np.unique(rows.astype(np.float64), axis=0)) == len(rows) == len(pixels)
 
 
-def test_every_cut_of_every_view() -> None:
-    pixels = photos(BATCH + 5)
-    for specs in (SPECS, SPECS[::-1], SPECS[2:3], SPECS[3:4]):
-        found = FeatureExtractor(tiny(), specs).features(pixels)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_cut_of_every_view(tmp_path: Path, engine: str) -> None:
+    pixels, made = photos(BATCH + 5), [replace(spec, engine=engine) for spec in SPECS]
+    for specs in (made, made[::-1], made[2:3], made[3:4]):
+        found = extractor(tiny(), specs, tmp_path).features(pixels)
         for spec, rows in zip(specs, found, strict=True):
             np.testing.assert_allclose(rows, by_hand(pixels, spec), atol=1e-5, err_msg=spec.column)
             assert rows.dtype == (np.uint8 if spec.cut == "pixels" else np.float32)
 
 
-def test_features_do_not_depend_on_company() -> None:
-    check_independence(FeatureExtractor(tiny(), SPECS), photos(2 * BATCH + 5))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_do_not_depend_on_company(tmp_path: Path, engine: str) -> None:
+    specs = [replace(spec, engine=engine) for spec in SPECS]
+    check_independence(extractor(tiny(), specs, tmp_path), photos(2 * BATCH + 5))
 
 
 @pytest.mark.networks
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_real_features_do_not_depend_on_company(shared: Path, precision: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_real_features_do_not_depend_on_company(shared: Path, tmp_path: Path, engine: str, precision: str) -> None:
     weights = shared / "weights" / "mobilenet_v2_224_no_top.weights.h5"
-    base = replace(SPEC, backbone="mobilenetv2", image_size=96)
+    base = replace(SPEC, backbone="mobilenetv2", image_size=96, precision=precision, engine=engine)
     specs = [replace(base, cut=cut, view=view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
-    part = FeatureExtractor(build_backbone("mobilenetv2", str(weights), 96, precision), specs)
+    part = extractor(build_backbone("mobilenetv2", str(weights), 96, precision), specs, tmp_path)
     pixels = photos(BATCH + 4, 96)
     check_independence(part, pixels)
     kinds = [rows.dtype for rows in part.features(pixels[:1])]
@@ -99,8 +113,8 @@ def test_real_features_do_not_depend_on_company(shared: Path, precision: str) ->
         np.testing.assert_array_equal(plain[number + 1], flipped[number])
 
 
-def test_blocks_with_nothing_to_do_in_some_rows() -> None:
-    part, pixels = FeatureExtractor(tiny(), SPECS), photos(2)
+def test_blocks_with_nothing_to_do_in_some_rows(tmp_path: Path) -> None:
+    part, pixels = extractor(tiny(), SPECS, tmp_path), photos(2)
     rows = {name: [None] * 4 for name in reading.PIXELS.names}
     rows["pixels"] = [pixels[0].tobytes(), None, pixels[1].tobytes(), None]
     block = pa.table(rows, schema=reading.PIXELS)
@@ -303,7 +317,7 @@ def test_a_large_matrix_lies_in_a_file(cache: FeatureCache, monkeypatch: pytest.
 
 def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {"backbone": "resnet101", "weights": "random:1", "image_size": 225, "precision": "bfloat16"}
-    changes |= {"max_pixels": 11, "cut": "x", "view": "flip"}
+    changes |= {"engine": "openvino", "max_pixels": 11, "cut": "x", "view": "flip"}
     assert {field.name for field in fields(FeatureSpec)} == changes.keys()
     keys = [SPEC.key, *(replace(SPEC, **{name: value}).key for name, value in changes.items())]  # type: ignore[arg-type]
     assert replace(SPEC).key == keys[0]

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 
 from flowers.config import TrainConfig
 from flowers.features.cache import FeatureCache
-from flowers.features.extractor import FeatureExtractor
 from flowers.model import backbones, cuts
 from flowers.model.registry import POOL, cut_of
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import checkpoints, trainer
+from tests.toys import extractor
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -101,6 +101,7 @@ class Place:
             "weights": config.weights,
             "start_weights": config.weights,
             "precision": "float32",
+            "engine": "tensorflow",  # which rounds as training does
             "cut": cut_of(config.backbone, config.trainable),
         }
         plan = Plan(config=config, run=Run(str(self.folder / name)), **{**found, **changes})
@@ -112,7 +113,7 @@ class Place:
         caches = {spec: FeatureCache(plan.cache(spec)).open() for spec in plan.features}
         empty = [spec for spec, cache in caches.items() if not cache.digests()]
         if empty:
-            made = FeatureExtractor(self.network, empty).features(self.photos.pixels)
+            made = extractor(self.network, empty, plan.networks).features(self.photos.pixels)
             for spec, rows in zip(empty, made, strict=True):
                 caches[spec].add(self.photos.digests, rows)
                 caches[spec].flush()

@@ -20,7 +20,6 @@ from flowers.data import images
 from flowers.data.crops import random_resized_crop
 from flowers.errors import DamagedFile, FlowersError
 from flowers.features.cache import BFLOAT16, FeatureCache
-from flowers.features.extractor import FeatureExtractor
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import inputs
@@ -28,6 +27,7 @@ from flowers.training.batches import EpochBatches, epoch_batches
 from flowers.training.inputs import CROP_SCALE, Cached, Streamed, Subset, read_subsets, steps_at_once
 from tests.e2e.conftest import draw
 from tests.parity.runs import tiny_network
+from tests.toys import extractor
 
 SIZE, BATCH = 32, 4
 
@@ -194,7 +194,7 @@ def cache_pixels(plan: Plan, photos: Subset) -> None:
     decoded = np.stack([images.decode(Path(path.as_py()).read_bytes(), SIZE) for path in photos.photos["path"]])
     network = tiny_network(plan.config.backbone, "", SIZE, "float32")
     specs = [plan.feature("pixels", view) for view in plan.views]
-    for spec, rows in zip(specs, FeatureExtractor(network, specs).features(decoded), strict=True):
+    for spec, rows in zip(specs, extractor(network, specs, plan.networks).features(decoded), strict=True):
         cache = FeatureCache(plan.cache(spec))
         cache.add(photos.photos["sha256"].to_pylist(), rows)
         cache.flush()

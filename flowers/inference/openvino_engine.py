@@ -1,0 +1,55 @@
+"""OpenVINO as the engine: a network from its files, on CPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import openvino
+
+from flowers.inference.engine import Engine, Outputs, Photos
+
+NETWORK = ("network.xml", "network.bin")
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVINOEngine(Engine):
+    """A network that `flowers.inference.conversion.convert` saved.
+
+    Args:
+        folder: local, with the files `NETWORK`; they may be deleted afterwards.
+        sizes: of the batches, ascending.
+        precision: "float32", or "bfloat16", which holds where the CPU computes in it.
+        threads: that compute.
+    """
+
+    def __init__(self, folder: str, sizes: Sequence[int], precision: str, threads: int) -> None:
+        core = openvino.Core()
+        network = core.read_model(os.path.join(folder, NETWORK[0]))
+        super().__init__(network.input().partial_shape[1].get_length(), sizes)
+        self.outputs = [_without_batch(output) for output in network.outputs]
+        if len(self.sizes) == 1:
+            network.reshape([self.sizes[0], self.image_size, self.image_size, 3])
+        options = {
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            # Several engines on one machine, each tied to the same cores, would wait for each other.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._request = core.compile_model(network, "CPU", options).create_infer_request()
+
+    def _compute(self, photos: Photos) -> Outputs:
+        self._request.infer({0: photos}, share_inputs=True)
+        return [output.data.copy() for output in self._request.output_tensors]
+
+
+def output_shape(folder: str, output: int) -> tuple[int, ...]:
+    """The shape of an output of a saved network, without the batch."""
+    return _without_batch(openvino.Core().read_model(os.path.join(folder, NETWORK[0])).output(output))
+
+
+def _without_batch(output: Any) -> tuple[int, ...]:
+    shape = output.partial_shape
+    return tuple(shape[axis].get_length() for axis in range(1, len(shape)))
