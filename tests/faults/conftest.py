@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from flowers.config import TrainConfig
 from flowers.options import flag
 from tests.e2e.conftest import Done, Job, command, draw
 from tests.e2e.conftest import job as job
+from tests.parity.runs import calibrated
 
 SIZE = 64
 # With --monitor accuracy the best epoch is one before the last: that hardly changes anything any more.
@@ -104,28 +106,16 @@ class Progress:
         return waited > lines[-1]["seconds"] / 3
 
 
-def calibrated(data: Path, target: Path) -> Path:
-    """Weights of a random MobileNetV2 whose statistics fit the photos: without, its features are nearly constant."""
-    import keras
-
-    from flowers.model.backbones import build_backbone
-
-    body = build_backbone("mobilenetv2", "random", SIZE, "float32").get_layer("mobilenetv2")
-    body.trainable = True
-    for layer in body.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0
-    photos = [np.asarray(Image.open(path).resize((SIZE, SIZE))) for path in sorted(data.glob("*/*.jpg"))[::2]]
-    body(np.stack(photos).astype(np.float32) / 127.5 - 1, training=True)
-    body.save_weights(target)
-    return target
+def pixels(data: Path) -> npt.NDArray[np.uint8]:
+    """Every second picture of a folder."""
+    return np.stack([np.asarray(Image.open(path).resize((SIZE, SIZE))) for path in sorted(data.glob("*/*.jpg"))[::2]])
 
 
 @pytest.fixture(scope="session")
 def place(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Place:
     folder = tmp_path_factory.mktemp("faults")
     data = draw(folder / "data", classes=3, each=24)
-    return Place(job, data, calibrated(data, folder / "mobilenetv2.weights.h5"), folder / "runs")
+    return Place(job, data, calibrated(pixels(data), folder / "mobilenetv2.weights.h5"), folder / "runs")
 
 
 @pytest.fixture(scope="session")

@@ -179,6 +179,21 @@ def apart(ours: Arrays, theirs: Arrays, start: Arrays) -> float:
     return distance(theirs) / distance(start)
 
 
+def calibrated(photos: npt.NDArray[np.uint8], target: Path) -> Path:
+    """Weights of a random MobileNetV2 whose statistics fit the photos: without, its features are nearly constant."""
+    import keras
+
+    size = photos.shape[1]
+    body = backbones.build_backbone("mobilenetv2", "random", size, "float32").get_layer("mobilenetv2")
+    body.trainable = True
+    for layer in body.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    body(photos.astype(np.float32) / 127.5 - 1, training=True)
+    body.save_weights(target)
+    return target
+
+
 def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
     """In place of `build_backbone`: the names of MobileNetV2's last blocks, and hardly any weights."""
     import keras

@@ -22,13 +22,13 @@ from flowers.training.loop import _epoch
 from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
 from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches
-from tests.parity.runs import CLASSES, Arrays, Place, apart, drawn, start_of
+from tests.parity.runs import CLASSES, Arrays, Place, apart, calibrated, drawn, start_of
 
 pytestmark = pytest.mark.networks
 SIZE, BATCH, EPOCHS = 64, 8, 3
 TRAIN, VALIDATION = 2 * BATCH + 5, 11
-FRACTIONS = {"conv5_block1": 0.8**3, "conv5_block2": 0.8**2, "conv5_block3": 0.8}
-WIDTH = 2048
+FRACTIONS = {"block_15": 0.8**3, "block_16": 0.8**2, "Conv_1": 0.8}
+WIDTH = 1280
 
 
 class Pixels:
@@ -45,11 +45,13 @@ class Pixels:
 
 
 def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
+    photos = drawn(TRAIN, VALIDATION, SIZE)
+    weights = str(calibrated(photos.pixels, folder / "mobilenetv2.weights.h5"))
     config = TrainConfig(
-        backbone="resnet50v2",
-        weights="random",
+        backbone="mobilenetv2",
+        weights=weights,
         image_size=SIZE,
-        trainable="stage5",
+        trainable="block_15",
         batch_size=BATCH,
         epochs=EPOCHS,
         dropout=0.2,
@@ -58,8 +60,8 @@ def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
         warmup_epochs=0.5,
         tail_learning_rate=3e-4,  # at 1e-3 these random weights blow roundings up to 1e-3 of the loss
     )
-    network = backbones.build_backbone("resnet50v2", "random", SIZE, precision)
-    place = Place(folder, drawn(TRAIN, VALIDATION, SIZE), network)
+    network = backbones.build_backbone("mobilenetv2", weights, SIZE, precision)
+    place = Place(folder, photos, network)
     return place, place.plan("run", config, precision=precision)
 
 
@@ -88,7 +90,7 @@ def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[li
         assert prepared.step.trained.body.input_shape == (None, SIZE, SIZE, 3)
         prepared = dataclasses.replace(prepared, train=photos[0], validation=photos[1])
     else:
-        assert prepared.step.trained.body.input_shape == (None, 2, 2, 1024)
+        assert prepared.step.trained.body.input_shape == (None, 2, 2, 160)
     prepared.step.restore(found.arrays, "head")
     losses: list[float] = []
     run = prepared.step.run
@@ -112,16 +114,25 @@ def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float],
     import tensorflow as tf
 
     config, found = plan.config, head_done(plan).arrays
-    network = backbones.build_backbone("resnet50v2", "random", SIZE, plan.precision)
-    body = network.get_layer("resnet50v2")
+    network = backbones.build_backbone("mobilenetv2", config.weights, SIZE, plan.precision)
+    body = network.get_layer("mobilenetv2")
     body.trainable = True
     for layer in body.layers:
-        layer.trainable = layer.name.startswith("conv5_") and not isinstance(layer, keras.layers.BatchNormalization)
+        layer.trainable = layer.name.startswith(tuple(FRACTIONS)) and not isinstance(
+            layer, keras.layers.BatchNormalization
+        )
     dense = keras.layers.Dense(3, kernel_regularizer=keras.regularizers.L2(config.l2), dtype="float32")
     dense.build((None, WIDTH))
     dense.set_weights([found["head:0"], found["head:1"]])
     groups = [
-        (fraction, [variable for variable in network.trainable_variables if f"{block}_" in variable.path])
+        (
+            fraction,
+            [
+                variable
+                for variable in network.trainable_variables
+                if f"{block}/" in variable.path or f"{block}_" in variable.path
+            ],
+        )
         for block, fraction in FRACTIONS.items()
     ]
     assert sum(len(group) for _, group in groups) == len(network.trainable_variables)

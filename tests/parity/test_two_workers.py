@@ -9,7 +9,7 @@ import pytest
 
 from flowers.config import TrainConfig
 from flowers.model import backbones
-from tests.parity.runs import Place, apart, drawn, fit, lines_of, newest, start_of
+from tests.parity.runs import Place, apart, calibrated, drawn, fit, lines_of, newest, start_of
 
 # Neither divides by the batch of 32, nor by two workers: the last batch leaves the second worker without a photo.
 TRAIN, VALIDATION, SIZE = 32 * 3 + 13, 41, 32
@@ -29,11 +29,13 @@ def test_two_workers_equal_one(
     tmp_path: Path, precision: str, tail_learning_rate: float, limit: float, distance: float
 ) -> None:
     """Three epochs of each phase, with all that takes part in a step."""
+    photos = drawn(TRAIN, VALIDATION, SIZE, light=40)
+    weights = str(calibrated(photos.pixels[:64], tmp_path / "mobilenetv2.weights.h5"))
     config = TrainConfig(
-        backbone="resnet50v2",
-        weights="random",
+        backbone="mobilenetv2",
+        weights=weights,
         image_size=SIZE,
-        trainable="stage5",
+        trainable="block_16",
         augment="flip",
         batch_size=32,
         head_epochs=3,
@@ -45,8 +47,8 @@ def test_two_workers_equal_one(
         learning_rate=0.003,
         tail_learning_rate=tail_learning_rate,
     )
-    network = backbones.build_backbone("resnet50v2", "random", SIZE, precision)
-    place = Place(tmp_path, drawn(TRAIN, VALIDATION, SIZE, light=40), network)
+    network = backbones.build_backbone("mobilenetv2", weights, SIZE, precision)
+    place = Place(tmp_path, photos, network)
     one = place.plan("one", config, precision=precision)
     two = place.plan("two", config, precision=precision, workers=2, worker_cpus=1)
     assert fit(one) == []
