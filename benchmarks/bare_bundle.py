@@ -7,7 +7,6 @@ import json
 import os
 import statistics
 import time
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -15,25 +14,26 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle")
+    parser.add_argument("--engine", default="openvino", choices=["openvino", "tensorflow"])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batches", type=int, default=15)
     arguments = parser.parse_args()
 
     import numpy as np
-    import tensorflow as tf
 
     from flowers.bundle import load_bundle
 
     bundle = load_bundle(arguments.bundle)
-    forward = tf.function(lambda pixels: bundle.model(pixels, training=False))
+    engine = bundle.engine(arguments.engine, sizes=(1, 32), threads=arguments.threads)
     rng = np.random.default_rng(0)
 
     def seconds(count: int, times: int) -> list[float]:
-        photos: Any = tf.constant(rng.integers(0, 256, (count, bundle.image_size, bundle.image_size, 3), np.uint8))
-        forward(photos)
+        photos = rng.integers(0, 256, (count, bundle.image_size, bundle.image_size, 3), np.uint8)
+        engine(photos)
         found = []
         for _ in range(times):
             began = time.perf_counter()
-            forward(photos).numpy()
+            engine(photos)
             found.append(time.perf_counter() - began)
         return found
 

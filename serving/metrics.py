@@ -53,6 +53,9 @@ class Metrics:
         self._waiting = Gauge(
             "flowers_waiting", "Photos taken and not answered yet.", registry=own, multiprocess_mode="livesum"
         )
+        self._held = Gauge(
+            "flowers_held_bytes", "Bytes of requests that are held.", registry=own, multiprocess_mode="livesum"
+        )
         self._version = Gauge(
             "flowers_model_version", "The version that answers.", registry=own, multiprocess_mode="liveall"
         )
@@ -97,6 +100,7 @@ class Metrics:
     def update_gauges(self) -> None:
         """Notes how this replica is now: any other one on the machine may be asked for it."""
         self._waiting.set(self._service.admission.waiting)
+        self._held.set(self._service.admission.held)
         self._version.set(self._service.versions.current.number)
         self._failed.set(self._service.versions.error is not None)
 

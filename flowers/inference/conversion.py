@@ -24,15 +24,19 @@ def convert(function: Callable[[Any], Sequence[Any]], image_size: int, folder: s
         image_size: height and width of its input, in pixels.
         folder: a local one, which is there.
     """
-    pixels = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="pixels")
-    traced = tf.function(function, input_signature=[pixels]).get_concrete_function()
-    graph = convert_variables_to_constants_v2(traced).graph.as_graph_def()
     with tempfile.NamedTemporaryFile(prefix="flowers-", suffix=".pb") as file:
-        file.write(graph.SerializeToString())
+        file.write(frozen_graph(function, image_size))
         file.flush()
         # `openvino.convert_model` of TensorFlow's objects would do the same, but fails on Python 3.13 (2026.4).
         network = openvino.Core().read_model(file.name)
         openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
+
+
+def frozen_graph(function: Callable[[Any], Sequence[Any]], image_size: int) -> bytes:
+    """A function as a TensorFlow graph (`GraphDef`) with constants for weights, from `pixels:0` to `Identity:0`, ..."""
+    pixels = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="pixels")
+    traced = tf.function(function, input_signature=[pixels]).get_concrete_function()
+    return bytes(convert_variables_to_constants_v2(traced).graph.as_graph_def().SerializeToString())
 
 
 def in_float32(model: Any) -> Any:

@@ -42,6 +42,7 @@ class Listener:
         self._socket.bind((host, port))
         config = uvicorn.Config(
             self._answer,
+            interface="asgi3",
             lifespan="off",
             access_log=False,
             log_config=None,

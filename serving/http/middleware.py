@@ -23,6 +23,11 @@ from serving.service import Overloaded, ServingError, TooLarge
 _OPEN = ("/page/", "/v2/health/")
 
 
+# A refusal waits so long. A client that comes back at once, a hundred of its kind beside it, could else keep a core
+# busy with refusals alone; waiting costs nothing.
+_REFUSAL_S = 0.025
+
+
 class Unauthorized(ServingError):
     """No token, or not one that is known."""
 
@@ -104,6 +109,8 @@ class RequestLimitsMiddleware:
                     raise
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
+                if isinstance(error, Overloaded):
+                    await asyncio.sleep(_REFUSAL_S)
                 set_error_code(scope, error)
                 response = error_response(path, error)
                 if isinstance(error, Unauthorized):

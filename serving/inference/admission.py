@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,18 +19,20 @@ class Admission:
 
     Args:
         options: the limits.
-        pace: seconds a photo takes when many travel together.
+        pace: seconds that the network takes for a photo when many travel together.
 
     Attributes:
         waiting: photos that are taken and not answered yet.
         held: bytes of requests that are held.
-        pace: as above; it follows the batches that are run.
+        pace: seconds after which the next photo is answered while others wait, decoding included; it follows the
+            batches that are run.
     """
 
     def __init__(self, options: ServeOptions, pace: float) -> None:
         self._options = options
         self.waiting = self.held = 0
         self.pace = pace
+        self._busy_since = math.nan  # the end of the last batch, if photos waited then
 
     def check(self, photos: int = 1, size: int = 0) -> None:
         """Whether so many photos, or bytes, may come now.
@@ -55,5 +59,15 @@ class Admission:
             self.waiting -= photos
 
     def learn(self, photos: int, seconds: float) -> None:
-        """Takes in how long a batch took."""
+        """Takes in a batch that has just ended, and is not answered yet.
+
+        Args:
+            photos: in it.
+            seconds: that the network took. What counts is the time since the batch before it, if photos waited all
+                the while: then the network waited for its photos to be decoded.
+        """
+        now = time.perf_counter()
+        if not math.isnan(self._busy_since):
+            seconds = now - self._busy_since
+        self._busy_since = now if self.waiting > photos else math.nan
         self.pace += (seconds / photos - self.pace) * min(1.0, photos / _REMEMBERED)

@@ -162,6 +162,23 @@ def test_the_pace_follows_the_batches() -> None:
     assert admission.waiting == 0
 
 
+def test_the_pace_is_that_of_the_decoders_while_the_network_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches take 10 ms each and end 100 ms apart, as long as photos wait."""
+    now = 5.0
+    monkeypatch.setattr("serving.inference.admission.time.perf_counter", lambda: now)
+    admission = Admission(ServeOptions(bundle="x"), pace=0.01)
+    admission.waiting = 3
+    for _ in range(2000):
+        admission.learn(1, 0.01)
+        now += 0.1
+    assert admission.pace == pytest.approx(0.1, rel=0.01)
+    admission.waiting = 1
+    for _ in range(2000):  # each photo comes after the answer to the one before
+        admission.learn(1, 0.01)
+        now += 0.1
+    assert admission.pace == pytest.approx(0.01, rel=0.01)
+
+
 @pytest.fixture
 def tokens(tmp_path: Path) -> dict[str, Any]:
     (tmp_path / "tokens").write_text("first\nsecond\n")

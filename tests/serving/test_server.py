@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from PIL import Image
 
 from flowers.predictor import Prediction, Predictor
@@ -176,24 +179,65 @@ def test_size_is_that_of_the_bundle(predictor: Predictor) -> None:
     assert predictor.bundle.image_size == SIZE
 
 
-def test_overload_and_the_end(server: Server) -> None:
-    """Far too many photos get 503 at once; what was accepted is answered, also when the server is told to end.
+def test_a_replica_does_without_tensorflow(server: Server) -> None:
+    (replica,) = server.replicas()
+    maps = Path(f"/proc/{replica}/maps").read_text()
+    assert "libopenvino" in maps
+    assert "tensorflow" not in maps
 
-    The last of this file, as it ends the server that is shared.
-    """
+
+def test_overload(server: Server) -> None:
+    """Far too many photos get 503 at once."""
     files = [("files", (str(seed), noise(seed), "image/png")) for seed in range(64)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(pool.map(lambda _: server.post("/predict", files=files), range(60)))
-        assert {answer.status_code for answer in answers} == {200, 503}
-        for answer in answers:
-            if answer.status_code == 200:
-                assert [set(item) >= {"label", "score"} for item in answer.json()["items"]] == [True] * 64
-            else:
-                assert answer.headers["retry-after"] == "1"
-                assert answer.json()["error"]["code"] == "overloaded"
-        assert server.predict(noise(1)).status_code == 200
-        assert 'flowers_errors_total{code="overloaded",of="request"}' in server.get("/metrics").text
-        asked = pool.submit(server.post, "/predict", files=files)
-        wait_for(lambda: "flowers_waiting 0.0" not in server.get("/metrics").text or asked.done())
-        assert server.stop() == 0
-        assert len(asked.result().json()["items"]) == 64
+    assert {answer.status_code for answer in answers} == {200, 503}
+    for answer in answers:
+        if answer.status_code == 200:
+            assert [set(item) >= {"label", "score"} for item in answer.json()["items"]] == [True] * 64
+        else:
+            assert answer.headers["retry-after"] == "1"
+            assert answer.json()["error"]["code"] == "overloaded"
+    assert server.predict(noise(1)).status_code == 200
+    assert 'flowers_errors_total{code="overloaded",of="request"}' in server.get("/metrics").text
+
+
+def half_sent(server: Server, photo: bytes) -> http.client.HTTPConnection:
+    """A request that the server has, but for the last byte of its photo."""
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+    connection.putrequest("POST", "/predict")
+    connection.putheader("Content-Type", "image/png")
+    connection.putheader("Content-Length", str(len(photo)))
+    connection.endheaders(photo[:-1])
+    return connection
+
+
+def refuses(server: Server) -> bool:
+    try:
+        server.get("/v2/health/live")
+    except requests.ConnectionError:
+        return True
+    return False
+
+
+def test_what_was_accepted_is_answered(server: Server, predictor: Predictor) -> None:
+    """The server is told to end while requests are on their way, and answers each of them.
+
+    The last of this file, as it ends the server that is shared.
+    """
+    photos = [noise(seed) for seed in range(24)]
+    asked = [half_sent(server, photo) for photo in photos]
+    held = sum(len(photo) - 1 for photo in photos)
+    wait_for(lambda: f"flowers_held_bytes {float(held)}" in server.get("/metrics").text)
+    server.job.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: refuses(server))
+    assert server.job.process.poll() is None
+    for connection, photo in zip(asked, photos, strict=True):
+        connection.send(photo[-1:])
+        answer = connection.getresponse()
+        assert answer.status == 200
+        np.testing.assert_allclose(
+            scores(json.loads(answer.read())), expected(predictor, photo).probabilities, atol=2e-6
+        )
+    assert server.job.wait() == 0
+    assert "Stopping: what was accepted is answered." in server.job.out.read_text()

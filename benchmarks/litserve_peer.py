@@ -1,0 +1,59 @@
+"""A short LitServe script with ONNX Runtime, as people write it; run by a Python that has litserve and onnxruntime.
+
+    python -m venv peers && peers/bin/pip install litserve onnxruntime pillow python-multipart
+    python -m benchmarks.serve_speed DATA --peer-python peers/bin/python
+
+It needs nothing of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from typing import Any
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="an .onnx file: uint8 [n, size, size, 3] to probabilities")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-timeout", type=float, default=0.0)
+    arguments = parser.parse_args()
+
+    import litserve
+    import numpy as np
+    import onnxruntime
+    from fastapi import UploadFile
+    from PIL import Image, ImageOps
+
+    class Photos(litserve.LitAPI):
+        def setup(self, device: str) -> None:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = arguments.threads
+            self.session = onnxruntime.InferenceSession(arguments.model, options, providers=["CPUExecutionProvider"])
+            self.name, self.size = self.session.get_inputs()[0].name, self.session.get_inputs()[0].shape[1]
+
+        def decode_request(self, request: UploadFile) -> Any:
+            photo = ImageOps.exif_transpose(Image.open(io.BytesIO(request.file.read()))).convert("RGB")
+            return np.asarray(ImageOps.fit(photo, (self.size, self.size), Image.Resampling.BILINEAR))
+
+        def batch(self, inputs: list[Any]) -> Any:
+            return np.stack(inputs)
+
+        def predict(self, batch: Any) -> Any:
+            return self.session.run(None, {self.name: batch if batch.ndim == 4 else batch[None]})[0]
+
+        def unbatch(self, output: Any) -> list[Any]:
+            return list(output)
+
+        def encode_response(self, output: Any) -> dict[str, object]:
+            return {"label": int(output.argmax()), "score": float(output.max())}
+
+    api = Photos(max_batch_size=32, batch_timeout=arguments.batch_timeout)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(host="127.0.0.1", port=arguments.port, num_api_servers=1, generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The listener: what has come is answered before it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from serving.http.listener import Listener
+
+HOSTS = ["127.0.0.1", "::1"]
+
+
+class Slow:
+    """An ASGI app that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+        self.answer = threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            self.asked.release()
+            await asyncio.to_thread(self.answer.wait, 30)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Running:
+    """Listeners in an event loop of their own thread."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+
+    def listen(self, app: Any, host: str, port: int) -> Listener:
+        async def start() -> Listener:
+            return Listener(app, host, port)
+
+        return asyncio.run_coroutine_threadsafe(start(), self.loop).result(30)
+
+    def end(self, listener: Listener) -> Any:
+        """A future that is done when the listener has ended."""
+        return asyncio.run_coroutine_threadsafe(listener.end(), self.loop)
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    made = Running()
+    yield made
+    made.loop.call_soon_threadsafe(made.loop.stop)
+    made.thread.join(30)
+
+
+@pytest.fixture(params=HOSTS)
+def host(request: pytest.FixtureRequest) -> str:
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((request.param, 0))
+        except OSError:
+            pytest.skip(f"this machine has no {request.param}")
+    return str(request.param)
+
+
+def free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def get(host: str, port: int, path: str = "/") -> tuple[int, bytes, str | None]:
+    connection = http.client.HTTPConnection(host, port, timeout=30)
+    try:
+        return ask(connection, path)
+    finally:
+        connection.close()
+
+
+def ask(connection: http.client.HTTPConnection, path: str = "/") -> tuple[int, bytes, str | None]:
+    connection.request("GET", path)
+    response = connection.getresponse()
+    return response.status, response.read(), response.headers.get("connection")
+
+
+def test_what_is_in_flight_is_answered(running: Running, host: str) -> None:
+    app, port = Slow(), free_port(host)
+    listener = running.listen(app, host, port)
+    kept = http.client.HTTPConnection(host, port, timeout=30)
+    assert ask(kept) == (200, b"ok", None)
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(get, host, port, "/slow") for _ in range(8)]
+        for _ in answers:
+            assert app.asked.acquire(timeout=30)
+        ended = running.end(listener)
+        # A client that had an answer before does not know that this is the end: its next request is answered too.
+        assert ask(kept)[:2] == (200, b"ok")
+        while True:  # no new connection is taken, while the eight still wait
+            try:
+                get(host, port)
+            except OSError:
+                break
+        assert not any(answer.done() for answer in answers)
+        assert not ended.done()
+        app.answer.set()
+        assert [answer.result(30) for answer in answers] == [(200, b"ok", "close")] * 8
+    ended.result(30)
+    assert not listener.alive
+
+
+def test_several_share_an_address(running: Running, host: str) -> None:
+    port = free_port(host)
+    first, second = (running.listen(Slow(), host, port) for _ in range(2))
+    running.end(first).result(30)
+    assert second.alive
+    assert all(get(host, port)[:2] == (200, b"ok") for _ in range(20))
+    running.end(second).result(30)
+    with pytest.raises(OSError, match="refused"):
+        get(host, port)
+
+
+def test_an_address_that_others_have(running: Running) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(OSError, match="in use"):
+            running.listen(Slow(), "127.0.0.1", other.getsockname()[1])
+
+
+def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
+    port = free_port("127.0.0.1")
+    listener = running.listen(Slow(), "127.0.0.1", port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("GET", "/", headers={f"x-{number}": "y" * 1000 for number in range(70)})
+    assert connection.getresponse().status == 431
+    assert get("127.0.0.1", port)[0] == 200
+    running.end(listener).result(30)
