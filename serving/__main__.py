@@ -28,8 +28,13 @@ TensorFlow Serving (/v1), the Open Inference Protocol (/v2) and ML.NET's sample.
 The newest run of ./{RUNS}:   python -m serving
 A run, a bundle, models:    python -m serving --bundle {RUNS}/NAME
 """
-# Ray Serve would run our code in a loop of its own, lest it block: ours does not, and each change of loop costs time.
-_ONE_LOOP = {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0", "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0"}
+_RAY = {
+    # Ray Serve would run our code in a loop of its own, lest it block: ours does not, and changing loops costs time.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+    # Ray gives its workers a low priority, so that they disturb nobody. Here they are what the machine is for.
+    "RAY_worker_niceness": "0",
+}
 # Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
 _SPARE_S = 5
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -105,7 +110,7 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
 
-    os.environ.update({**_ONE_LOOP, **CALLBACK})  # read when Ray Serve is imported
+    os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
     from ray import serve
 
     from flowers.cluster.session import ray_session

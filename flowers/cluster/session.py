@@ -47,6 +47,11 @@ def import_tensorflow(threads: int | None = None) -> None:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
 
 
+def joined() -> bool:
+    """Whether a job joins a cluster of others, rather than starting Ray for itself."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def _start(options: dict[str, Any]) -> None:
     """Starts or joins Ray, which gives its own processes 30 s: too little on a very busy machine, so then once more."""
     import ray
@@ -96,7 +101,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
         return
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
-    if "RAY_ADDRESS" not in os.environ:
+    if not joined():
         cpus = os.cpu_count() or 1
         store = max(_OBJECT_STORE_BYTES, (64 << 20) * cpus)
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}

@@ -11,6 +11,7 @@ import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 
 from flowers import storage
+from flowers.cluster.session import joined
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
 from flowers.runs import Run
@@ -24,6 +25,18 @@ _RAY_STATE = "checkpoint_manager_snapshot.json"
 _RAY_MARKER = ".validate_storage_marker"
 # TensorFlow's words for an operation in which a worker waited for another one, in vain.
 _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
+
+
+class _OwnRayTrainer(TensorflowTrainer):
+    """A trainer on a Ray that is of this job alone.
+
+    Ray's cleaner of what a dead controller leaves asks the dashboard whether it is dead. Here is no dashboard, and what
+    is left ends with the job; but each run waited ten seconds for that question before it ended.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
 
 
 def prepare(plan: Plan, say: Callable[[str], None]) -> None:
@@ -83,7 +96,8 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
         scaling = ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.worker_gpus > 0, resources_per_worker=resources
         )
-    trainer = TensorflowTrainer(
+    trainer_class = TensorflowTrainer if joined() else _OwnRayTrainer
+    trainer = trainer_class(
         train_loop,
         train_loop_config={"plan": plan, "classes": list(classes)},
         scaling_config=scaling,

@@ -113,21 +113,23 @@ def test_versions_are_swapped_under_load_and_rolled_back(server: Server, models:
     by_version = {1: expected(Predictor(loaded(models / "flowers" / "1")), photo)}
     with ThreadPoolExecutor(3) as pool:
         tasks = [pool.submit(ask) for _ in range(3)]
-        for number in (2, 3, 4):
-            if number == 3:
-                damage(publish(models.parent / "aside", 3)).rename(models / "flowers" / "3")
-                wait_for(lambda: "version 3 is refused" in server.get("/v2/models/flowers").text)
-                assert server.version() == "2"
-                assert "flowers_reload_failed 1.0" in server.get("/metrics").text
-                continue
-            folder = publish(models.parent / "aside", number)
-            by_version[number] = expected(Predictor(loaded(folder)), photo)
-            folder.rename(models / "flowers" / str(number))
-            wait_for(lambda number=number: server.version() == str(number))
-        rolled = server.post("/admin/reload", json.dumps({"version": 1}), headers=ADMIN)
-        assert (rolled.status_code, rolled.json()["version"]) == (200, "1")
-        time.sleep(0.3)
-        stop.set()
+        try:
+            for number in (2, 3, 4):
+                if number == 3:
+                    damage(publish(models.parent / "aside", 3)).rename(models / "flowers" / "3")
+                    wait_for(lambda: "version 3 is refused" in server.get("/v2/models/flowers").text)
+                    assert server.version() == "2"
+                    assert "flowers_reload_failed 1.0" in server.get("/metrics").text
+                    continue
+                folder = publish(models.parent / "aside", number)
+                by_version[number] = expected(Predictor(loaded(folder)), photo)
+                folder.rename(models / "flowers" / str(number))
+                wait_for(lambda number=number: server.version() == str(number))
+            rolled = server.post("/admin/reload", json.dumps({"version": 1}), headers=ADMIN)
+            assert (rolled.status_code, rolled.json()["version"]) == (200, "1")
+            time.sleep(0.3)
+        finally:
+            stop.set()
         for task in tasks:
             task.result()
     assert {answer.status_code for answer in seen} == {200}
