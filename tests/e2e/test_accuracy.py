@@ -12,8 +12,8 @@ from tests.e2e.conftest import Done, Job
 
 
 @pytest.fixture(scope="module")
-def sample(process: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    return process(tmp_path_factory.mktemp("sample"), "sample")
+def sample(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    return job(tmp_path_factory.mktemp("sample"), "sample")
 
 
 def test_sample_says_what_it_is_and_is_learnt(sample: Done) -> None:

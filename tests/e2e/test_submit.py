@@ -61,7 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
 
 
 def test_submitted_job_ends_with_the_same_metrics(
-    process: Job, cluster: tuple[str, dict[str, str]], tmp_path: Path
+    job: Job, cluster: tuple[str, dict[str, str]], tmp_path: Path
 ) -> None:
     address, env = cluster
     data = draw(tmp_path / "data", classes=3, each=12)
@@ -77,7 +77,7 @@ def test_submitted_job_ends_with_the_same_metrics(
         time.sleep(2)
     assert done.returncode == 0, done.stdout + done.stderr
     submitted = Done(0, done.stdout, done.stderr, tmp_path / "submitted" / "run")
-    local = process(tmp_path / "local", "run", *options)
+    local = job(tmp_path / "local", "run", *options)
     assert submitted.metrics() == local.metrics()
     assert submitted.report["test"] == local.report["test"]
     assert submitted.report["weights_sha256"] == local.report["weights_sha256"]

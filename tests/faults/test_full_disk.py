@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import resource
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from flowers.training import checkpoints
 from tests.e2e.conftest import Done
 from tests.faults.conftest import Place, Progress, result
-from tests.faults.processes import running
 
 # More than anything else the job writes from then on, less than a checkpoint of the tail.
 LIMIT = 1 << 20
 
 
-def test_full_disk(place: Place, reference: Done, tmp_path: Path) -> None:
-    """Not more than so many bytes fit into a file: writing fails as on a full disk, with another number."""
+@contextmanager
+def full_once(path: Path) -> Iterator[None]:
+    """Not more than `LIMIT` bytes fit into a file of this process as soon as there is something at `path`.
+
+    Writing fails as on a full disk then, with another number; Ray's processes go on as they are.
+    """
+    before, ended = resource.getrlimit(resource.RLIMIT_FSIZE), threading.Event()
+
+    def limit() -> None:
+        while not path.exists() and not ended.is_set():
+            ended.wait(0.01)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+
+    thread = threading.Thread(target=limit)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk(place: Place, reference: Done) -> None:
     progress = Progress(place.storage / "full")
-    with running(place.command("full"), tmp_path) as job:
-        job.until(lambda: (progress.run / "config.json").exists())
-        resource.prlimit(job.pid, resource.RLIMIT_FSIZE, (LIMIT, LIMIT))  # not that of Ray's processes
-        code = job.wait()
-    err = job.err.read_text()
-    assert code == 1, job.out.read_text() + err
+    with full_once(progress.run / "config.json"):
+        failed = place.job(place.storage, "full", *place.arguments(), code=1)
+    err = failed.err
     assert err.count("\n") == 1, err
     assert "no space left for the checkpoint of epoch 4" in err
     assert "make room and run the same command again" in err
