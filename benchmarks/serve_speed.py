@@ -47,14 +47,14 @@ head = classifier.build_head(np.zeros(depth, np.float32), np.ones(depth, np.floa
 manifest = {{"classes": list("abcde"), "image_size": 224, "precision": "float32", "versions": {{"keras": ""}}}}
 model = classifier.join(network, head)
 save_bundle(model, manifest, {folder!r})
-open({folder!r} + ".pb", "wb").write(frozen_graph(lambda pixels: [model(pixels, training=False)], 224))
+open({folder!r} + ".pb", "wb").write(frozen_graph(lambda pixels: [model(pixels, training=False)], model.weights, 224))
 """
     run([sys.executable, "-c", code])
 
 
 def make_onnx(graph: str, target: str, python: str) -> None:
     """The same network for ONNX Runtime."""
-    names = ["--inputs", "pixels:0", "--outputs", "Identity:0", "--opset", "17"]
+    names = ["--inputs", "pixels:0", "--outputs", "output_0:0", "--opset", "17"]
     run([python, "-m", "tf2onnx.convert", "--graphdef", graph, "--output", target, *names])
 
 

@@ -179,7 +179,8 @@ def _save_network(model: Any, image_size: int, folder: str) -> None:
     from flowers.inference.conversion import convert, in_float32
     from flowers.model.heatmap import explained
 
-    convert(explained(in_float32(model)), image_size, folder)
+    plain = in_float32(model)
+    convert(explained(plain), plain.weights, image_size, folder)
 
 
 def _check_agreement(model: Any, folder: str, precision: str, photos: Photos) -> None:

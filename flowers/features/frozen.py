@@ -58,7 +58,8 @@ class FrozenNetwork:
         uri = self._uri(cuts)
         folder = storage.working_folder(uri)
         try:
-            convert(self._function(in_float32(network()), cuts), self.image_size, folder)
+            plain = in_float32(network())
+            convert(self._function(plain, cuts), plain.weights, self.image_size, folder)
             hashes = {name: storage.file_sha256(os.path.join(folder, name)) for name in NETWORK}
             storage.write(os.path.join(folder, _MANIFEST), json.dumps(hashes, indent=2).encode())
             with storage.enough_space(f"the converted network {uri}"):

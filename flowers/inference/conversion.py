@@ -2,41 +2,67 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import openvino
 import tensorflow as tf
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 from flowers.inference.openvino_engine import NETWORK
 
+# From a tensor uint8 [n, size, size, 3] to the outputs of a network.
+Function = Callable[[Any], Sequence[Any]]
 
-def convert(function: Callable[[Any], Sequence[Any]], image_size: int, folder: str) -> None:
-    """Saves what a function computes as the files `NETWORK`.
+
+def convert(function: Function, weights: Sequence[Any], image_size: int, folder: str) -> None:
+    """Saves what a function computes as the files `NETWORK`, with its outputs in order.
 
     Args:
-        function: of Keras models in float32 (`in_float32`), from a tensor uint8 [n, size, size, 3] to a sequence of
-            tensors, the outputs of the network.
+        function: made of Keras models in float32 (`in_float32`).
+        weights: all variables of these models.
         image_size: height and width of its input, in pixels.
         folder: a local one, which is there.
     """
     with tempfile.NamedTemporaryFile(prefix="flowers-", suffix=".pb") as file:
-        file.write(frozen_graph(function, image_size))
+        file.write(frozen_graph(function, weights, image_size))
         file.flush()
         # `openvino.convert_model` of TensorFlow's objects would do the same, but fails on Python 3.13 (2026.4).
-        network = openvino.Core().read_model(file.name)
-        openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
+        read = openvino.Core().read_model(file.name)
+    named = {name: output for output in read.outputs for name in output.get_names()}
+    wanted = itertools.takewhile(named.__contains__, (f"output_{number}:0" for number in itertools.count()))
+    network = openvino.Model([named[name] for name in wanted], read.get_parameters(), "network")
+    openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
 
 
-def frozen_graph(function: Callable[[Any], Sequence[Any]], image_size: int) -> bytes:
-    """A function as a TensorFlow graph (`GraphDef`) with constants for weights, from `pixels:0` to `Identity:0`, ..."""
+def frozen_graph(function: Function, weights: Sequence[Any], image_size: int) -> bytes:
+    """A function as a TensorFlow graph (`GraphDef`) that holds its weights, from `pixels:0` to `output_0:0`, ...
+
+    Keras' variables are constants while it is traced. TensorFlow's own way, `convert_variables_to_constants_v2`, traces
+    variables and replaces them afterwards, which takes three times as long.
+    """
+    values = [(variable, np.asarray(variable)) for variable in weights]
     pixels = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="pixels")
-    traced = tf.function(function, input_signature=[pixels]).get_concrete_function()
-    return bytes(convert_variables_to_constants_v2(traced).graph.as_graph_def().SerializeToString())
+
+    def constant(photos: Any) -> list[Any]:
+        with keras.StatelessScope([(variable, tf.constant(value)) for variable, value in values]):
+            outputs = function(photos)
+        return [tf.identity(output, f"output_{number}") for number, output in enumerate(outputs)]
+
+    traced = tf.function(constant, input_signature=[pixels]).get_concrete_function()
+    graph = traced.graph.as_graph_def()
+    nodes = {node.name: node for node in graph.node}
+    for value, placeholder in traced.graph.captures:  # what a layer holds that is no variable, such as a mean
+        node = nodes[placeholder.op.name]
+        node.Clear()
+        node.name, node.op = placeholder.op.name, "Const"
+        node.attr["dtype"].type = placeholder.dtype.as_datatype_enum
+        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value.numpy()))
+    return bytes(graph.SerializeToString())
 
 
 def in_float32(model: Any) -> Any:

@@ -59,7 +59,8 @@ def outputs(model: Any, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.fl
 
 
 def converted(model: Any, size: int, folder: Path) -> Path:
-    convert(explained(in_float32(model)), size, str(folder))
+    plain = in_float32(model)
+    convert(explained(plain), plain.weights, size, str(folder))
     return folder
 
 
