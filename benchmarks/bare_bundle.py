@@ -22,9 +22,10 @@ def main() -> None:
     import numpy as np
 
     from flowers.bundle import load_bundle
+    from flowers.inference.engine import batch_sizes
 
     bundle = load_bundle(arguments.bundle)
-    engine = bundle.engine(arguments.engine, sizes=(1, 32), threads=arguments.threads)
+    engine = bundle.engine(arguments.engine, sizes=batch_sizes(arguments.engine, 32), threads=arguments.threads)
     rng = np.random.default_rng(0)
 
     def seconds(count: int, times: int) -> list[float]:

@@ -25,7 +25,7 @@ import numpy as np
 from flowers import storage
 from flowers.data.images import DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
-from flowers.inference.engine import Engine, Photos
+from flowers.inference.engine import CPU_BATCH, Engine, Photos
 from flowers.runs import Run
 
 SCHEMA = 1
@@ -187,7 +187,7 @@ def _check_agreement(model: Any, folder: str, precision: str, photos: Photos) ->
     """Compares what the files in `folder` and Keras say of some photos."""
     from flowers.inference.openvino_engine import OpenVINOEngine
 
-    tolerance, size = _TOLERANCE[precision], min(len(photos), 32)
+    tolerance, size = _TOLERANCE[precision], min(len(photos), CPU_BATCH)
     expected = np.concatenate(
         [np.asarray(model(photos[start : start + size], training=False)) for start in range(0, len(photos), size)]
     )

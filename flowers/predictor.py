@@ -12,8 +12,9 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
+from flowers.inference.engine import batch_sizes
 
-SIZES = (1, 8, 32)
+BATCH = 32
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
@@ -35,12 +36,12 @@ class Prediction:
 
 
 class Predictor:
-    """Runs a bundle on photos, in batches padded to a few fixed sizes.
+    """Runs a bundle on photos.
 
     Args:
         bundle: what `flowers.bundle.load_bundle` returns.
         max_pixels: photos with more are refused before decoding.
-        sizes: of the batches, ascending.
+        batch: photos that go through the network at once, at most.
         engine: that runs the network (`flowers.inference.engine.ENGINES`).
         threads: that the engine computes with; None takes all CPUs.
 
@@ -53,13 +54,13 @@ class Predictor:
         self,
         bundle: Bundle,
         max_pixels: int = images.MAX_PIXELS,
-        sizes: tuple[int, ...] = SIZES,
+        batch: int = BATCH,
         engine: str = "openvino",
         threads: int | None = None,
     ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
-        self.engine = bundle.engine(engine, sizes=sizes, threads=threads or os.cpu_count() or 1)
+        self.engine = bundle.engine(engine, sizes=batch_sizes(engine, batch), threads=threads or os.cpu_count() or 1)
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""

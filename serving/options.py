@@ -17,7 +17,11 @@ class Tuning(OptionSet):
     """What can be changed while the server runs, as the deployment's `user_config`."""
 
     max_batch_size: int = option(
-        32, "Photos that go through the network together, at most.", group="Batches", ge=1, le=1024
+        8,
+        "Photos that go through the network together, at most; more than 8 pay on GPUs only.",
+        group="Batches",
+        ge=1,
+        le=1024,
     )
     batch_wait_ms: float = option(
         0.0,
@@ -84,8 +88,3 @@ class Address(OptionSet):
     host: str = option("127.0.0.1", "Address to listen at; 0.0.0.0: all.", group="Address")
     port: int = option(8000, "Port to listen at.", ge=1, le=65535)
     verbose: bool = option(False, "Show everything that Ray and TensorFlow log.")
-
-
-def batch_sizes(most: int) -> tuple[int, ...]:
-    """The sizes that batches are padded to: powers of two, and the largest."""
-    return (*(1 << power for power in range((most - 1).bit_length())), most)

@@ -13,7 +13,7 @@ from typing import Any
 from flowers import storage
 from flowers.errors import DamagedFile
 from flowers.features.spec import BATCH
-from flowers.inference.engine import Engine
+from flowers.inference.engine import CPU_BATCH, Engine
 from flowers.model.registry import PIXELS
 
 _MANIFEST = "network.json"
@@ -86,7 +86,7 @@ class FrozenNetwork:
         from flowers.inference.openvino_engine import OpenVINOEngine
 
         with storage.local_files(self._uri(cuts), self._hashes(cuts)) as folder:
-            return OpenVINOEngine(folder, (BATCH,), self.precision, threads)
+            return OpenVINOEngine(folder, (CPU_BATCH,), self.precision, threads)
 
     def _function(self, network: Any, cuts: Sequence[str]) -> Callable[[Any], list[Any]]:
         from flowers.model.cuts import below

@@ -15,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 ENGINES = ("openvino", "tensorflow")
+# Photos that a CPU computes at once. What more of them leave between two layers does not fit into its caches: 32 photos
+# took MobileNetV2 11 ms each, 8 took 6, one 6 (docs/decisions.md).
+CPU_BATCH = 8
 
 Photos = npt.NDArray[np.uint8]
 Outputs = list[npt.NDArray[Any]]
@@ -32,15 +35,28 @@ def resolve_engine(engine: str, gpus: float) -> tuple[str, str]:
     return ("tensorflow", "there are GPUs") if gpus else ("openvino", "there is no GPU")
 
 
+def batch_sizes(engine: str, most: int) -> tuple[int, ...]:
+    """The sizes of the batches that an engine computes for any number of photos, ascending.
+
+    Args:
+        engine: its name.
+        most: no batch is larger.
+    """
+    if engine == "openvino":
+        return (1,) if most == 1 else (1, min(most, CPU_BATCH))
+    return (*(1 << power for power in range((most - 1).bit_length())), most)
+
+
 class Engine(ABC):
     """A compiled network.
 
-    Photos go through in batches of a few fixed sizes, filled up with black ones: each size is prepared once, and in
-    engines of one size a photo's numbers do not depend on how many travel with it.
+    Photos go through in batches of a few fixed sizes, each prepared once: as many of the largest as there are photos
+    for, the rest in smaller ones; if it is less than the smallest, black photos fill it up. In an engine of one size a
+    photo's numbers do not depend on how many travel with it.
 
     Args:
         image_size: height and width of its input, in pixels.
-        sizes: of the batches, ascending.
+        sizes: of the batches, ascending (`batch_sizes`).
 
     Attributes:
         outputs: the shape of each output, without the batch.
@@ -53,15 +69,15 @@ class Engine(ABC):
 
     def __call__(self, photos: Photos) -> Outputs:
         """The outputs of the network, each [n, ...], for uint8 [n, size, size, 3], n at least 1."""
-        most = self.sizes[-1]
-        parts = []
-        for start in range(0, len(photos), most):
-            chunk = photos[start : start + most]
-            # After a full batch its remainder is filled up as well: it has no size of its own to warm up.
-            size = most if start else next(size for size in self.sizes if size >= len(chunk))
-            missing = size - len(chunk)
-            padded = np.pad(chunk, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else chunk
-            parts.append([output[: len(chunk)] for output in self._compute(padded)])
+        parts, start = [], 0
+        while start < len(photos):
+            left = len(photos) - start
+            size = max((size for size in self.sizes if size <= left), default=self.sizes[0])
+            batch = photos[start : start + size]
+            if left < size:
+                batch = np.pad(batch, ((0, size - left), (0, 0), (0, 0), (0, 0)))
+            parts.append([output[:left] for output in self._compute(batch)])
+            start += size
         return [np.concatenate(outputs) if len(outputs) > 1 else outputs[0] for outputs in zip(*parts, strict=True)]
 
     def warm(self) -> float:

@@ -18,7 +18,7 @@ from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
 from flowers.runs import Run
-from serving.options import ServeOptions, batch_sizes
+from serving.options import ServeOptions
 
 PINNED = "pinned"
 
@@ -173,7 +173,7 @@ class Versions:
             predictor = Predictor(
                 load_bundle(uri),
                 self._options.max_pixels,
-                batch_sizes(self._options.tuning.max_batch_size),
+                self._options.tuning.max_batch_size,
                 resolve_engine(self._options.engine, self._options.gpus)[0],
                 max(1, int(self._options.cpus)),
             )
