@@ -69,7 +69,9 @@ def served(command: list[str], form: str, photo: bytes) -> Iterator[tuple[str, i
     """A server in a process of its own, answering; yields the address to post to, and its process id."""
     port = free_port()
     address = f"http://127.0.0.1:{port}/predict"
-    asked: dict[str, Any] = {"files": {form: photo}} if form else {"data": photo}
+    asked: dict[str, Any] = {"files": {form: photo}}
+    if not form:
+        asked = {"data": photo, "headers": {"Content-Type": "image/jpeg"}}
     command = [*command, "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
