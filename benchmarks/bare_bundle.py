@@ -25,7 +25,8 @@ def main() -> None:
     from flowers.inference.engine import batch_sizes
 
     bundle = load_bundle(arguments.bundle)
-    engine = bundle.engine(arguments.engine, sizes=batch_sizes(arguments.engine, 32), threads=arguments.threads)
+    sizes = batch_sizes(arguments.engine, 32, arguments.threads)
+    engine = bundle.engine(arguments.engine, sizes=sizes, threads=arguments.threads)
     rng = np.random.default_rng(0)
 
     def seconds(count: int, times: int) -> list[float]:

@@ -60,7 +60,13 @@ class Predictor:
     ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
-        self.engine = bundle.engine(engine, sizes=batch_sizes(engine, batch), threads=threads or os.cpu_count() or 1)
+        threads = threads or os.cpu_count() or 1
+        self.engine = bundle.engine(engine, sizes=batch_sizes(engine, batch, threads), threads=threads)
+
+    @property
+    def largest_batch(self) -> int:
+        """Photos that the engine computes at once; more of them are no faster together."""
+        return self.engine.sizes[-1]
 
     def warm(self) -> float:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""

@@ -22,8 +22,8 @@ from serving.service import Answer, BadRequest, ModelDescription, Refusal, Unkno
 
 T = TypeVar("T")
 
-# Decoding lets go of the interpreter, and is short beside the network.
-_DECODERS = 2
+# Threads that decode, for each CPU. They take their time from those of the network, which needs several times as much.
+_DECODERS = 0.5
 
 
 class Classifier:
@@ -49,7 +49,7 @@ class Classifier:
         self.metrics.update_gauges()
         tuning = self.options.tuning
         self._batcher = Batcher(tuning.max_batch_size, tuning.batch_wait_ms / 1000, self._record_batch)
-        self._decoders = ThreadPoolExecutor(_DECODERS, "decode")
+        self._decoders = ThreadPoolExecutor(max(1, int(_DECODERS * self.options.cpus)), "decode")
         if self.options.watch_s:
             threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
 

@@ -100,7 +100,7 @@ def test_heat_is_where_the_colour_is(reddest: Predictor) -> None:
 
 def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: list[int] = []
-    predictor = Predictor(reddest.bundle, batch=5)
+    predictor = Predictor(reddest.bundle, batch=5, threads=8)
     compute = predictor.engine._compute
 
     def noted(pixels: Any) -> Any:
@@ -109,7 +109,7 @@ def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(predictor.engine, "_compute", noted)
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
-    assert shapes == [1, 5, 5]
+    assert shapes == [1, 2, 4, 5, 5]
 
 
 def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:

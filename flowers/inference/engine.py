@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 ENGINES = ("openvino", "tensorflow")
-# Photos that a CPU computes at once. What more of them leave between two layers does not fit into its caches: 32 photos
-# took MobileNetV2 11 ms each, 8 took 6, one 6 (docs/decisions.md).
-CPU_BATCH = 8
+# Photos that a CPU computes at once where each has to get the same numbers, whatever travels with it. What more of them
+# leave between two layers does not fit into its caches: 32 took MobileNetV2 11 ms each, up to 8 took 6 to 8
+# (docs/decisions.md).
+CPU_BATCH = 4
 
 Photos = npt.NDArray[np.uint8]
 Outputs = list[npt.NDArray[Any]]
@@ -35,15 +36,16 @@ def resolve_engine(engine: str, gpus: float) -> tuple[str, str]:
     return ("tensorflow", "there are GPUs") if gpus else ("openvino", "there is no GPU")
 
 
-def batch_sizes(engine: str, most: int) -> tuple[int, ...]:
+def batch_sizes(engine: str, most: int, threads: int) -> tuple[int, ...]:
     """The sizes of the batches that an engine computes for any number of photos, ascending.
 
     Args:
         engine: its name.
         most: no batch is larger.
+        threads: that OpenVINO computes with: a photo for each, for the same reason as above.
     """
     if engine == "openvino":
-        return (1,) if most == 1 else (1, min(most, CPU_BATCH))
+        most = min(most, max(2, threads))
     return (*(1 << power for power in range((most - 1).bit_length())), most)
 
 

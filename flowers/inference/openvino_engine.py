@@ -25,10 +25,14 @@ class OpenVINOEngine(Engine):
     """
 
     def __init__(self, folder: str, sizes: Sequence[int], precision: str, threads: int) -> None:
-        core, path = openvino.Core(), os.path.join(folder, NETWORK[0])
-        network = core.read_model(path)
+        core = openvino.Core()
+        core.set_property({"ENABLE_MMAP": False})  # else the file stays in memory beside the weights made of it
+        network = core.read_model(os.path.join(folder, NETWORK[0]))
         super().__init__(network.input().partial_shape[1].get_length(), sizes)
         self.outputs = [_without_batch(output) for output in network.outputs]
+        # The narrower the shape, the faster; but a network for each size would need its weights as often.
+        batch = openvino.Dimension(self.sizes[0], self.sizes[-1])
+        network.reshape([batch, self.image_size, self.image_size, 3])
         options = {
             "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -36,16 +40,11 @@ class OpenVINOEngine(Engine):
             # Several engines on one machine, each tied to the same cores, would wait for each other.
             "ENABLE_CPU_PINNING": False,
         }
-        self._requests = {}
-        for size in self.sizes:  # a fixed shape is faster than a free one
-            network = core.read_model(path)
-            network.reshape([size, self.image_size, self.image_size, 3])
-            self._requests[size] = core.compile_model(network, "CPU", options).create_infer_request()
+        self._request = core.compile_model(network, "CPU", options).create_infer_request()
 
     def _compute(self, photos: Photos) -> Outputs:
-        request = self._requests[len(photos)]
-        request.infer({0: photos}, share_inputs=True)
-        return [output.data.copy() for output in request.output_tensors]
+        self._request.infer({0: photos}, share_inputs=True)
+        return [output.data.copy() for output in self._request.output_tensors]
 
 
 def output_shape(folder: str, output: int) -> tuple[int, ...]:

@@ -119,7 +119,7 @@ class Batcher:
 
     async def _wait(self) -> None:
         """Waits until a batch is full, or its first photo has waited for `batch_wait_s`, here or for the network."""
-        while len(self._queue) < self.max_batch_size:
+        while len(self._queue) < self._most():
             left = self._queue[0].since + self.batch_wait_s - time.perf_counter()
             if left <= 0:
                 return
@@ -128,10 +128,14 @@ class Batcher:
                 async with asyncio.timeout(left):
                     await self._arrived.wait()
 
+    def _most(self) -> int:
+        """Photos of the next batch: those that the engine computes at once, as others would only wait for them."""
+        return min(self.max_batch_size, self._queue[0].model.predictor.largest_batch)
+
     def _take(self) -> list[QueuedPhoto]:
         """The next batch: photos of one version, in the order in which they came, without those nobody waits for."""
         batch: list[QueuedPhoto] = []
-        while self._queue and len(batch) < self.max_batch_size:
+        while self._queue and len(batch) < self._most():
             photo = self._queue[0]
             if not photo.outputs.done():
                 if batch and photo.model is not batch[0].model:

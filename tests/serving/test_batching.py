@@ -22,6 +22,7 @@ class Network:
 
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1000))
     batches: list[list[int]] = field(default_factory=list)
+    largest_batch: int = 1000
 
     def run(self, pixels: Any) -> tuple[Any, Any]:
         assert self.go.acquire(timeout=20)
@@ -64,6 +65,22 @@ def test_what_comes_while_the_network_is_busy_is_one_batch() -> None:
 
     assert asyncio.run(ask()) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
     assert network.batches == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+
+
+def test_no_batch_is_larger_than_what_the_engine_computes_at_once() -> None:
+    network = Network(threading.Semaphore(0), largest_batch=2)
+    model = loaded(network)
+
+    async def ask() -> list[float]:
+        batcher = Batcher(4)
+        tasks = await taken(batcher, model, 0)
+        tasks += asked(batcher, model, 1, 2, 3)
+        await asyncio.sleep(0.05)
+        network.go.release(10)
+        return await doubled(tasks)
+
+    assert asyncio.run(ask()) == [0, 2, 4, 6]
+    assert network.batches == [[0], [1, 2], [3]]
 
 
 def test_nobody_is_computed_who_has_gone() -> None:
