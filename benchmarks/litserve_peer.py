@@ -6,8 +6,6 @@
 It needs nothing of this project.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 from typing import Any
@@ -18,9 +16,9 @@ from PIL import Image, ImageOps
 try:
     import litserve
     import onnxruntime
-    from fastapi import UploadFile
+    from fastapi import UploadFile  # LitServe looks at the annotation: here it has to be a class, not its name
 except ImportError:  # --help works without
-    litserve = None
+    litserve = UploadFile = None
 
 
 class Photos(litserve.LitAPI if litserve else object):  # type: ignore[misc]
@@ -68,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     api = Photos(arguments.model, arguments.threads, max_batch_size=32, batch_timeout=arguments.batch_timeout)
     server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    server.run(host="127.0.0.1", port=arguments.port, num_api_servers=1, generate_client_file=False)
+    server.run(host="127.0.0.1", port=arguments.port, num_api_servers=1, generate_client_file=False, log_level="error")
 
 
 if __name__ == "__main__":
