@@ -18,7 +18,7 @@ try:
     import onnxruntime
     from fastapi import UploadFile  # LitServe looks at the annotation: here it has to be a class, not its name
 except ImportError:  # --help works without
-    litserve = UploadFile = None
+    litserve = UploadFile = None  # type: ignore[misc, assignment]
 
 
 class Photos(litserve.LitAPI if litserve else object):  # type: ignore[misc]
