@@ -107,9 +107,13 @@ class Bundle:
                 engine = OpenVINOEngine(folder, sizes, self.precision, threads)
             self._check_outputs(engine.outputs[0][0])
             return engine
+        from flowers.inference.conversion import convert, in_float32
+        from flowers.model.heatmap import explained
+
         logging.getLogger(__name__).warning("%s is of an earlier version: its network is converted now", self.uri)
         with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
-            _save_network(self.model, self.image_size, folder)
+            plain = in_float32(self.model)
+            convert(explained(plain), plain.weights, self.image_size, folder)
             return OpenVINOEngine(folder, sizes, self.precision, threads)
 
     @property
@@ -132,37 +136,44 @@ class Bundle:
             )
 
 
-def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos | None = None) -> None:
-    """Writes a bundle that appears whole or not at all.
+def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos | None = None) -> str:
+    """Writes a bundle that appears whole or not at all. Its network is in float32, whatever it was trained in.
 
     Args:
         model: the `keras.Model` to save, as `flowers.model.classifier.join` returns it.
         manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files` and
-            `sha256`, the hash of all this, are added.
+            `sha256`, the hash of all this, are added. Its `precision` is what the engine computes in.
         uri: the bundle's folder; an earlier one is replaced.
         photos: uint8 [n, size, size, 3], on which Keras and the engine's files have to agree.
 
-    Raises:
-        FlowersError: they do not; nothing is written.
-    """
-    from flowers.inference.openvino_engine import NETWORK
+    Returns:
+        The precision that the bundle has: float32 also if bfloat16 was wanted, but rounds too much here.
 
+    Raises:
+        FlowersError: Keras and the engine do not agree; nothing is written.
+    """
+    from flowers.inference.conversion import convert, in_float32
+    from flowers.inference.openvino_engine import NETWORK
+    from flowers.model.heatmap import explained
+
+    plain, precision = in_float32(model), manifest.get("precision", "float32")
     folder = storage.working_folder(uri)
     try:
         labels = "".join(" ".join(str(name).splitlines()) + "\n" for name in manifest["classes"])
-        model.save(os.path.join(folder, MODEL))
+        plain.save(os.path.join(folder, MODEL))
         with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
             archive.writestr(LABELS, labels)
         storage.write(os.path.join(folder, LABELS), labels.encode())
-        _save_network(model, manifest["image_size"], folder)
+        convert(explained(plain), plain.weights, manifest["image_size"], folder)
         if photos is not None:
-            _check_agreement(model, folder, manifest.get("precision", "float32"), photos)
+            precision = _agreed_precision(plain, folder, precision, photos)
         paths = {name: os.path.join(folder, name) for name in (MODEL, *NETWORK, LABELS)}
         full = {
             "schema": SCHEMA,
             "decoder_version": DECODER_VERSION,
             "saved": int(time.time()),
             **manifest,
+            "precision": precision,
             "files": {
                 name: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}
                 for name, path in paths.items()
@@ -173,36 +184,32 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
         storage.publish(folder, uri, last=MANIFEST)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return precision
 
 
-def _save_network(model: Any, image_size: int, folder: str) -> None:
-    from flowers.inference.conversion import convert, in_float32
-    from flowers.model.heatmap import explained
-
-    plain = in_float32(model)
-    convert(explained(plain), plain.weights, image_size, folder)
-
-
-def _check_agreement(model: Any, folder: str, precision: str, photos: Photos) -> None:
-    """Compares what the files in `folder` and Keras say of some photos."""
+def _agreed_precision(model: Any, folder: str, precision: str, photos: Photos) -> str:
+    """The precision in which the files in `folder` say of some photos what Keras does."""
     from flowers.inference.openvino_engine import OpenVINOEngine
 
-    tolerance, size = _TOLERANCE[precision], min(len(photos), CPU_BATCH)
+    size, threads = min(len(photos), CPU_BATCH), os.cpu_count() or 1
     expected = np.concatenate(
         [np.asarray(model(photos[start : start + size], training=False)) for start in range(0, len(photos), size)]
     )
-    found = OpenVINOEngine(folder, (size,), precision, threads=os.cpu_count() or 1)(photos)[0]
-    difference = float(np.abs(found - expected).max())
-    # Two classes of nearly the same score may change places: that is no other answer than Keras gives.
-    highest = np.sort(expected, axis=1)[:, -2:]
-    clear = highest[:, 1] - highest[:, 0] > tolerance
-    others = int((found.argmax(axis=1) != expected.argmax(axis=1))[clear].sum())
-    if not difference <= tolerance or others > len(photos) / 1000:
-        raise FlowersError(
-            f"the converted network answers otherwise than the trained one: of {len(photos)} photos {others} have "
-            f"another class and scores differ by up to {difference:.2g}, allowed are {tolerance:g} in {precision}; the "
-            "bundle is not saved; please report this, with the backbone and the precision"
-        )
+    for tried in dict.fromkeys((precision, "float32")):
+        tolerance = _TOLERANCE[tried]
+        found = OpenVINOEngine(folder, (size,), tried, threads)(photos)[0]
+        difference = float(np.abs(found - expected).max())
+        # Two classes of nearly the same score may change places: that is no other answer than Keras gives.
+        highest = np.sort(expected, axis=1)[:, -2:]
+        clear = highest[:, 1] - highest[:, 0] > tolerance
+        others = int((found.argmax(axis=1) != expected.argmax(axis=1))[clear].sum())
+        if difference <= tolerance and others <= len(photos) / 1000:
+            return tried
+    raise FlowersError(
+        f"the converted network answers otherwise than the trained one: of {len(photos)} photos {others} have another "
+        f"class and scores differ by up to {difference:.2g}, allowed are {tolerance:g}; the bundle is not saved; "
+        "please report this, with the backbone"
+    )
 
 
 def _sha256(manifest: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from flowers import bundle, storage
 from flowers.bundle import LABELS, MANIFEST, MODEL, load_bundle, save_bundle
 from flowers.data.images import DECODER_VERSION
-from flowers.errors import DamagedFile, InputError
+from flowers.errors import DamagedFile, FlowersError, InputError
 from flowers.inference.engine import ENGINES
+from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
 from flowers.predictor import Predictor
 from tests.toys import by_colour
 
@@ -185,6 +187,59 @@ def test_as_many_classes_as_outputs(tmp_path: Path, classes: Any, words: str) ->
     for engine in ENGINES:
         with pytest.raises(DamagedFile, match=words):
             Predictor(load_bundle(uri), engine=engine)
+
+
+def test_a_network_that_answers_otherwise_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = OpenVINOEngine._compute
+    monkeypatch.setattr(OpenVINOEngine, "_compute", lambda self, photos: [1 - one for one in compute(self, photos)])
+    with pytest.raises(FlowersError, match=r"of 5 photos \d have another class and scores differ by up to"):
+        save_bundle(classifier(1), DESCRIPTION, str(tmp_path / "best"), PIXELS)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_precision_that_rounds_too_much_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rounding(step: float) -> None:
+        def computed(self: OpenVINOEngine, photos: Any) -> Any:
+            probabilities, heat = compute(self, photos)
+            return [probabilities + step * (self.precision == "bfloat16"), heat]
+
+        monkeypatch.setattr(OpenVINOEngine, "_compute", computed)
+
+    compute, uri = OpenVINOEngine._compute, str(tmp_path / "best")
+    for step, found in ((0.01, "bfloat16"), (0.03, "float32")):
+        rounding(step)
+        assert save_bundle(classifier(1), {**DESCRIPTION, "precision": "bfloat16"}, uri, PIXELS) == found
+        assert load_bundle(uri).precision == found
+
+
+def test_labels_are_where_plain_keras_users_find_them(saved: Path) -> None:
+    assert (saved / LABELS).read_text().splitlines() == CLASSES
+    with zipfile.ZipFile(saved / MODEL) as archive:
+        assert archive.read(LABELS).decode().splitlines() == CLASSES
+
+
+def test_a_bundle_of_an_earlier_version_is_converted(saved: Path) -> None:
+    """It has the Keras model and no hash of its manifest."""
+    manifest = json.loads((saved / MANIFEST).read_text())
+    expected = Predictor(load_bundle(str(saved))).run(PIXELS)
+    for name in (LABELS, *NETWORK):
+        (saved / name).unlink()
+        del manifest["files"][name]
+    del manifest["sha256"]
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    old = load_bundle(str(saved))
+    assert not old.converted
+    for found, wanted in zip(Predictor(old).run(PIXELS), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_damaged_files_of_the_engine_are_not_loaded(saved: Path, name: str) -> None:
+    data = bytearray((saved / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (saved / name).write_bytes(data)
+    with pytest.raises(DamagedFile, match=name):
+        load_bundle(str(saved))
 
 
 def test_a_bundle_without_a_hash_of_its_manifest_is_loaded(saved: Path) -> None:

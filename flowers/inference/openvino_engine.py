@@ -29,6 +29,7 @@ class OpenVINOEngine(Engine):
         core.set_property({"ENABLE_MMAP": False})  # else the file stays in memory beside the weights made of it
         network = core.read_model(os.path.join(folder, NETWORK[0]))
         super().__init__(network.input().partial_shape[1].get_length(), sizes)
+        self.precision = precision
         self.outputs = [_without_batch(output) for output in network.outputs]
         # The narrower the shape, the faster; but a network for each size would need its weights as often.
         batch = openvino.Dimension(self.sizes[0], self.sizes[-1])

@@ -270,6 +270,8 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
         trainer.fit(plan, ledger.classes, say)
     stopwatch.lap("train")
     best = save_best(plan, ledger, network(), _sample(plan, ledger))
+    if best.precision != plan.precision:
+        say(f"  bundle    {best.precision}: in {plan.precision} its scores are too far from those of Keras in float32")
     stopwatch.lap("save")
     return best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -29,6 +30,7 @@ class BestModel:
         validation: metrics of that epoch.
         history: a line of metrics for every epoch of the run, as in metrics.jsonl.
         versions: of what the result depends on.
+        precision: that the bundle is computed in.
     """
 
     bundle: str
@@ -37,6 +39,7 @@ class BestModel:
     validation: Summary
     history: list[dict[str, Any]]
     versions: dict[str, str]
+    precision: str
 
 
 def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.uint8]) -> BestModel:
@@ -70,6 +73,7 @@ def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.u
         validation=summarize(Counts.from_vector(arrays["validation"], len(classes)), classes),
         history=last.state["lines"],
         versions=_versions(),
+        precision=plan.precision,
     )
     manifest = {
         "classes": list(classes),
@@ -84,8 +88,8 @@ def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.u
         "config": plan.config.identity(),
         "versions": saved.versions,
     }
-    bundle.save_bundle(model, manifest, saved.bundle, photos)
-    return saved
+    precision = bundle.save_bundle(model, manifest, saved.bundle, photos)
+    return dataclasses.replace(saved, precision=precision)
 
 
 def _versions() -> dict[str, str]:

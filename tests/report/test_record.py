@@ -175,7 +175,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         plan=plan,
         listing=Listing("/photos", table.select(LISTING.names), listed=50),
         extraction=Extraction(ledger, hits=10, computed=30, features_s=6.0, waited_s=1.0),
-        best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}),
+        best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32"),
         evaluation=Evaluation(measured, [example]),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
     )
