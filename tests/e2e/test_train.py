@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -35,7 +36,8 @@ def test_a_run_leaves_what_the_design_says(first: Done) -> None:
     names = {entry.name for entry in first.run.iterdir()}
     wanted = {"config.json", "split.parquet", "ledger.parquet", "metrics.jsonl", "checkpoints", "best"}
     assert wanted | {"report.json", "report.html", "tensorboard"} <= names
-    assert {entry.name for entry in (first.run / "best").iterdir()} == {"model.keras", "manifest.json"}
+    files = {"model.keras", "network.xml", "network.bin", "labels.txt", "manifest.json"}
+    assert {entry.name for entry in (first.run / "best").iterdir()} == files
     assert list((first.run / "tensorboard").iterdir())
     assert not [name for name in names if name.startswith(".")], "working folders are left behind"
 
@@ -89,6 +91,30 @@ def test_same_seed_from_the_cache_gives_the_same_run(job: Job, first: Done) -> N
     assert second.metrics() == first.metrics()
     assert second.report["weights_sha256"] == first.report["weights_sha256"]
     assert second.report["test"] == first.report["test"]
+
+
+def test_the_engine_changes_nothing_but_roundings(job: Job, first: Done) -> None:
+    data = first.run.parent.parent / "data"
+    other = job(first.run.parent, "other", "--data", data, *SMALL, "--epochs", 12, "--engine", "tensorflow")
+    assert "openvino: there is no GPU" in first.out
+    assert "tensorflow: as asked" in other.out
+    assert other.report["features"]["computed"] == 60, "each engine has a cache of its own"
+    for mine, theirs in zip(first.metrics(), other.metrics(), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
+    (network,) = (first.run.parent / "cache" / "networks").iterdir()
+    assert {entry.name for entry in network.iterdir()} == {"network.xml", "network.bin", "network.json"}
+
+
+@pytest.mark.parametrize("damage", ["torn", "gone"])
+def test_a_damaged_converted_network_is_made_again(job: Job, first: Done, damage: str) -> None:
+    (network,) = (first.run.parent / "cache" / "networks").iterdir()
+    file = network / "network.bin"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9]) if damage == "torn" else file.unlink()
+    for cache in (first.run.parent / "cache" / "features").iterdir():
+        shutil.rmtree(cache)
+    assert again(job, first, f"network-{damage}").metrics() == first.metrics()
+    assert file.read_bytes() == whole
 
 
 def test_actors_give_the_same_features_as_the_job_itself(job: Job, first: Done) -> None:
