@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import logging
 import os
@@ -108,17 +109,19 @@ def _wait_for_the_end() -> None:
 @contextmanager
 def _served(options: ServeOptions, address: Address) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
+    from flowers.cluster.session import background, ray_session
     from serving.http.proxy import CALLBACK
-
-    os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
-    from ray import serve
-
-    from flowers.cluster.session import ray_session
-    from serving.app import build_app, build_listening_app
     from serving.metrics import FOLDER
 
+    os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
+    imported = background(functools.partial(importlib.import_module, "serving.app"), "import Ray Serve").result
     with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose):
         os.environ[FOLDER] = folder
+        imported()  # while Ray started
+        from ray import serve
+
+        from serving.app import build_app, build_listening_app
+
         if not address.verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         logs = {"enable_access_log": address.verbose}
