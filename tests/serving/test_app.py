@@ -68,7 +68,6 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     from serving.metrics import FOLDER
 
     monkeypatch.setenv(FOLDER, str(tmp_path / "metrics"))
-    monkeypatch.setattr(replica, "_use_cpus", lambda cpus: None)  # once a process
     publish(tmp_path, 1)
     classifier = replica.Classifier({"bundle": str(tmp_path), "watch_s": 0, "tuning": {"max_batch_size": 4}})
     for wrong in ({"max_batch_size": 0}, {"max_batch": 3}, {"max_batch_size": "many"}):
