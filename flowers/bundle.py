@@ -25,7 +25,7 @@ import numpy as np
 from flowers import storage
 from flowers.data.images import DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
-from flowers.inference.engine import CPU_BATCH, Engine, Photos
+from flowers.inference.engine import CPU_BATCH, Engine, Photos, usable_cpus
 from flowers.runs import Run
 
 SCHEMA = 1
@@ -191,7 +191,7 @@ def _agreed_precision(model: Any, folder: str, precision: str, photos: Photos) -
     """The precision in which the files in `folder` say of some photos what Keras does."""
     from flowers.inference.openvino_engine import OpenVINOEngine
 
-    size, threads = min(len(photos), CPU_BATCH), os.cpu_count() or 1
+    size, threads = min(len(photos), CPU_BATCH), usable_cpus()
     expected = np.concatenate(
         [np.asarray(model(photos[start : start + size], training=False)) for start in range(0, len(photos), size)]
     )

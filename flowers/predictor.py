@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from flowers.bundle import Bundle
 from flowers.data import images
 from flowers.errors import BadImage
-from flowers.inference.engine import batch_sizes
+from flowers.inference.engine import batch_sizes, usable_cpus
 
 BATCH = 32
 Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -60,7 +59,7 @@ class Predictor:
     ) -> None:
         self.bundle = bundle
         self.max_pixels = max_pixels
-        threads = threads or os.cpu_count() or 1
+        threads = threads or usable_cpus()
         self.engine = bundle.engine(engine, sizes=batch_sizes(engine, batch, threads), threads=threads)
 
     @property

@@ -6,6 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from flowers.inference.engine import usable_cpus
 from serving.metrics import FOLDER, default_folder
 from serving.options import ServeOptions
 from serving.service import RETRY_AFTER_S
@@ -44,7 +45,7 @@ def build_listening_app(args: ServeOptions, host: str, port: int) -> Application
 
 
 def _with_cpus(args: ServeOptions) -> ServeOptions:
-    return args.replace(cpus=args.cpus or max(1, (os.cpu_count() or 1) // args.replicas))
+    return args.replace(cpus=args.cpus or max(1, usable_cpus() // args.replicas))
 
 
 def _deployment(args: ServeOptions) -> dict[str, Any]:

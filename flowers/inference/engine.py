@@ -6,6 +6,7 @@ needed for that. On GPUs TensorFlow runs the Keras model itself.
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -22,6 +23,11 @@ CPU_BATCH = 4
 
 Photos = npt.NDArray[np.uint8]
 Outputs = list[npt.NDArray[Any]]
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: all of the machine, unless it was given some (by `taskset`, say)."""
+    return len(os.sched_getaffinity(0))
 
 
 def resolve_engine(engine: str, gpus: float) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ from flowers.features.extraction import (
 from flowers.features.extractor import FeatureExtractor, cuts_of
 from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import FeatureSpec
-from flowers.inference.engine import resolve_engine
+from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import check_weights, weights_key
@@ -178,7 +177,7 @@ def _facts(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
     gpus = gpu_count(nodes)
     return Facts(
         nodes=tuple(nodes),
-        cpus=os.cpu_count() or 1,
+        cpus=usable_cpus(),
         photos=listing.table.num_rows,
         weights_key=weights_key(config.backbone, config.weights),
         precision=resolve_precision(config.precision, gpus),
