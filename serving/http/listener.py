@@ -67,12 +67,33 @@ class Listener:
         await self._task
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = asyncio.Event()  # the request has been read to its end
+
+        async def receiving() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                whole.set()
+            return message
+
         async def sending(message: Message) -> None:
             if self._ending and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
-        await self._app(scope, receive, sending)
+        async def cancel_when_gone() -> None:
+            await whole.wait()
+            await receive()  # nothing comes any more but that the client has hung up
+            answer.cancel()
+
+        answer = asyncio.create_task(self._app(scope, receiving, sending))
+        watch = asyncio.create_task(cancel_when_gone())
+        try:
+            await asyncio.wait([answer])
+        finally:
+            watch.cancel()
+            answer.cancel()
+        if not answer.cancelled():
+            answer.result()
 
 
 class _Server(uvicorn.Server):
