@@ -33,6 +33,22 @@ class Slow:
         await send({"type": "http.response.body", "body": b"ok"})
 
 
+class Cancelled:
+    """An ASGI app that reads a request and never answers it."""
+
+    def __init__(self) -> None:
+        self.asked, self.cancelled = threading.Semaphore(0), threading.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == b"photo"
+        self.asked.release()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
 class Running:
     """Listeners in an event loop of their own thread."""
 
@@ -114,6 +130,18 @@ def test_what_is_in_flight_is_answered(running: Running, host: str) -> None:
         assert [answer.result(30) for answer in answers] == [(200, b"ok", "close")] * 8
     ended.result(30)
     assert not listener.alive
+
+
+def test_a_client_that_hangs_up_is_not_answered(running: Running) -> None:
+    app, port = Cancelled(), free_port("127.0.0.1")
+    listener = running.listen(app, "127.0.0.1", port)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection.request("POST", "/", body=b"photo")
+    assert app.asked.acquire(timeout=30)
+    assert not app.cancelled.is_set()
+    connection.close()
+    assert app.cancelled.wait(30)
+    running.end(listener).result(30)
 
 
 def test_several_share_an_address(running: Running, host: str) -> None:
