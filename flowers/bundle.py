@@ -107,13 +107,12 @@ class Bundle:
                 engine = OpenVINOEngine(folder, sizes, self.precision, threads)
             self._check_outputs(engine.outputs[0][0])
             return engine
-        from flowers.inference.conversion import convert, in_float32
+        from flowers.inference.conversion import convert
         from flowers.model.heatmap import explained
 
         logging.getLogger(__name__).warning("%s is of an earlier version: its network is converted now", self.uri)
         with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
-            plain = in_float32(self.model)
-            convert(explained(plain), plain.weights, self.image_size, folder)
+            convert(self.model, explained, self.image_size, folder)
             return OpenVINOEngine(folder, sizes, self.precision, threads)
 
     @property
@@ -164,7 +163,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
         with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
             archive.writestr(LABELS, labels)
         storage.write(os.path.join(folder, LABELS), labels.encode())
-        convert(explained(plain), plain.weights, manifest["image_size"], folder)
+        convert(plain, explained, manifest["image_size"], folder)
         if photos is not None:
             precision = _agreed_precision(plain, folder, precision, photos)
         paths = {name: os.path.join(folder, name) for name in (MODEL, *NETWORK, LABELS)}

@@ -51,7 +51,6 @@ class Plan:
         precision: "float32" or "bfloat16".
         precision_reason: why.
         engine: that runs it, "openvino" or "tensorflow".
-        engine_reason: why.
         readers: tasks that read and decode at once.
         workers: training processes.
         nodes: machines of the cluster.
@@ -75,7 +74,6 @@ class Plan:
     precision: str
     precision_reason: str = ""
     engine: str = "openvino"
-    engine_reason: str = ""
     readers: int = 1
     workers: int = 1
     nodes: int = 1
@@ -161,7 +159,6 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
-    engine, engine_reason = facts.engine
     return Plan(
         config=config,
         run=Run.of(config),
@@ -170,8 +167,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         start_weights=facts.weights_key,
         precision=precision,
         precision_reason=precision_reason,
-        engine=engine,
-        engine_reason=engine_reason,
+        engine=facts.engine[0],
         # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
         readers=cpus if actors else max(1, cpus // 2),
         workers=placement.workers,

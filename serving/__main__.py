@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from flowers import cli, storage
-from flowers.bundle import load_bundle
+from flowers.bundle import Bundle, read_manifest
 from flowers.errors import FlowersError, InputError
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -85,7 +85,7 @@ def main(**values: Any) -> None:
     number = max(found) if options.version is None else options.version
     say(f"Serving {options.bundle}, version {number}")
     with suppress(FlowersError, KeyError):  # the replica says what is wrong
-        if not load_bundle(found[number]).converted:
+        if not Bundle(found[number], read_manifest(found[number])).converted:
             say("It is of an earlier version of flowers: its network is converted at each start, which takes seconds.")
     if address.host not in _LOOPBACK:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"

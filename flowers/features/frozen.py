@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -52,14 +53,13 @@ class FrozenNetwork:
         """
         if self.engine_name != "openvino" or not _computed(cuts) or self._is_saved(cuts):
             return
-        from flowers.inference.conversion import convert, in_float32
+        from flowers.inference.conversion import convert
         from flowers.inference.openvino_engine import NETWORK
 
         uri = self._uri(cuts)
         folder = storage.working_folder(uri)
         try:
-            plain = in_float32(network())
-            convert(self._function(plain, cuts), plain.weights, self.image_size, folder)
+            convert(network(), functools.partial(self._function, cuts=cuts), self.image_size, folder)
             hashes = {name: storage.file_sha256(os.path.join(folder, name)) for name in NETWORK}
             storage.write(os.path.join(folder, _MANIFEST), json.dumps(hashes, indent=2).encode())
             with storage.enough_space(f"the converted network {uri}"):

@@ -19,17 +19,18 @@ from flowers.inference.openvino_engine import NETWORK
 Function = Callable[[Any], Sequence[Any]]
 
 
-def convert(function: Function, weights: Sequence[Any], image_size: int, folder: str) -> None:
-    """Saves what a function computes as the files `NETWORK`, with its outputs in order.
+def convert(model: Any, function_of: Callable[[Any], Function], image_size: int, folder: str) -> None:
+    """Saves what a function of a model computes as the files `NETWORK`, with its outputs in order.
 
     Args:
-        function: made of Keras models in float32 (`in_float32`).
-        weights: all variables of these models.
+        model: a `keras.Model` of any precision.
+        function_of: makes the function of this model in float32.
         image_size: height and width of its input, in pixels.
         folder: a local one, which is there.
     """
+    plain = in_float32(model)
     with tempfile.NamedTemporaryFile(prefix="flowers-", suffix=".pb") as file:
-        file.write(frozen_graph(function, weights, image_size))
+        file.write(frozen_graph(function_of(plain), plain.weights, image_size))
         file.flush()
         # `openvino.convert_model` of TensorFlow's objects would do the same, but fails on Python 3.13 (2026.4).
         read = openvino.Core().read_model(file.name)

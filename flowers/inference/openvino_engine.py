@@ -48,11 +48,6 @@ class OpenVINOEngine(Engine):
         return [output.data.copy() for output in self._request.output_tensors]
 
 
-def output_shape(folder: str, output: int) -> tuple[int, ...]:
-    """The shape of an output of a saved network, without the batch."""
-    return _without_batch(openvino.Core().read_model(os.path.join(folder, NETWORK[0])).output(output))
-
-
 def _without_batch(output: Any) -> tuple[int, ...]:
     shape = output.partial_shape
     return tuple(shape[axis].get_length() for axis in range(1, len(shape)))

@@ -13,7 +13,7 @@ import pytest
 
 from flowers.inference.conversion import convert, in_float32
 from flowers.inference.engine import Engine, resolve_engine
-from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine, output_shape
+from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
 from flowers.inference.tensorflow_engine import TensorFlowEngine
 from flowers.model import backbones, classifier
 from flowers.model.heatmap import explained
@@ -59,8 +59,7 @@ def outputs(model: Any, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.fl
 
 
 def converted(model: Any, size: int, folder: Path) -> Path:
-    plain = in_float32(model)
-    convert(explained(plain), plain.weights, size, str(folder))
+    convert(model, explained, size, str(folder))
     return folder
 
 
@@ -76,7 +75,6 @@ def test_every_backbone_gives_what_keras_does(tmp_path: Path, name: str) -> None
     np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-4 * np.abs(expected[1]).max())
     assert engine.outputs == [expected[0].shape[1:], expected[1].shape[1:]]
-    assert output_shape(str(tmp_path), 1) == expected[1].shape[1:]
     assert classifier.weights_sha256(model) == before
 
 
