@@ -80,7 +80,6 @@ def main(**values: Any) -> None:
     tokens = read_tokens(options.tokens_file)
     read_tokens(options.admin_token_file)
     found = find(options.bundle, options.name)
-    _check_port(address.host, address.port)
     say = functools.partial(out.print, highlight=False, markup=False)
     number = max(found) if options.version is None else options.version
     say(f"Serving {options.bundle}, version {number}")
@@ -90,7 +89,7 @@ def main(**values: Any) -> None:
     if address.host not in _LOOPBACK:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
-    with _served(options, address):
+    with _held_port(address.host, address.port), _served(options, address):
         url = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
@@ -137,21 +136,36 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
                     app = build_app(options)
                 serve.run(app, name=options.name, route_prefix="/")
             except RuntimeError as error:
-                raise FlowersError(f"the server did not start: {_error_line(str(error))}") from error
+                raise FlowersError(f"the server did not start: {_why_not_deployed(options.name, error)}") from error
             yield
             serve.delete(options.name)  # returns when all replicas have answered what they took
         finally:
             serve.shutdown()
 
 
-def _check_port(host: str, port: int) -> None:
+@contextmanager
+def _held_port(host: str, port: int) -> Iterator[None]:
+    """Keeps the port for the replicas, which come seconds later, and between the end of one and the next."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(family, socket.SOCK_STREAM) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            trial.bind((host, port))
+            held.bind((host, port))
         except OSError as error:
             raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
+        # Bound alone, and from here on shared with the replicas, which set this too, and with nobody else.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        yield
+
+
+def _why_not_deployed(name: str, error: RuntimeError) -> str:
+    """What a replica's constructor raised, in a line: Ray Serve's own error only says that there was one."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    replicas = [deployment.message for deployment in application.deployments.values()] if application else []
+    return _error_line("\n".join(filter(None, replicas)) or str(error))
 
 
 def _error_line(text: str) -> str:

@@ -18,6 +18,7 @@ from flowers.runs import Run
 from flowers.training import checkpoints, failures
 from flowers.training.history import History
 from flowers.training.loop import train_loop
+from flowers.training.rendezvous import RendezvousConfig
 
 # Ray rewrites this file in place, and a run whose copy is cut short can never start again. Our own checkpoints
 # say where to go on, so it is not kept from one attempt to the next.
@@ -27,16 +28,17 @@ _RAY_MARKER = ".validate_storage_marker"
 _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
 
 
-class _OwnRayTrainer(TensorflowTrainer):
-    """A trainer on a Ray that is of this job alone.
+class _Trainer(TensorflowTrainer):
+    """Leaves out what costs a run seconds and gives it nothing.
 
-    Ray's cleaner of what a dead controller leaves asks the dashboard whether it is dead. Here is no dashboard, and what
-    is left ends with the job; but each run waited ten seconds for that question before it ended.
+    The workers read the caches themselves, so nobody asks the process that hands datasets out. On a Ray that is of this
+    job alone, what a dead controller leaves ends with the job, and its cleaner would wait ten seconds at the end for a
+    dashboard that is not there.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if type(one).__name__ != "PlacementGroupCleanerCallback"]
+        left_out = {"DatasetsCallback"} | (set() if joined() else {"PlacementGroupCleanerCallback"})
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ not in left_out]
 
 
 def prepare(plan: Plan, say: Callable[[str], None]) -> None:
@@ -96,10 +98,12 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
         scaling = ray.train.ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.worker_gpus > 0, resources_per_worker=resources
         )
-    trainer_class = TensorflowTrainer if joined() else _OwnRayTrainer
-    trainer = trainer_class(
+    if not joined():  # one machine is not taken away in parts
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    trainer = _Trainer(
         train_loop,
         train_loop_config={"plan": plan, "classes": list(classes)},
+        tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,

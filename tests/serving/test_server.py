@@ -9,6 +9,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from PIL import Image
 
 from flowers.predictor import Prediction, Predictor
 from tests.data.test_images import SAMPLES
+from tests.e2e.conftest import ROOT, environment
+from tests.e2e.test_submit import free_port
 from tests.serving.server import CLASSES, SIZE, Server, damage, end, loaded, publish
 
 ADMIN = {"Authorization": "Bearer boss"}
@@ -143,19 +146,11 @@ def test_versions_are_swapped_under_load_and_rolled_back(server: Server, models:
     assert server.post("/admin/reload").status_code == 401
 
 
-def test_a_killed_replica_is_replaced(server: Server) -> None:
-    (replica,) = server.replicas()
-    end(replica)
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            if server.predict(noise(2)).status_code == 200:
-                break
-        except OSError:
-            pass
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert server.replicas() != [replica]
+def command(*arguments: object) -> tuple[int, str]:
+    """Exit code and standard error of a server that does not start."""
+    words = [sys.executable, "-m", "serving", *map(str, arguments)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    return done.returncode, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -166,16 +161,35 @@ def test_a_killed_replica_is_replaced(server: Server) -> None:
         (["--bundle", "nowhere", "--tokens-file", "nowhere"], "tokens"),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
-    import sys
+def test_wrong_input_is_one_line(arguments: list[str], said: str) -> None:
+    code, said_really = command(*arguments)
+    assert code == 2, said_really
+    assert said_really.count("\n") == 1
+    assert said in said_really
 
-    from tests.e2e.conftest import ROOT, environment
 
-    words = [sys.executable, "-m", "serving", *arguments]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.count("\n") == 1
-    assert said in done.stderr
+@pytest.mark.ray
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT", "1")
+    damage(publish(tmp_path, 1))
+    code, said = command("--bundle", tmp_path, "--port", free_port())
+    assert code == 1, said
+    assert said.count("\n") == 1
+    assert said.startswith("error: the server did not start: version 1 is refused: ")
+    assert "is damaged: model.keras has sha256" in said
+
+
+def test_a_killed_replica_is_replaced(server: Server, models: Path) -> None:
+    """And meanwhile, when nobody listens there, the port is nobody else's."""
+    (replica,) = server.replicas()
+    end(replica)
+    assert refuses(server)
+    code, said = command("--bundle", models, "--port", server.address.rpartition(":")[2])
+    assert code == 2, said
+    assert "give another port" in said
+    wait_for(lambda: not refuses(server), 60)
+    assert server.predict(noise(2)).status_code == 200
+    assert server.replicas() != [replica]
 
 
 def test_size_is_that_of_the_bundle(predictor: Predictor) -> None:
