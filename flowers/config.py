@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from flowers import storage
+from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
 from flowers.options import OneOf, OptionSet, described, flag, option, wrong
@@ -61,21 +62,47 @@ class TrainConfig(OptionSet):
     data: Annotated[str, AfterValidator(_not_empty)] = deciding(
         "sample",
         "Photos to train on: a folder with one sub-folder a class (local, or any URI pyarrow.fs opens, e.g. s3://), a "
-        "manifest FILE.csv, .jsonl or .parquet with the columns path, label and optionally split, or a named set: "
-        "sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
+        "manifest (.csv, .tsv, .txt, .jsonl, .json or .parquet) with the columns path, label and optionally split and "
+        "group, or a named set: sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
         group="Data",
         required="a folder, a manifest or a named set",
     )
     per_class: int | None = deciding(
         None, "Take a seeded subset of at most this many files a class.", absent="all", ge=2
     )
+    root: str | None = deciding(
+        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+    )
+    class_names: str | None = deciding(
+        None,
+        "File with the names of classes that a manifest gives as numbers: one name a line in their order, lines of "
+        "number and name, or JSON.",
+        absent="the numbers are the names",
+    )
+    layout: Literal["auto", "classes", "split"] = deciding(
+        "auto",
+        "What the folders of --data are: classes, or the sides of a split (train, val, test) above them; auto tells by "
+        "their names and asks where these leave it open.",
+    )
     split: Annotated[tuple[float, float, float], AfterValidator(_fractions)] = deciding(
         (0.7, 0.27, 0.03),
-        "Fractions of each class for training, validation and test.",
+        "Fractions of each class for training, validation and test; where a split was given, for sides that it lacks.",
         required="three fractions that add up to 1, the first two above 0",
     )
     split_file: str | None = deciding(
         None, "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned."
+    )
+    group_by: Annotated[str, AfterValidator(check_rule)] | None = deciding(
+        None,
+        "Photos of one group stay on one side of the split: parent (the folder a photo lies in) or a regular "
+        "expression for paths below --data, of which the first group counts.",
+        absent="as the manifest's column group says",
+        required="parent, or a regular expression",
+    )
+    near_duplicates: Literal["group", "drop", "keep"] = deciding(
+        "group",
+        "The same picture in several files, re-encoded, resized, mirrored or cropped a little: group keeps them on one "
+        "side of the split, drop keeps the largest file, keep treats them as any two photos.",
     )
     max_bad_fraction: float = deciding(0.1, "Stop if more than this fraction of the files is unusable.", ge=0, le=1)
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)

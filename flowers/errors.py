@@ -13,6 +13,8 @@ Every class can be pickled, so it survives the way from a Ray worker to the driv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class FlowersError(Exception):
     """Base of every error raised on purpose; its text is one line meant for the user."""
@@ -62,3 +64,9 @@ class OutOfMemory(FlowersError):
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, or the name of its class where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of many, quoted, and how many more there are."""
+    shown = ", ".join(repr(name) for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

@@ -9,7 +9,7 @@ from flowers import storage
 from flowers.cluster.placement import Node, place
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.features.spec import FLIP, PLAIN, FeatureSpec
+from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
 from flowers.model.registry import BACKBONES, POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS
 from flowers.runs import Run
@@ -125,6 +125,11 @@ class Plan:
     def networks(self) -> str:
         """URI of the converted networks; runs in one storage share them."""
         return storage.join(storage.absolute(self.config.storage), "cache", "networks")
+
+    @property
+    def hashes(self) -> str:
+        """URI of the cache of perceptual hashes; runs in one storage share it."""
+        return storage.join(storage.absolute(self.config.storage), "cache", "phash", hashes_key(self.image_size))
 
     def cache(self, feature: FeatureSpec) -> str:
         """URI of the cache of a feature; runs in one storage share it."""

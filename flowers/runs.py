@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -25,6 +25,8 @@ from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
+# A folder that holds these is a run.
+FILES = frozenset({"config.json", "ledger.parquet", "split.parquet"})
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -162,6 +164,14 @@ class Run:
         if not begun:
             body = {"options": config.identity(), "created": now()}
             storage.write(self.config, json.dumps(body, indent=2).encode())
+
+    def assigned(self) -> dict[bytes, int]:
+        """Subsets of its photos by their digest, if it has begun: it goes on with them whatever defaults are now."""
+        if not storage.exists(self.config):
+            return {}
+        with suppress(InputError):  # a damaged one is named by `begin`
+            return read_split(self.split)
+        return {}
 
     def _check_photos(self, ledger: Ledger) -> None:
         try:

@@ -36,6 +36,9 @@ WRONG: dict[str, list[Any]] = {
         (),
         (0.25, 0.25, 0.25, 0.25),
     ],
+    "layout": ["folders"],
+    "group_by": ["(", "["],
+    "near_duplicates": ["yes"],
     "max_bad_fraction": [-0.1, 1.1, NAN],
     "max_pixels": [0],
     "backbone": ["resnet18", ""],
@@ -150,7 +153,8 @@ def test_where_and_how_loud_is_no_part_of_the_identity(name: str, value: Any) ->
 CHANGES: dict[str, Any] = {
     "data": "elsewhere", "per_class": 9, "split": (0.8, 0.1, 0.1), "split_file": "s.parquet", "max_bad_fraction": 0.2,
     "max_pixels": 9, "backbone": "resnet50", "weights": "random", "image_size": 64, "precision": "float32",
-    "engine": "tensorflow",
+    "engine": "tensorflow", "root": "elsewhere", "class_names": "names.txt", "layout": "split", "group_by": "parent",
+    "near_duplicates": "drop",
     "epochs": 9, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant",
     "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
     "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7,
@@ -169,7 +173,7 @@ def test_every_other_option_is() -> None:
 
 
 # Options that are new since: they count as their default, and the others decide what they did.
-ADDED = {"engine"}
+ADDED = {"engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.
 IDENTITIES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "e2a624e093efc467", "sample-resnet50v2-44136fa3"),

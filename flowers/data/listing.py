@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from urllib.parse import quote
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data import manifest
+from flowers.data import images, manifest
 from flowers.data.builtin import download, sample
+from flowers.data.groups import from_paths
+from flowers.data.layout import UNLABELLED, understand
 from flowers.data.ledger import check_classes
-from flowers.errors import InputError
+from flowers.data.left_beside import left_beside
+from flowers.data.look_alikes import look_alikes
+from flowers.errors import InputError, few
 
 # What a listing says of a file; `code` is set where there is already a reason not to read it.
 LISTING = pa.schema(
@@ -26,6 +28,7 @@ LISTING = pa.schema(
         ("path", pa.string()),
         ("label", pa.string()),
         ("split", pa.string()),
+        ("group", pa.string()),
         ("code", pa.string()),
         ("detail", pa.string()),
     ]
@@ -41,15 +44,31 @@ class Listing:
         table: schema `LISTING`, ordered by path (a manifest: in its own order).
         listed: files in the source before `--per-class`.
         drawn: whether the pictures are drawn ones.
+        notes: what was understood of its folders, a line each.
+        warnings: what looks wrong with its folders, a line each.
     """
 
     source: str
     table: pa.Table
     listed: int
     drawn: bool = False
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def list_photos(data: str, *, datasets: str, per_class: int | None, seed: int) -> Listing:
+def list_photos(
+    data: str,
+    *,
+    datasets: str,
+    per_class: int | None,
+    seed: int,
+    layout: str = "auto",
+    runs: str | None = None,
+    run_files: frozenset[str] = frozenset(),
+    group_by: str | None = None,
+    root: str | None = None,
+    class_names: str | None = None,
+) -> Listing:
     """Lists a source and checks that it can be trained on at all.
 
     Args:
@@ -57,19 +76,24 @@ def list_photos(data: str, *, datasets: str, per_class: int | None, seed: int) -
         datasets: local folder in which named sets are kept.
         per_class: at most so many files a class, chosen by a hash of seed and file name; None takes all.
         seed: of that choice.
+        layout: as the option ``--layout``.
+        runs: storage of runs, absolute: it may lie among the photos, and holds none.
+        run_files: names of files that make a folder a run, wherever it lies.
+        group_by: as the option ``--group-by``; None takes groups from the manifest, if it gives any.
+        root: folder that relative paths of a manifest start at; None takes the manifest's.
+        class_names: file with the names of a manifest's numbered classes.
 
     Raises:
         InputError: no such place, not a manifest, no photos, one class only, or a class of one file.
     """
     drawn = data == "sample"
-    root = ""
+    notes, warnings = list[str](), list[str]()
+    folder = None
     if drawn:
-        source = os.path.join(datasets, "sample")
+        source = folder = os.path.join(datasets, "sample")
         sample.draw_sample(source)
-        table = _list_folder(source)
     elif data in download.ARCHIVES:
-        source = download.fetch(data, datasets)
-        table = _list_folder(source)
+        source = folder = download.fetch(data, datasets)
     else:
         source = storage.absolute(data)
         filesystem, path = storage.resolve(source)
@@ -78,75 +102,132 @@ def list_photos(data: str, *, datasets: str, per_class: int | None, seed: int) -
             named = ", ".join(["sample", *download.ARCHIVES])
             raise InputError(f"--data: there is nothing at {data!r}; give a folder, a manifest or one of {named}")
         if kind == pafs.FileType.Directory:
-            root = source
-            table = _list_folder(source)
+            folder = source
         elif path.lower().endswith(manifest.SUFFIXES):
-            table = _table(manifest.read_manifest(source))
+            rows, notes = manifest.read_manifest(source, root and storage.absolute(root), class_names)
+            table = _table(rows)
         else:
             raise InputError(
                 f"--data: received the file {data!r}, required is a folder or a manifest, "
                 + " or ".join(f"FILE{suffix}" for suffix in manifest.SUFFIXES)
             )
+    if folder:
+        if root or class_names:
+            raise InputError(f"--root and --class-names belong to a manifest, {data!r} is a folder; leave them out")
+        table, notes, warnings = _list_folder(folder, layout, runs, run_files)
     listed = table.num_rows
     if per_class is not None:
         table = _subset(table, per_class, seed)
-    candidates = table.filter(pc.is_null(table["code"]))
-    if candidates.num_rows == 0:
+    if table.num_rows == 0 or table["label"].null_count == table.num_rows:
         raise InputError(
             f"--data: found no photos in {data!r} ({listed} files); "
-            + ("put the photos of each class into a sub-folder of its own" if root else "give each a path and a label")
-        )
-    sizes = Counter(candidates["label"].to_pylist())
-    if len(sizes) == 1 and root:
-        paths = [storage.relative(path, root).split("/") for path in candidates["path"].to_pylist()]
-        inner = {parts[1] for parts in paths if len(parts) > 2}
-        if len(inner) > 1:
-            label = next(iter(sizes))
-            raise InputError(
-                f"--data: all photos of {data!r} lie in one class folder, {label!r}; it holds {len(inner)} folders: "
-                f"is {storage.join(root, label)} what you mean?"
+            + (
+                "put the photos of each class into a sub-folder of its own"
+                if folder
+                else "give each a path and a label"
             )
-    check_classes(sizes)
-    return Listing(source, table, listed, drawn)
+        )
+    check_classes(table)
+    if group_by is not None:
+        below = [unquote(storage.relative(path, folder)) if folder else path for path in table["path"].to_pylist()]
+        groups = from_paths(below, table["label"].to_pylist(), group_by)
+        table = table.set_column(LISTING.get_field_index("group"), "group", pa.array(groups, pa.string()))
+    warnings += look_alikes(sorted(set(table["label"].drop_null().to_pylist())))
+    return Listing(source, table, listed, drawn, tuple(notes), tuple(warnings))
 
 
 def listing_of(rows: pa.Table) -> pa.Table:
     """A table of schema `LISTING` that lists the files of a ledger's `rows` again."""
     nothing = pa.nulls(rows.num_rows, pa.string())
-    return pa.table([rows["path"], rows["label"], nothing, nothing, nothing], schema=LISTING)
+    return pa.table([rows["path"], rows["label"], nothing, nothing, nothing, nothing], schema=LISTING)
 
 
-def _list_folder(root: str) -> pa.Table:
-    """All files below `root`; the first folder below it names the class, however deep the file lies."""
-    rows = []
+@dataclass
+class _Found:
+    """What a walk finds: relative paths of files, sorted, each with what is wrong with it, and those of folders."""
+
+    files: list[tuple[str, str | None]] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+
+
+def _list_folder(
+    root: str, layout: str, runs: str | None, run_files: frozenset[str]
+) -> tuple[pa.Table, list[str], list[str]]:
+    """All files below `root`; what was understood of its folders, and warnings about them."""
     remote = storage.is_remote(root)
-    for relative, problem in _walk_remote(root) if remote else _walk_local(root):
-        parts = relative.split("/")
-        label = parts[0] if len(parts) > 1 else None
+    found = _without_runs(_walk_remote(root) if remote else _walk_local(root), root, runs, run_files)
+    split = [(relative, tuple(relative.split("/")), problem) for relative, problem in found.files]
+    photos = [parts for _, parts, problem in split if problem is None and left_beside(parts) is None]
+    named = [parts for parts in photos if os.path.splitext(parts[-1])[1].lower() in images.EXTENSIONS]
+    understood = understand(named or photos, layout, f"--data {root}")
+    rows, seen = [], set()
+    for relative, parts, problem in split:
+        label, side, depth = understood.place(parts)
         code, detail = None, problem
         if problem is not None:
             code = "unreadable"
-        elif any(part.startswith(".") or part in ("__MACOSX", "Thumbs.db", "desktop.ini") for part in parts):
-            code, label, detail = "hidden", None, "a hidden file or lies in a hidden folder"
+        elif (what := left_beside(parts, depth)) is not None:
+            code, label, detail = "hidden", None, what
         elif label is None:
-            code, detail = "unlabelled", "lies beside the class folders, not in one"
-        rows.append((storage.join(root, quote(relative) if remote else relative), label, None, code, detail))
-    return _table(rows)
+            code, detail = "unlabelled", "lies in no class folder"
+        if label is not None:
+            seen.add(label)
+        path = storage.join(root, quote(relative) if remote else relative)
+        rows.append((path, label, None if side == UNLABELLED else side, None, code, detail))
+    notes = [understood.said] if understood.said else []
+    empty = set()
+    for folder in found.folders:
+        parts = (*folder.split("/"), "")
+        label, _, depth = understood.place(parts)
+        if label is not None and depth == len(parts) - 1 and label not in seen and left_beside(parts) is None:
+            empty.add(label)
+    warnings = [f"class folders without a file: {few(sorted(empty))}; left out"] if empty else []
+    return _table(rows), notes, warnings
 
 
-def _walk_local(root: str) -> Iterator[tuple[str, str | None]]:
-    """Relative paths of all files, sorted, following links; with what is wrong with a path, if anything."""
-    above: dict[str, tuple[str, ...]] = {}
-    locked: list[OSError] = []
+def _without_runs(found: _Found, root: str, runs: str | None, run_files: frozenset[str]) -> _Found:
+    """Leaves out runs and their storage: they are no class, and grow with each run."""
+    names: dict[str, set[str]] = {}
+    for relative, _ in found.files:
+        folder, _, name = relative.rpartition("/")
+        names.setdefault(folder, set()).add(name)
+    ours = {folder for folder, held in names.items() if folder and run_files and held >= run_files}
+    ours |= {run.rpartition("/")[0] for run in ours if "/" in run}
+    if runs == root.rstrip("/"):
+        ours |= {"cache", "datasets"}
+    elif runs is not None and storage.join(root, inside := storage.relative(runs, root)) == runs:
+        ours.add(inside)
+    if not ours:
+        return found
+
+    def outside(path: str) -> bool:
+        parts = path.split("/")
+        return not any("/".join(parts[:depth]) in ours for depth in range(1, len(parts) + 1))
+
+    return _Found(
+        [(path, problem) for path, problem in found.files if outside(path)],
+        [folder for folder in found.folders if outside(folder)],
+    )
+
+
+def _walk_local(root: str) -> _Found:
+    """Follows links, and enters each real folder once: by its own path, if that lies below `root`."""
+    found, locked = _Found(), list[OSError]()
+    real_root = os.path.realpath(root)
+    entered = {real_root}
     for folder, folders, files in os.walk(root, onerror=locked.append, followlinks=True):
-        outer = above.get(os.path.dirname(folder), ())
-        real = os.path.realpath(folder)
-        if real in outer:  # a link to a folder that it lies in
-            folders.clear()
-            continue
-        above[folder] = (*outer, real)
         folders.sort()
+        for name in list(folders):
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            below = os.path.commonpath([real, real_root]) == real_root
+            if real in entered or (below and os.path.islink(path)):
+                folders.remove(name)
+            else:
+                entered.add(real)
         prefix = "" if folder == root else os.path.relpath(folder, root) + "/"
+        if prefix:
+            found.folders.append(_readable(prefix[:-1]))
         for name in sorted(files):
             relative, problem = prefix + name, None
             try:
@@ -154,22 +235,30 @@ def _walk_local(root: str) -> Iterator[tuple[str, str | None]]:
                 if not stat.S_ISREG(os.stat(os.path.join(folder, name)).st_mode):
                     problem = "not a regular file"
             except UnicodeEncodeError:
-                relative = relative.encode("utf-8", "backslashreplace").decode()
-                problem = "its name is not valid UTF-8"
+                relative, problem = _readable(relative), "its name is not valid UTF-8"
             except OSError as error:
                 problem = error.strerror or type(error).__name__
-            yield relative, problem
+            found.files.append((relative, problem))
     for failure in locked:
-        relative = os.path.relpath(failure.filename, root).encode("utf-8", "backslashreplace").decode()
-        yield relative, f"a folder that cannot be listed: {failure.strerror}"
+        relative = _readable(os.path.relpath(failure.filename, root))
+        found.files.append((relative, f"a folder that cannot be listed: {failure.strerror}"))
+    return found
 
 
-def _walk_remote(root: str) -> Iterator[tuple[str, str | None]]:
+def _readable(relative: str) -> str:
+    return relative.encode("utf-8", "backslashreplace").decode()
+
+
+def _walk_remote(root: str) -> _Found:
     filesystem, base = storage.resolve(root)
     base = base.rstrip("/") + "/"
+    found = _Found()
     for info in sorted(filesystem.get_file_info(pafs.FileSelector(base, recursive=True)), key=lambda info: info.path):
         if info.type == pafs.FileType.File:
-            yield info.path[len(base) :], None
+            found.files.append((info.path[len(base) :], None))
+        elif info.type == pafs.FileType.Directory:
+            found.folders.append(info.path[len(base) :])
+    return found
 
 
 def _subset(table: pa.Table, per_class: int, seed: int) -> pa.Table:

@@ -19,6 +19,7 @@ from flowers import storage
 from flowers.data import images
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
+from flowers.data.near_duplicates import perceptual_hash
 from flowers.errors import BadImage, InputError, first_line
 
 if TYPE_CHECKING:
@@ -146,11 +147,13 @@ def read_block(block: pa.Table) -> pa.Table:
         "path": block["path"],
         "label": block["label"],
         "split": block["split"],
+        "group": block["group"],
         "sha256": [None if data is None else hashlib.sha256(data).digest() for data in contents],
         "size": [None if data is None else len(data) for data in contents],
         "format": [None if data is None else images.sniff(data) for data in contents],
         "code": codes,
         "detail": details,
+        "phash": [None] * block.num_rows,
         "bytes": contents,
     }
     return pa.table(columns, schema=BYTES)
@@ -178,17 +181,22 @@ def decode_block(
     """
     codes, details = block["code"].to_pylist(), block["detail"].to_pylist()
     pixels: list[bytes | None] = [None] * block.num_rows
+    hashes: list[bytes | None] = [None] * block.num_rows
     skip = _contained(block["sha256"], known)
     for index, data in enumerate(block["bytes"]):
         if codes[index] is not None or skip[index]:
             continue
         crop = None if crops is None else crops[index]
         try:
-            pixels[index] = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop).tobytes()
+            photo = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop)
         except BadImage as error:
             codes[index], details[index] = _blame(error, block["path"][index].as_py())
-    columns = {name: block[name] for name in ("path", "label", "split", "sha256", "size", "format")}
-    return pa.table({**columns, "code": codes, "detail": details, "pixels": pixels}, schema=PIXELS)
+        else:
+            pixels[index] = photo.tobytes()
+            if crop is None:
+                hashes[index] = perceptual_hash(photo)
+    columns = {name: block[name] for name in ("path", "label", "split", "group", "sha256", "size", "format")}
+    return pa.table({**columns, "code": codes, "detail": details, "phash": hashes, "pixels": pixels}, schema=PIXELS)
 
 
 def _blame(error: BadImage, path: str) -> tuple[str, str]:

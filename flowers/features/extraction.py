@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowers.data import reading
+from flowers.data import near_duplicates, reading
 from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
 from flowers.features.cache import FeatureCache, from_arrow
 from flowers.features.extractor import FeatureExtractor
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
+# The hash of a picture that is too flat to have one, as it is cached.
+_FLAT = bytes(near_duplicates.BYTES)
 
 Caches = dict[FeatureSpec, FeatureCache]
 # Makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
@@ -140,6 +142,7 @@ def extract(
     caches: Caches,
     backend: Backend,
     *,
+    hashes: FeatureCache | None,
     settle: Callable[[pa.Table], Ledger],
     max_bad_fraction: float,
     advance: Callable[[int], None],
@@ -151,6 +154,7 @@ def extract(
         photos: decodes them.
         caches: opened, one for each spec.
         backend: where the network runs.
+        hashes: cache of perceptual hashes, opened; None where nobody asks for near-duplicates.
         settle: makes the ledger of all rows (schema `flowers.data.ledger.ROW`).
         max_bad_fraction: stop as soon as more files than this fraction are certain to be unusable.
         advance: told how many files are done.
@@ -158,11 +162,10 @@ def extract(
     Raises:
         InputError: the data cannot be trained on; too many bad files are reported as soon as it is certain.
     """
-    writer = _CacheWriter(caches, backend)
     rows: list[pa.Table] = []
     bad, waited = 0, 0.0
     began = time.perf_counter()
-    with writer:
+    with _CacheWriter(caches, backend, hashes) as writer:
         for table in writer.tables(listing, photos):
             if not rows:
                 waited = time.perf_counter() - began
@@ -172,7 +175,8 @@ def extract(
                 check_bad_fraction(pa.concat_tables(rows), max_bad_fraction, listing.num_rows)
             writer.take(table)
             advance(table.num_rows)
-        ledger = settle(pa.concat_tables(rows))
+        table = pa.concat_tables(rows)
+        ledger = settle(table if hashes is None else _with_hashes(table, hashes))
         writer.finish()
     usable = sum(pc.is_null(part["code"]).to_numpy().sum() for part in rows)
     hits = int(usable) - writer.computed - writer.repeats
@@ -201,11 +205,13 @@ class _CacheWriter:
     Leaving it writes what is pending, also when it is stopped: what was computed is not computed again.
     """
 
-    def __init__(self, caches: Caches, backend: Backend) -> None:
-        self._caches, self._backend = caches, backend
+    def __init__(self, caches: Caches, backend: Backend, hashes: FeatureCache | None = None) -> None:
+        self._caches, self._backend, self._hashes = caches, backend, hashes
         self._specs = list(caches)
         self._held = {spec: set(cache.digests()) for spec, cache in caches.items()}
         self._done = set.intersection(*self._held.values())
+        self._cached = frozenset(self._done)
+        self._hashed = set() if hashes is None else set(hashes.digests())
         self._waiting: list[tuple[bytes, list[Any]]] = []
         self.computed = self.repeats = 0
 
@@ -215,18 +221,25 @@ class _CacheWriter:
     def __exit__(self, *error: object) -> None:
         for cache in self._caches.values():
             cache.flush()
+        if self._hashes is not None:
+            self._hashes.flush()
 
     def tables(self, listing: pa.Table, photos: Photos) -> Iterator[pa.Table]:
         """Blocks of the backend, of all files; photos that are in the caches are not decoded."""
-        return reading.tables(self._backend.stream(photos(listing, list(self._done)), self._specs))
+        known = self._cached if self._hashes is None else self._cached & self._hashed
+        return reading.tables(self._backend.stream(photos(listing, list(known)), self._specs))
 
     def take(self, table: pa.Table) -> None:
         """Takes the photos of a block of `Backend.stream`."""
         values, digests = [table[name] for name in self._backend.columns(self._specs)], table["sha256"]
         for index in np.flatnonzero(pc.is_valid(values[0]).to_numpy()).tolist():
             digest = digests[index].as_py()
+            if self._hashes is not None and digest not in self._hashed:
+                self._hashed.add(digest)
+                value = table["phash"][index].as_py() or _FLAT
+                self._hashes.add([digest], np.frombuffer(value, np.uint8)[None])
             if digest in self._done:
-                self.repeats += 1
+                self.repeats += digest not in self._cached
                 continue
             self._done.add(digest)
             self._waiting.append((digest, [column[index] for column in values]))
@@ -246,6 +259,20 @@ class _CacheWriter:
             if new:
                 self._caches[spec].add([batch[index][0] for index in new], rows[new])
         self.computed += len(batch)
+
+
+def _with_hashes(rows: pa.Table, hashes: FeatureCache) -> pa.Table:
+    """Rows with the perceptual hashes also of photos that were not decoded."""
+    missing = pc.and_(pc.is_null(rows["code"]), pc.is_null(rows["phash"])).to_numpy()
+    if not missing.any():
+        return rows
+    found = rows["phash"].to_pylist()
+    positions = np.flatnonzero(missing)
+    digests = rows["sha256"].take(pa.array(positions)).to_pylist()
+    for position, value in zip(positions.tolist(), hashes.rows(digests), strict=True):
+        found[position] = None if value.tobytes() == _FLAT else value.tobytes()
+    at = rows.schema.get_field_index("phash")
+    return rows.set_column(at, rows.schema.field(at), pa.array(found, rows.schema.field(at).type))
 
 
 def open_caches(folder: Callable[[FeatureSpec], str], specs: Iterable[FeatureSpec]) -> tuple[Caches, list[str]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
+from flowers.data import near_duplicates
 from flowers.data.images import DECODER_VERSION
 
 PLAIN, FLIP = "plain", "flip"
@@ -46,3 +47,8 @@ class FeatureSpec:
         """A short name for everything a feature depends on besides the photo; the name of its cache."""
         parts = [self.backbone, self.weights, self.image_size, self.precision, self.engine, self.max_pixels]
         return hashlib.sha256(json.dumps([*parts, self.cut, self.view, DECODER_VERSION]).encode()).hexdigest()[:16]
+
+
+def hashes_key(image_size: int) -> str:
+    """The name of the cache of perceptual hashes, which depend on the decoded photo alone."""
+    return f"{near_duplicates.VERSION}-{DECODER_VERSION}-{image_size}"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 
 from flowers import runs, storage
 from flowers.bundle import load_bundle
@@ -23,6 +24,7 @@ from flowers.data.listing import Listing, list_photos, listing_of
 from flowers.data.preflight import check_small_classes
 from flowers.data.split import SUBSETS
 from flowers.evaluation.evaluate import evaluate_bundle
+from flowers.features.cache import FeatureCache
 from flowers.features.extraction import (
     ActorPool,
     Backend,
@@ -81,8 +83,11 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     if run.finished():
         out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
         return read_report(run)
+    known |= run.assigned()
     listing = _list(config)
-    out.print(_announcement(config, listing), highlight=False)
+    out.print(_announcement(config, listing), highlight=False, markup=False)
+    for text in listing.warnings:
+        _warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
     with ray_session(config.verbose):
         from flowers.cluster.nodes import check_storage, cluster_nodes
@@ -108,12 +113,14 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
                 photos,
                 caches,
                 backend,
+                hashes=_hashes(plan, out),
                 settle=functools.partial(
                     settle,
                     fractions=config.split,
                     seed=config.seed,
                     max_bad_fraction=config.max_bad_fraction,
                     known=known,
+                    near=config.near_duplicates,
                 ),
                 max_bad_fraction=config.max_bad_fraction,
                 advance=advance,
@@ -145,13 +152,24 @@ def _list(config: TrainConfig) -> Listing:
     """Lists the photos, and refuses what no split could be made of."""
     local = "~/.cache/flowers" if storage.is_remote(config.storage) else config.storage
     datasets = storage.join(storage.absolute(local), "datasets")
-    listing = list_photos(config.data, datasets=datasets, per_class=config.per_class, seed=config.seed)
+    listing = list_photos(
+        config.data,
+        datasets=datasets,
+        per_class=config.per_class,
+        seed=config.seed,
+        layout=config.layout,
+        group_by=config.group_by,
+        root=config.root,
+        class_names=config.class_names,
+        runs=storage.absolute(config.storage),
+        run_files=runs.FILES,
+    )
     check_small_classes(listing.table, config.max_pixels)
     return listing
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
-    files = f"{listing.table.num_rows} files of {listing.source}"
+    files = "\n            ".join([f"{listing.table.num_rows} files of {listing.source}", *listing.notes])
     if listing.drawn:
         files = f"{listing.table.num_rows} DRAWN pictures, not photos: made on the spot to try the whole way"
     weights = f"{config.weights} weights"
@@ -235,10 +253,23 @@ def _extraction(
     return InProcess(extractor), caches
 
 
-def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> Caches:
-    caches, damaged = open_caches(plan.cache, features)
+def _hashes(plan: Plan, out: Console) -> FeatureCache | None:
+    """The cache of perceptual hashes, where they are asked for."""
+    if plan.config.near_duplicates == "keep":
+        return None
+    cache = FeatureCache(plan.hashes).open()
+    _warn_of(cache.damaged, out)
+    return cache
+
+
+def _warn_of(damaged: list[str], out: Console) -> None:
     for name in damaged:
         out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
+
+
+def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> Caches:
+    caches, damaged = open_caches(plan.cache, features)
+    _warn_of(damaged, out)
     return caches
 
 
@@ -284,6 +315,10 @@ def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
     return np.frombuffer(b"".join(block["pixels"].drop_null().to_pylist()), np.uint8).reshape(shape)
 
 
+def _warn(text: str, out: Console) -> None:
+    out.print(f"[yellow]warning[/]: {escape(text)}", highlight=False)
+
+
 def _say_what_was_found(extraction: Extraction, out: Console) -> None:
     ledger: Ledger = extraction.ledger
     counts, reasons = ledger.counts(), ledger.reasons()
@@ -292,6 +327,13 @@ def _say_what_was_found(extraction: Extraction, out: Console) -> None:
     if reasons:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         out.print(f"            quarantined: {text}; each with its path in ledger.parquet", highlight=False)
+    if near := ledger.near_duplicates():
+        count, example = sum(map(len, near)), " and ".join(near[0][:2])
+        out.print(
+            f"            near-duplicates: {count} photos in {len(near)} groups, each on one side; e.g. {example}",
+            highlight=False,
+            markup=False,
+        )
     for text in ledger.warnings():
-        out.print(f"[yellow]warning[/]: {text}", highlight=False)
+        _warn(text, out)
     out.print(f"  features  {extraction.hits} from the cache, {extraction.computed} computed", highlight=False)

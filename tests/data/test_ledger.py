@@ -6,6 +6,7 @@ import hashlib
 import random
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -169,15 +170,31 @@ def test_conflicts_count_as_bad() -> None:
 
 
 def test_one_class_says_what_to_do() -> None:
-    with pytest.raises(InputError, match=r"1 class \(roses\), required are two or more; put .* sub-folder"):
+    with pytest.raises(InputError, match=r"1 class \('roses'\), required are two or more; put .* sub-folder"):
         settled(photos(9, "roses"))
 
 
 def test_a_class_of_one_is_named() -> None:
-    with pytest.raises(InputError, match=r"class 'roses' has 1 usable photo, .* add photos or remove the class$"):
+    with pytest.raises(InputError, match=r"class 'roses' has 1 usable photo, .*; 'roses' has 1 file; add photos or"):
         settled([*photos(5, "a", "b"), *photos(1, "roses")])
-    with pytest.raises(InputError, match=r"class 'roses' has 1 .* remove the classes: roses, tulips$"):
+    with pytest.raises(InputError, match=r"class 'roses' has 1 .*; the same holds for 'tulips'; add photos"):
         settled([*photos(5, "a", "b"), *photos(1, "tulips", "roses")])
+
+
+def test_a_class_of_few_usable_files_says_why() -> None:
+    rows = [bad(f"/d/roses/{number}.heic", "roses", "unsupported_format") for number in range(5)]
+    text = r"'roses' has 6 files, of which 5 unsupported_format \(e.g. /d/roses/0.heic: it is unsupported_format\)"
+    with pytest.raises(InputError, match=text):
+        settled([*photos(5, "a", "b"), *rows, *photos(1, "roses")])
+    with pytest.raises(InputError, match=r"1 class \('a'\), .*'roses' has 5 files, of which 5 unsupp.*0.heic"):
+        settled([*photos(5, "a"), *rows])
+
+
+def test_many_classes_are_not_all_named() -> None:
+    many = photos(1, *(f"c{number:03}" for number in range(149)))
+    with pytest.raises(InputError, match=r"'c000' has 1 usable .* for 'c001', .* and 143 more; add") as caught:
+        settled([*photos(5, "a", "b"), *many])
+    assert len(str(caught.value)) < 400
 
 
 def test_a_class_left_without_photos_is_a_warning() -> None:
@@ -214,10 +231,116 @@ def test_known_subsets_are_kept_but_a_manifest_wins() -> None:
     assert [fate(ledger, rows[index]["path"])["status"] for index in (0, 1)] == ["train", "test"]
 
 
-def test_a_manifest_without_validation_is_refused() -> None:
-    rows = [{**row, "split": "train"} for row in photos(5, "a", "b")]
-    with pytest.raises(InputError, match="no photo for validation; change --split, the manifest or the --split-file"):
+SIDES = [("train", "validation", "test"), ("train", "test"), ("train", "validation"), ("train",)]
+
+
+@pytest.mark.parametrize("sides", SIDES)
+def test_a_split_that_was_given_is_kept_and_what_it_lacks_is_cut_from_train(sides: tuple[str, ...]) -> None:
+    rows = [
+        {**row, "split": side, "path": f"{row['path']}.{side}", "sha256": sha((row["path"], side))}
+        for row in photos(100, "a", "b")
+        for side in sides
+    ]
+    found = settled(rows)
+    given = {row["path"]: row["split"] for row in rows}
+    counts = found.per_class()
+    for row in found.table.to_pylist():
+        assert row["status"] == given[row["path"]] or (given[row["path"]] == "train" and row["status"] not in sides)
+    share = {"train": 0.7, "validation": 0.27, "test": 0.03}
+    cut = {side: share[side] for side in SUBSETS if side == "train" or side not in sides}
+    for label in "ab":
+        for side in SUBSETS:
+            whole = round(100 * share[side] / sum(cut.values())) if side in cut else 100
+            assert abs(counts[label][side] - whole) <= 1, (side, counts)
+
+
+def test_a_split_without_training_photos_is_refused() -> None:
+    with pytest.raises(InputError, match="no photo for train"):
+        settled([{**row, "split": "test"} for row in photos(5, "a", "b")])
+
+
+def test_what_lies_on_two_sides_is_kept_where_it_tests() -> None:
+    sides = [{**row, "split": "train"} for row in photos(20, "a", "b")]
+    sides += [{**row, "path": f"/v{row['path']}", "split": "validation"} for row in photos(4, "a", "b")]
+    sides += [{**row, "path": f"/t{row['path']}", "split": "test"} for row in photos(2, "a", "b")]
+    for order in (sides, sides[::-1]):
+        ledger = settled(order, max_bad_fraction=0)
+        assert [fate(ledger, f"{place}/d/a/0.jpg")["status"] for place in ("", "/v", "/t")] == [
+            "quarantined",
+            "quarantined",
+            "test",
+        ]
+        assert fate(ledger, "/v/d/a/2.jpg")["status"] == "validation"
+        assert fate(ledger, "/d/a/2.jpg")["reason"] == "leak"
+        assert fate(ledger, "/d/a/2.jpg")["detail"] == "same bytes as /v/d/a/2.jpg, which is for validation"
+        assert ledger.reasons() == {"leak": 12}
+        assert any(text.startswith("12 files show what is also on another side") for text in ledger.warnings())
+
+
+def test_groups_stay_on_one_side() -> None:
+    rows = [{**row, "group": f"g{number // 3}"} for number, row in enumerate(photos(60, "a", "b"))]
+    ledger = settled(rows, fractions=(0.5, 0.3, 0.2))
+    sides: dict[str, set[str]] = {}
+    for row in ledger.table.to_pylist():
+        sides.setdefault(row["group"], set()).add(row["status"])
+    assert {len(found) for found in sides.values()} == {1}
+    for counts in ledger.per_class().values():
+        assert all(abs(counts[side] - whole) <= 3 for side, whole in zip(SUBSETS, (30, 18, 12), strict=True))
+
+
+def test_a_group_on_two_sides_that_were_given_is_refused() -> None:
+    rows = [{**row, "group": "x" if number < 2 else None} for number, row in enumerate(photos(9, "a", "b"))]
+    rows = [{**row, "split": SUBSETS[number % 3]} for number, row in enumerate(rows)]
+    with pytest.raises(InputError, match=r"/d/a/0.jpg and /d/a/1.jpg are of one group, .*train.*validation"):
         settled(rows)
+
+
+def looking(rows: list[dict[str, Any]], *alike: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Rows with hashes of pictures; those at the indices of a tuple show the same one."""
+    random = np.random.default_rng(0)
+    hashes = [random.bytes(32) for _ in rows]
+    for indices in alike:
+        for index in indices[1:]:
+            hashes[index] = hashes[indices[0]]
+    return [{**row, "phash": value} for row, value in zip(rows, hashes, strict=True)]
+
+
+def test_near_duplicates_stay_on_one_side_or_are_dropped() -> None:
+    pairs = [(number, number + 30) for number in range(30)]
+    rows = looking(photos(60, "a", "b"), *pairs)
+    rows[30]["size"] = 1000
+    grouped = settled(rows, near="group").table.to_pylist()
+    assert all(grouped[one]["status"] == grouped[other]["status"] != "quarantined" for one, other in pairs)
+    assert all(grouped[index]["like"] == grouped[one]["path"] for one, other in pairs for index in (one, other))
+    assert all(row["like"] is None for row in grouped[60:])
+    kept = settled(rows, near="keep").table.to_pylist()
+    assert any(kept[one]["status"] != kept[other]["status"] for one, other in pairs), "the case is one"
+    dropped = settled(rows, near="drop", max_bad_fraction=0).table.to_pylist()
+    assert [dropped[index]["reason"] for index in (0, 30, 1, 31)] == ["near_duplicate", None, None, "near_duplicate"]
+
+
+def test_near_duplicates_on_two_sides_that_were_given_are_kept_where_they_test() -> None:
+    rows = looking(photos(30, "a", "b"), (0, 29), (1, 28), (2, 3))
+    sides = ["train"] * 20 + ["validation"] * 5 + ["test"] * 5
+    rows = [{**row, "split": sides[number % 30]} for number, row in enumerate(rows)]
+    table = settled(rows, near="group", max_bad_fraction=0).table.to_pylist()
+    assert [table[index]["reason"] for index in (0, 1, 2, 3, 28, 29)] == ["leak", "leak", None, None, None, None]
+    assert table[0]["detail"] == "near-duplicate of /d/a/29.jpg, which is for test"
+
+
+def test_near_duplicates_under_two_labels_are_said() -> None:
+    ledger = settled(looking(photos(20, "a", "b"), (0, 20)), near="group")
+    assert fate(ledger, "/d/a/0.jpg")["status"] == fate(ledger, "/d/b/0.jpg")["status"]
+    assert any(
+        "1 picture seems to be there under two labels, e.g. /d/a/0.jpg (a)" in text for text in ledger.warnings()
+    )
+
+
+def test_a_class_of_one_view_is_split_all_the_same() -> None:
+    """A camera that never moves: its photos are no copies."""
+    ledger = settled(looking(photos(40, "a", "b"), tuple(range(40))), near="group")
+    assert ledger.per_class()["a"] == ledger.per_class()["b"]
+    assert any(text.startswith("most photos of 'a' look like one picture") for text in ledger.warnings())
 
 
 def test_no_files_are_no_classes() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import pytest
 import requests
 
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, draw, environment
+from tests.faults.processes import end, members
 
 RAY = Path(sys.executable).parent / "ray"
 
@@ -53,11 +53,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
             time.sleep(0.5)
         yield address, env
     finally:
-        head.send_signal(signal.SIGTERM)
-        try:
-            head.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
+        for pid in members(head.pid):
+            end(pid)
+        head.wait()
 
 
 def test_submitted_job_ends_with_the_same_metrics(

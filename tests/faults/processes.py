@@ -50,10 +50,10 @@ class Running:
             time.sleep(pause)
         return found
 
-    def kill_while(self, condition: Callable[[], bool]) -> None:
+    def kill_while(self, condition: Callable[[], bool], pause: float) -> None:
         """Kills the job while `condition` holds: it is first stopped, so that nothing moves between look and kill."""
         while True:
-            self.until(condition, pause=0.0005)
+            self.until(condition, pause)
             os.kill(self.pid, signal.SIGSTOP)
             self.until(lambda: stopped(self.pid), pause=0.0005)
             if condition():

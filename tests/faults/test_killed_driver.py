@@ -14,13 +14,13 @@ def test_killed_in_mid_epoch_and_then_while_a_checkpoint_is_written(
 ) -> None:
     progress = Progress(place.storage / "killed")
     with running(place.command("killed"), tmp_path / "1") as job:
-        job.kill_while(lambda: progress.in_the_middle(first=4))
+        job.kill_while(lambda: progress.in_the_middle(first=4), pause=0.01)
     first = progress.checkpoint()
     assert 4 <= first < EPOCHS
 
     with running(place.command("killed"), tmp_path / "2") as job:
-        job.kill_while(lambda: progress.checkpoint() >= first and bool(progress.writing()))
-        assert f"going on after epoch {first}" in job.out.read_text()
+        job.until(lambda: f"going on after epoch {first}" in job.out.read_text(), pause=0.05)
+        job.kill_while(lambda: progress.checkpoint() >= first and bool(progress.writing()), pause=0.0005)
     assert progress.writing()
     second = progress.checkpoint()
     assert first <= second < EPOCHS

@@ -14,13 +14,13 @@ TWO = {"workers": 2, "cpus_per_worker": 1}
 def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path) -> None:
     progress = Progress(place.storage / "workers")
     with running(place.command("workers", **TWO), tmp_path) as job:
-        job.until(lambda: progress.in_the_middle(first=4))
+        job.until(lambda: progress.in_the_middle(first=4), pause=0.02)
         first = job.train_workers()
         assert len(first) == 2
         end(min(first))
         done = len(progress.lines())
 
-        job.until(lambda: progress.checkpoint() > done)
+        job.until(lambda: progress.checkpoint() > done, pause=0.02)
         second = job.train_workers()
         assert len(second) == 2
         assert not first & second, "a lost worker ends the others as well"
@@ -40,7 +40,7 @@ def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path
 def test_without_another_try_it_says_how_to_go_on(place: Place, reference: Done, tmp_path: Path) -> None:
     progress = Progress(place.storage / "no-more")
     with running(place.command("no-more", **TWO, max_failures=0), tmp_path) as job:
-        job.until(lambda: progress.in_the_middle(first=4))
+        job.until(lambda: progress.in_the_middle(first=4), pause=0.02)
         end(max(job.train_workers()))
         code = job.wait()
     err = job.err.read_text()

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
 from serving.options import Address, ServeOptions, Tuning
+from tests.data.test_images import SAMPLES
+from tests.e2e.test_submit import free_port
 from tests.serving.server import publish
+from tests.serving.test_listener import listening
+from tests.serving.test_server import wait_for
 
 CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
 
@@ -78,3 +87,48 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
     assert (classifier.describe().last_reload_error, classifier._batcher.max_batch_size) == (None, 3)
     assert classifier._batcher.batch_wait_s == 0.005
+
+
+def test_photos_of_a_client_that_hung_up_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the network computes one photo, forty wait behind it whose client goes."""
+    from serving import replica
+    from serving.http.app import build
+    from serving.metrics import FOLDER
+
+    monkeypatch.setenv(FOLDER, str(tmp_path / "metrics"))
+    publish(tmp_path, 1)
+    classifier = replica.Classifier({"bundle": str(tmp_path), "watch_s": 0})
+    predictor = classifier.versions.current.predictor
+    computed, busy, free = list[int](), threading.Event(), threading.Event()
+    run = predictor.run
+
+    def slow(pixels: Any) -> Any:
+        computed.append(len(pixels))
+        busy.set()
+        assert free.wait(60)
+        return run(pixels)
+
+    monkeypatch.setattr(predictor, "run", slow)
+    port = free_port()
+    with listening(build(classifier), port), ThreadPoolExecutor(1) as pool:
+        ask = functools.partial(
+            requests.post,
+            f"http://127.0.0.1:{port}/predict",
+            SAMPLES["png"],
+            headers={"Content-Type": "image/png"},
+            timeout=60,
+        )
+        first = pool.submit(ask)
+        assert busy.wait(60)
+        form = requests.Request("POST", "http://x/predict", files=[("files", SAMPLES["png"])] * 40).prepare()
+        with socket.create_connection(("127.0.0.1", port)) as line:
+            line.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\n")
+            line.sendall("".join(f"{name}: {value}\r\n" for name, value in form.headers.items()).encode())
+            assert isinstance(form.body, bytes)
+            line.sendall(b"\r\n" + form.body)
+            wait_for(lambda: classifier.admission.waiting == 41)
+        wait_for(lambda: classifier.admission.waiting == 1)
+        free.set()
+        assert first.result().status_code == 200
+        assert ask().status_code == 200
+    assert computed == [1, 1]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -22,24 +21,17 @@ from tests.serving.hostile import (
     FORM,
     JSON,
     KINDS,
-    PATIENCE_S,
-    PHOTO,
-    PIXELS,
     Got,
     Kind,
     Sent,
-    binary,
-    connect,
     form,
-    http,
     problem,
     send,
     whole,
 )
-from tests.serving.server import SIZE, Server
+from tests.serving.server import Server
 
 GROWTH_MB = 150
-BUSY = 320  # photos, a multiple of the 64 that a request may have; 40 more may wait as well
 
 
 def ordinary(server: Server) -> dict[str, Any]:
@@ -173,50 +165,3 @@ def test_what_is_documented(server: Server) -> None:
                 assert not problem(got, Kind(list)), (got, sent.pieces[0][:400])
 
             ask()
-
-
-# ---------------------------------------------------------------- who hung up is not computed
-
-
-def counted(server: Server) -> tuple[int, int]:
-    """Photos that went through the network, and those that are waiting."""
-    text = server.get("/metrics").text
-    found = [re.search(rf"^flowers_{name} (\S+)$", text, re.MULTILINE) for name in ("batch_size_sum", "waiting")]
-    computed, waiting = (int(float(one[1])) for one in found if one)
-    return computed, waiting
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-
-
-def hang_up_behind(server: Server, asked: list[Future[Got]]) -> bool:
-    """Leaves 40 photos behind those that were asked for; whether these still waited when the server had noticed."""
-
-    def over() -> bool:
-        return all(task.done() for task in asked)
-
-    wait_until(lambda: over() or counted(server)[1] == BUSY)
-    with connect(server) as line:
-        line.sendall(http(form([("f", PHOTO)] * 40), content=FORM))
-        wait_until(lambda: over() or counted(server)[1] % 64 == 40)
-    wait_until(lambda: counted(server)[1] % 64 == 0)
-    return not over()
-
-
-def test_photos_of_a_client_that_hung_up_are_not_computed(server: Server) -> None:
-    """It counts only if the network was busy with others until then; how long it is, is a matter of luck."""
-    others = binary({**PIXELS, "shape": [64, SIZE, SIZE, 3]}, bytes(64 * SIZE * SIZE * 3))
-    until = time.monotonic() + 90
-    while time.monotonic() < until:
-        computed, _ = counted(server)
-        with ThreadPoolExecutor(BUSY // 64) as pool:
-            asked = [pool.submit(send, server, others) for _ in range(BUSY // 64)]
-            noticed = hang_up_behind(server, asked)
-        assert {task.result().status for task in asked} == {200}
-        if noticed:
-            assert counted(server) == (computed + BUSY, 0)
-            return
-    pytest.fail("they were computed after all, or the network was never busy for long enough to notice")

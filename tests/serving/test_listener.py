@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -70,10 +71,25 @@ class Running:
 
 @pytest.fixture
 def running() -> Iterator[Running]:
+    with loop() as made:
+        yield made
+
+
+@contextmanager
+def loop() -> Iterator[Running]:
     made = Running()
     yield made
     made.loop.call_soon_threadsafe(made.loop.stop)
     made.thread.join(30)
+
+
+@contextmanager
+def listening(app: Any, port: int) -> Iterator[None]:
+    """Answers at 127.0.0.1 meanwhile."""
+    with loop() as made:
+        listener = made.listen(app, "127.0.0.1", port)
+        yield
+        made.end(listener).result(30)
 
 
 @pytest.fixture(params=HOSTS)
