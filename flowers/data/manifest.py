@@ -300,7 +300,10 @@ def _parse(source: str, data: bytes) -> _Table:
             [_json_row(number, line) for number, line in lines], [f"line {number}" for number, _ in lines]
         )
     if name.endswith(".json"):
-        return _of_json(json.loads(text))
+        try:
+            return _of_json(json.loads(text))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"its form is not what its first keys promise: {error!r}") from error
     return _of_text(text)
 
 

@@ -31,7 +31,8 @@ def check_small_classes(table: pa.Table, max_pixels: int) -> None:
     if not small:
         return
     doubtful = files.filter(pc.is_in(files["label"], pa.array(small))).combine_chunks()
-    rows = decode_block(read_block(doubtful), size=_SIZE, max_pixels=max_pixels)
-    rows = mark_repeats(rows)
-    usable = Counter(rows.filter(pc.is_null(rows["code"]))["label"].to_pylist())
-    check_classes({label: usable[label] if label in small else size for label, size in sizes.items()})
+    rows = mark_repeats(decode_block(read_block(doubtful), size=_SIZE, max_pixels=max_pixels))
+    others = table.filter(
+        pc.or_kleene(pc.is_valid(table["code"]), pc.invert(pc.is_in(table["label"], pa.array(small))))
+    )
+    check_classes(pa.concat_tables([part.select(["path", "label", "code", "detail"]) for part in (rows, others)]))
