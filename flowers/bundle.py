@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from flowers import storage
-from flowers.data.images import DECODER_VERSION
+from flowers.data.images import CHANGES, DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 from flowers.inference.engine import CPU_BATCH, Engine, Photos, usable_cpus
 from flowers.runs import Run
@@ -235,7 +235,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
     absent = [name for name in ("decoder_version", "classes", "image_size", "files") if name not in manifest]
     if absent:
         raise DamagedFile(f"{uri}/{MANIFEST} lacks {', '.join(absent)}")
-    if manifest["decoder_version"] != DECODER_VERSION:
+    if manifest["decoder_version"] not in ("1", *CHANGES):
         raise InputError(
             f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "
             f"{DECODER_VERSION}: it would see other pixels than it was trained on; train it again"

@@ -13,7 +13,7 @@ import pytest
 
 from flowers import bundle, storage
 from flowers.bundle import LABELS, MANIFEST, MODEL, load_bundle, save_bundle
-from flowers.data.images import DECODER_VERSION
+from flowers.data.images import CHANGES, DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError
 from flowers.inference.engine import ENGINES
 from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
@@ -156,6 +156,15 @@ def test_another_version_is_refused(saved: Path, change: dict[str, Any], words: 
     (saved / MANIFEST).write_text("[]")
     with pytest.raises(InputError, match="schema"):
         load_bundle(str(saved))
+
+
+def test_a_bundle_of_an_earlier_decoder_is_usable(saved: Path) -> None:
+    """It sees all but a few odd photos as it was trained on them."""
+    manifest = json.loads((saved / MANIFEST).read_text())
+    del manifest["sha256"]
+    for version in ("1", *CHANGES):
+        (saved / MANIFEST).write_text(json.dumps({**manifest, "decoder_version": version}))
+        assert load_bundle(str(saved)).manifest["decoder_version"] == version
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ REASONS = {
     "hidden": "a hidden file or folder",
     "side_file": "neither named nor built like a picture",
     "not_a_photo": "named like a picture, but its content is none",
-    "unsupported_format": "a picture, but not JPEG, PNG, BMP, GIF or WebP",
+    "unsupported_format": "a picture of a format that is not read",
     "empty": "no bytes",
     "unreadable": "could not be read",
     "too_large": "more bytes than a photo has",

@@ -202,7 +202,9 @@ def decode_block(
 def _blame(error: BadImage, path: str) -> tuple[str, str]:
     """A file that neither is a picture nor is named like one lies beside the photos without being a bad one."""
     extension = os.path.splitext(path)[1].lower()
-    if error.code in ("not_a_photo", "empty") and extension not in images.EXTENSIONS:
+    if error.code == "not_a_photo" and extension in images.OTHER_EXTENSIONS:
+        return "unsupported_format", f"a {extension[1:]} file is not read: convert it to JPEG or PNG"
+    if error.code in ("not_a_photo", "empty") and extension not in images.EXTENSIONS | images.OTHER_EXTENSIONS:
         return "side_file", f"neither a picture nor named like one ({extension or 'no extension'})"
     return error.code, error.detail
 

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from flowers.data import images
-from flowers.data.images import DECODER_VERSION, EXTENSIONS, MAX_PIXELS, sniff
+from flowers.data.images import CHANGES, DECODER_VERSION, EXTENSIONS, MAX_PIXELS, OTHER_EXTENSIONS, sniff
 from flowers.errors import BadImage
 
 CODES = {"empty", "not_a_photo", "unsupported_format", "truncated", "corrupt", "too_many_pixels"}
@@ -119,7 +119,29 @@ def samples() -> dict[str, bytes]:
         "webp": save(image, "WEBP", quality=90),
         "webp-lossless": save(alpha, "WEBP", lossless=True, exif=exif(8)),
         "webp-animated": save(image, "WEBP", save_all=True, append_images=frames, lossless=True),
+        "tiff": save(image, "TIFF"),
+        "tiff-lzw": save(alpha, "TIFF", compression="tiff_lzw"),
+        "tiff-jpeg": save(image, "TIFF", compression="jpeg"),
+        "tiff-pages": save(image.copy(), "TIFF", save_all=True, append_images=[one.copy() for one in frames]),
+        "tiff-16": save(picture()[..., 0].astype(np.uint16) << 8, "TIFF"),
+        "avif": save(image, "AVIF", quality=95),
+        "jpeg2000": save(image, "JPEG2000"),
+        "jpeg2000-codestream": save(image, "JPEG2000", no_jp2=True),
+        "ico": save(image, "ICO", sizes=[(32, 32), (64, 48)]),
+        "ico-bmp": save(image, "ICO", sizes=[(64, 48)], bitmap_format="bmp"),
+        "ppm": save(image, "PPM"),
+        "pgm": save(image.convert("L"), "PPM"),
+        "pbm": save(image.convert("1"), "PPM"),
+        "heic": heic(image),
     }
+
+
+def heic(image: Image.Image, **options: Any) -> bytes:
+    import pillow_heif
+
+    out = io.BytesIO()
+    pillow_heif.from_pillow(image).save(out, quality=95, **options)
+    return out.getvalue()
 
 
 SAMPLES = samples()
@@ -141,7 +163,9 @@ def test_array_is_contiguous_uint8_rgb_of_the_asked_size(name: str, size: int | 
 def test_constants() -> None:
     assert isinstance(DECODER_VERSION, str)
     assert MAX_PIXELS == 100_000_000
-    assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"} == EXTENSIONS
+    assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".avif", ".heic"} < EXTENSIONS
+    assert not EXTENSIONS & OTHER_EXTENSIONS
+    assert set(CHANGES) == {str(number) for number in range(2, int(DECODER_VERSION) + 1)}
 
 
 @pytest.mark.parametrize("size", [0, -1])
@@ -176,6 +200,7 @@ def test_any_thread_decodes_the_same_pixels() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_sniff_needs_only_32_bytes(name: str) -> None:
     form = {"progressive": "jpeg", "grey": "jpeg", "cmyk": "jpeg", "exif": "jpeg", "mpo": "jpeg", "apng": "png"}
+    form |= {"pgm": "ppm", "pbm": "ppm"}
     assert sniff(SAMPLES[name][:32]) == form.get(name, name.split("-")[0])
 
 
@@ -297,6 +322,103 @@ def test_gif_frame_larger_than_the_canvas() -> None:
     assert decode(bytes(data)).shape == picture().shape
 
 
+# ---------------------------------------------------------------- formats that few people have
+
+GOLDEN = ["tiff", "tiff-lzw", "tiff-pages", "jpeg2000", "jpeg2000-codestream", "ico", "ico-bmp", "ppm"]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_lossless_files_of_rare_formats_keep_every_pixel(name: str) -> None:
+    want = picture()
+    if name == "tiff-lzw":
+        layer = Image.fromarray(want)
+        layer.putalpha(Image.linear_gradient("L").resize(layer.size))
+        white = Image.new("RGB", layer.size, (255, 255, 255))
+        white.paste(layer, mask=layer)
+        want = np.asarray(white)
+    np.testing.assert_array_equal(decode(SAMPLES[name]), want)
+
+
+@pytest.mark.parametrize(("name", "mean"), [("avif", 2), ("heic", 3), ("tiff-jpeg", 4)])
+def test_lossy_files_of_rare_formats_are_close(name: str, mean: float) -> None:
+    assert_close(decode(SAMPLES[name]), picture(), mean)
+
+
+def test_grey_files_of_rare_formats() -> None:
+    grey = np.asarray(Image.fromarray(picture()).convert("L"))
+    np.testing.assert_array_equal(decode(SAMPLES["pgm"]), np.stack([grey] * 3, axis=2))
+    assert set(np.unique(decode(SAMPLES["pbm"]))) == {0, 255}
+    np.testing.assert_array_equal(decode(SAMPLES["tiff-16"])[..., 1], picture()[..., 0])
+
+
+def test_12_bits_in_a_file_of_16_are_scaled_by_what_it_says() -> None:
+    values = np.arange(0, 4096, 4, dtype=np.uint16).reshape(32, 32)
+    want = np.clip(values.astype(int) * 65535 // 4095 >> 8, 0, 255)
+    for order in "<>":
+        tiff = save(values.astype(order + "u2"), "TIFF", tiffinfo={281: 4095})
+        np.testing.assert_array_equal(decode(tiff)[..., 0], want)
+    body = b"P5 32 32 4095\n" + values.astype(">u2").tobytes()
+    assert np.abs(decode(body)[..., 0].astype(int) - want).max() <= 1
+    np.testing.assert_array_equal(decode(save(values, "TIFF"))[..., 0], values >> 8)
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "BMP"])
+def test_an_alpha_channel_that_is_0_everywhere_means_nothing(form: str) -> None:
+    layer = Image.fromarray(picture()).convert("RGBA")
+    layer.putalpha(0)
+    data = save(layer, form, **({"lossless": True, "exact": True} if form == "WEBP" else {}))
+    np.testing.assert_array_equal(decode(data), picture())
+
+
+def test_a_bitmap_of_32_bits_without_alpha() -> None:
+    """Four bytes a pixel, the last one unused, under a header that could say what it means."""
+    rows = np.dstack([picture()[::-1, :, ::-1], np.zeros((48, 64), np.uint8)]).tobytes()
+    head = struct.pack("<IiiHHIIiiII", 124, 64, 48, 1, 32, 3, len(rows), 0, 0, 0, 0)
+    head += struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000).ljust(84, b"\0")
+    data = b"BM" + struct.pack("<IHHI", 14 + len(head) + len(rows), 0, 0, 14 + len(head)) + head + rows
+    np.testing.assert_array_equal(decode(data), picture())
+
+
+def test_heic_without_its_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    error = refused(SAMPLES["heic"])
+    assert (error.code, "pip install '.[heic]'" in error.detail) == ("unsupported_format", True)
+
+
+def test_an_icon_declares_one_size_and_holds_another() -> None:
+    inside = png(60_000, 60_000, 8, 2, bytes(10))
+    data = struct.pack("<HHHBBBBHHII", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
+    assert refused(data).code == "too_many_pixels"
+
+
+# ---------------------------------------------------------------- a JPEG that ends early
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("size", [None, 16])
+def test_a_jpeg_that_ends_early_is_truncated_with_or_without_its_end_mark(
+    options: dict[str, Any], part: float, size: int | None
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 240, 3), np.uint8)
+    whole = save(noise, "JPEG", quality=90, **options)
+    assert decode(whole, size).any()
+    start = whole.index(b"\xff\xda")
+    cut = whole[: start + int(part * (len(whole) - start))].rstrip(b"\xff")
+    for data in (cut, cut + b"\xff\xd9"):
+        assert refused(data, size=size).code == "truncated"
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_that_is_grey_below_is_whole(options: dict[str, Any], mode: str) -> None:
+    pixels = picture().copy()
+    pixels[16:] = 128
+    data = save(Image.fromarray(pixels).convert(mode), "JPEG", quality=95, **options)
+    assert decode(data)[-1, -1].tolist() == [128, 128, 128]
+    assert decode(data, 16).shape == (16, 16, 3)
+
+
 # ---------------------------------------------------------------- orientation
 
 TRANSPOSE = Image.Transpose
@@ -323,6 +445,84 @@ def test_every_orientation_decodes_upright(orientation: int, size: int | None, f
     pixels = decode(save(stored, form, exif=exif(orientation), **options.get(form, {})), size)
     want = upright if size is None else middle(upright, size)
     assert_close(pixels, np.asarray(want), 3 if form == "JPEG" else 0.5)
+
+
+TYPES = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 5: "II", 10: "ii", 11: "f", 12: "d"}
+
+
+def exif_of_type(order: str, kind: int, orientation: int) -> bytes:
+    """EXIF whose orientation is a number of another type, beside another tag."""
+    form = order + TYPES[kind]
+    value = struct.pack(form, orientation, *([1] if len(TYPES[kind]) == 2 else []))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    place = 8 + 2 + 2 * 12 + 4
+    field, rest = (value.ljust(4, b"\0"), b"") if len(value) <= 4 else (struct.pack(order + "I", place), value)
+    maker = struct.pack(order + "HHI", 0x010F, 2, 4) + b"abc\0"
+    tag = struct.pack(order + "HHI", 0x0112, kind, 1) + field
+    return b"Exif\0\0" + head + struct.pack(order + "H", 2) + maker + tag + bytes(4) + rest
+
+
+def upright(data: bytes) -> np.ndarray:
+    """What Pillow's own `exif_transpose` makes of a file."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_every_encoding_of_the_orientation_is_read_as_pillow_does(kind: int, order: str, orientation: int) -> None:
+    data = save(picture(), "PNG", exif=exif_of_type(order, kind, orientation))
+    np.testing.assert_array_equal(decode(data), upright(data))
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
+XMP_ELEMENT = b"<x:xmpmeta><tiff:Orientation>%d</tiff:Orientation></x:xmpmeta>"
+
+
+@pytest.mark.parametrize("text", [XMP, XMP_ELEMENT])
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_an_orientation_in_xmp(text: bytes, orientation: int) -> None:
+    xmp = text % orientation
+    for data in (
+        save(picture(), "JPEG", quality=95, xmp=xmp),
+        save(picture(), "WEBP", lossless=True, xmp=xmp),
+        png_with(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        png_with(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+    ):
+        np.testing.assert_array_equal(decode(data).shape, upright(data).shape)
+        assert_close(decode(data), upright(data), 1)
+    both = save(picture(), "JPEG", xmp=text % 6, exif=exif(1))
+    assert decode(both).shape == (48, 64, 3), "EXIF comes first"
+
+
+def png_with(kind: bytes, body: bytes) -> bytes:
+    data = save(picture(), "PNG")
+    return data[:33] + chunk(kind, body) + data[33:]
+
+
+def test_an_orientation_in_a_raw_profile_of_a_png() -> None:
+    profile = f"\nexif\n{len(exif(6)):8}\n{exif(6).hex()}\n".encode()
+    for data in (
+        png_with(b"tEXt", b"Raw profile type exif\0" + profile),
+        png_with(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+    ):
+        np.testing.assert_array_equal(decode(data), upright(data))
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("form", ["TIFF", "AVIF", "HEIC"])
+def test_rare_formats_are_upright(orientation: int, form: str) -> None:
+    original = Image.fromarray(picture())
+    turn = STORED[orientation]
+    stored = original if turn is None else original.transpose(turn)
+    if form == "HEIC":
+        data = heic(stored, exif=exif(orientation))
+    elif form == "TIFF":
+        data = save(stored, form, tiffinfo={274: orientation})
+    else:
+        data = save(stored, form, exif=exif(orientation), quality=95)
+    assert_close(decode(data), picture(), 3)
+    assert_close(decode(data, 24), np.asarray(middle(original, 24)), 4)
 
 
 def test_big_endian_exif() -> None:
@@ -515,12 +715,15 @@ def test_not_a_photo(data: bytes) -> None:
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("TIFF", save(picture(), "TIFF")),
-        ("AVIF", b"\0\0\0\x1cftypavif\0\0\0\0"),
-        ("HEIC", b"\0\0\0\x18ftypheic\0\0\0\0"),
+        ("camera raw", b"II*\0\x10\0\0\0CR\2\0" + bytes(20)),
+        ("camera raw", b"FUJIFILMCCD-RAW 0201"),
+        ("camera raw", save(picture(), "TIFF", tiffinfo={254: 1})),
+        ("camera raw", save(picture(), "TIFF", tiffinfo={50706: b"\1\4\0\0"})),
+        ("the kind F", save(np.zeros((9, 9), np.float32), "TIFF")),
         ("Photoshop", b"8BPS\0\x01" + bytes(20)),
-        ("icon", save(Image.new("RGB", (16, 16)), "ICO")),
-        ("JPEG 2000", b"\0\0\0\x0cjP  \r\n\x87\n"),
+        ("JPEG XL", b"\xff\x0a" + bytes(20)),
+        ("OpenEXR", b"v/1\x01\2\0\0\0"),
+        ("DICOM", bytes(128) + b"DICM"),
         ("SVG", b'<?xml version="1.0"?>\n<!-- x -->\n<svg xmlns="http://www.w3.org/2000/svg">'),
         ("SVG", b'  <svg width="1">'),
     ],
@@ -587,7 +790,7 @@ def test_pixel_cap_is_exact_and_the_callers(name: str) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_pillows_global_switches_do_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     want = decode(SAMPLES[name])
-    cut = SAMPLES[name][: len(SAMPLES[name]) // 3]
+    cut = SAMPLES[name][: len(SAMPLES[name]) // (8 if name == "tiff-pages" else 3)]
     code = refused(cut).code
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
@@ -601,7 +804,7 @@ def test_pillows_global_switches_do_not_matter(name: str, monkeypatch: pytest.Mo
 def test_truncation_anywhere(name: str, size: int | None) -> None:
     data = SAMPLES[name]
     whole = decode(data, size)
-    several = name in {"mpo", "gif-animated", "apng"}
+    several = name in {"mpo", "gif-animated", "apng", "tiff-pages"}
     for end in {*range(1, min(len(data), 80)), *range(80, len(data), 1 + len(data) // 60), len(data) - 1}:
         result = outcome(data[:end], size)
         if isinstance(result, BadImage):
@@ -613,7 +816,7 @@ def test_truncation_anywhere(name: str, size: int | None) -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_half_file_is_called_truncated(name: str) -> None:
-    first = 0.15 if name in {"mpo", "gif-animated", "apng"} else 0.5
+    first = 0.15 if name in {"mpo", "gif-animated", "apng", "tiff-pages"} else 0.5
     assert refused(SAMPLES[name][: int(len(SAMPLES[name]) * first)]).code == "truncated"
 
 
