@@ -56,8 +56,8 @@ def _folder_name(text: str) -> str:
     return text
 
 
-class TrainConfig(OptionSet):
-    """One training run; the options that are `deciding` are its identity."""
+class DataOptions(OptionSet):
+    """Which photos, and how they are split: for every job that reads photos with labels."""
 
     data: Annotated[str, AfterValidator(_not_empty)] = deciding(
         "sample",
@@ -106,6 +106,13 @@ class TrainConfig(OptionSet):
     )
     max_bad_fraction: float = deciding(0.1, "Stop if more than this fraction of the files is unusable.", ge=0, le=1)
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)
+    seed: int = deciding(
+        0, "Seed of subset, split, shuffling, dropout and the head's start weights.", ge=0, le=(1 << 31) - 1
+    )
+
+
+class TrainConfig(DataOptions):
+    """One training run; the options that are `deciding` are its identity."""
 
     backbone: Annotated[str, OneOf(tuple(BACKBONES))] = deciding(
         "resnet50v2", "The network whose last layer is replaced and trained.", group="Network"
@@ -177,9 +184,6 @@ class TrainConfig(OptionSet):
         20, "Stop after this many epochs without a better monitored metric; 0 never stops early.", ge=0
     )
     min_delta: float = deciding(0.0, "An improvement smaller than this does not reset --patience.", ge=0)
-    seed: int = deciding(
-        0, "Seed of subset, split, shuffling, dropout and the head's start weights.", ge=0, le=(1 << 31) - 1
-    )
 
     workers: Annotated[str, AfterValidator(_number_of_workers)] = neutral(
         "auto",
@@ -269,3 +273,16 @@ class TrainConfig(OptionSet):
         stem = storage.name(self.data).split(".")[0] or "data"
         plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in stem)
         return f"{plain[:40]}-{self.backbone}-{digest}"
+
+
+class CheckOptions(DataOptions):
+    """How photos are looked at before training."""
+
+    page: Annotated[str, AfterValidator(_not_empty)] = neutral(
+        "check.html", "File or URI of the page to write.", group="Result", required="a file or a URI"
+    )
+    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+        TrainConfig.model_fields["storage"].default,
+        "Folder or URI of all runs, in which named sets are kept; it is none of the photos if it lies among them.",
+    )
+    verbose: bool = neutral(False, "Show what Ray logs.")

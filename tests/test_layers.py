@@ -23,9 +23,10 @@ TOP_IMPORTS = {
     "benchmarks": set(TOPS),  # with the tests' tools to start and kill processes
 }
 # Rows from the bottom up: a row may import those above it in this table that it names.
-BASE = ["errors", "storage"]
+BASE = ["errors", "text", "storage"]
 FLOWERS_IMPORTS: dict[str, list[str]] = {
     "errors": [],
+    "text": [],
     "storage": ["errors"],
     "options": ["errors"],
     "cli": ["errors", "options"],

@@ -123,10 +123,12 @@ class _Loaded:
         exif: with the orientation in which it is to be shown, if the decoder has not turned it.
         xmp: the same, where EXIF does not say.
         white: the largest value of a picture of 16 bits.
+        extent: width and height of the photo; another one than the image's if it is a draft.
     """
 
     image: Image.Image
     box: Box
+    extent: tuple[int, int]
     exif: bytes = b""
     xmp: bytes | str = b""
     white: int = 0xFFFF
@@ -189,6 +191,13 @@ def decode(
             truncated, corrupt, too_many_pixels.
         ValueError: a size below 1, a crop without a size, or a box that is empty or not inside the photo.
     """
+    return decode_with_extent(data, size, max_pixels=max_pixels, crop=crop)[0]
+
+
+def decode_with_extent(
+    data: bytes, size: int | None = None, *, max_pixels: int = MAX_PIXELS, crop: Crop | None = None
+) -> tuple[npt.NDArray[np.uint8], tuple[int, int]]:
+    """As `decode`; also width and height of the photo as stored, in pixels."""
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1, not {size}")
     if crop is not None and size is None:
@@ -202,7 +211,7 @@ def decode(
         if size is not None:
             image = image.resize((size, size), Image.Resampling.BILINEAR, loaded.box)
         turn = _TURNS[_orientation(loaded.exif, loaded.xmp)]
-        return np.asarray(image if turn is None else image.transpose(turn))
+        return np.asarray(image if turn is None else image.transpose(turn)), loaded.extent
     except (BadImage, MemoryError, _CropError):
         raise
     except Exception as error:  # plugins fail in many ways: OSError, SyntaxError, ValueError, KeyError, ...
@@ -261,7 +270,7 @@ def _load(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Lo
     # The sides of a draft are rounded up; what comes with it knows the fraction.
     scale = drafted[1][2] / width if drafted else 1
     box = left * scale, top * scale, right * scale, bottom * scale
-    return _Loaded(image, box, image.info.get("exif", exif), image.info.get("xmp", xmp))
+    return _Loaded(image, box, (width, height), image.info.get("exif", exif), image.info.get("xmp", xmp))
 
 
 def _check_boxes(data: bytes) -> None:
@@ -339,7 +348,7 @@ def _load_webp(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
             raise BadImage(*_TRUNCATED) from None
         raise
     chunks = decoder.get_chunk("EXIF") or b"", decoder.get_chunk("XMP ") or b""
-    return _Loaded(image, _checked(crop, *extent), *chunks)
+    return _Loaded(image, _checked(crop, *extent), extent, *chunks)
 
 
 def _load_tiff(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Loaded:
@@ -356,7 +365,7 @@ def _load_tiff(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
     image.load()
     white = tags.get(_LARGEST_VALUE, 0)
     white = max(white) if isinstance(white, tuple) else white
-    return _Loaded(image, _checked(crop, *image.size), white=int(white) if 0 < white < 0xFFFF else 0xFFFF)
+    return _Loaded(image, _checked(crop, *image.size), image.size, white=int(white) if 0 < white < 0xFFFF else 0xFFFF)
 
 
 def _plain_tiff(data: bytes) -> bytes:
@@ -401,7 +410,7 @@ def _load_ico(form: str, data: bytes, size: int | None, cap: int, crop: Crop) ->
     if inside.startswith(b"\x89PNG"):
         return _load("png", inside, size, cap, crop)
     image = _icon_bitmap(inside, cap)
-    return _Loaded(image, _checked(crop, *image.size))
+    return _Loaded(image, _checked(crop, *image.size), image.size)
 
 
 def _icon_bitmap(data: bytes, cap: int) -> Image.Image:
@@ -432,7 +441,7 @@ def _load_heic(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
     image = importlib.import_module("pillow_heif").HeifImageFile(_Source(data))
     _check_pixels(image.size, cap)
     image.load()
-    return _Loaded(image, _checked(crop, *image.size))
+    return _Loaded(image, _checked(crop, *image.size), image.size)
 
 
 _LOADERS: Final = {"webp": _load_webp, "tiff": _load_tiff, "ico": _load_ico, "heic": _load_heic}

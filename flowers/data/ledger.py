@@ -118,16 +118,14 @@ class Ledger:
             found.append(f"only {counts['test']} test photos: look at the interval, not at the value")
         lost = sorted(set(self.table["label"].drop_null().to_pylist()) - set(self.classes))
         if lost:
-            found.append(f"no usable photo of: {', '.join(lost)}; left out of the classes, see ledger.parquet")
+            found.append(f"no usable photo of: {', '.join(lost)}; left out of the classes")
         reasons = self.reasons()
         if conflicts := reasons.get("conflict", 0):
-            found.append(
-                f"{conflicts} files have the same bytes under two labels; all are kept out, see ledger.parquet"
-            )
+            found.append(f"{conflicts} files have the same bytes under two labels; all are kept out")
         if leaks := reasons.get("leak", 0):
             found.append(
                 f"{leaks} files show what is also on another side of the split; left out where they train, kept where "
-                "they test, see ledger.parquet"
+                "they test"
             )
         return found
 

@@ -135,9 +135,9 @@ def read_block(block: pa.Table) -> pa.Table:
     contents: list[bytes | None] = [None] * block.num_rows
     if todo and storage.is_remote(paths[todo[0]]):
         with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
-            results = list(pool.map(lambda index: _read(paths[index], connections), todo))
+            results = list(pool.map(lambda index: read_bytes(paths[index], connections), todo))
     else:
-        results = [_read(paths[index], connections) for index in todo]
+        results = [read_bytes(paths[index], connections) for index in todo]
     for index, result in zip(todo, results, strict=True):
         if isinstance(result, BadImage):
             codes[index], details[index] = result.code, result.detail
@@ -190,7 +190,7 @@ def decode_block(
         try:
             photo = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop)
         except BadImage as error:
-            codes[index], details[index] = _blame(error, block["path"][index].as_py())
+            codes[index], details[index] = blame(error, block["path"][index].as_py())
         else:
             pixels[index] = photo.tobytes()
             if crop is None:
@@ -199,8 +199,8 @@ def decode_block(
     return pa.table({**columns, "code": codes, "detail": details, "phash": hashes, "pixels": pixels}, schema=PIXELS)
 
 
-def _blame(error: BadImage, path: str) -> tuple[str, str]:
-    """A file that neither is a picture nor is named like one lies beside the photos without being a bad one."""
+def blame(error: BadImage, path: str) -> tuple[str, str]:
+    """Code and detail: a file that neither is a picture nor is named like one lies beside photos without being bad."""
     extension = os.path.splitext(path)[1].lower()
     if error.code == "not_a_photo" and extension in images.OTHER_EXTENSIONS:
         return "unsupported_format", f"a {extension[1:]} file is not read: convert it to JPEG or PNG"
@@ -218,8 +218,9 @@ def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
     return known[indices] == wanted
 
 
-def _read(path: str, connections: dict[str, pafs.FileSystem]) -> bytes | BadImage:
+def read_bytes(path: str, connections: dict[str, pafs.FileSystem] | None = None) -> bytes | BadImage:
     """The content of a file, or why it cannot be had; files of one bucket share a connection."""
+    connections = {} if connections is None else connections
     try:
         filesystem, inside = storage.resolve(path)
         if isinstance(filesystem, pafs.LocalFileSystem):

@@ -13,15 +13,14 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import runs, storage
+from flowers import runs
 from flowers.bundle import load_bundle
 from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
-from flowers.data.listing import Listing, list_photos, listing_of
-from flowers.data.preflight import check_small_classes
+from flowers.data.listing import Listing, listing_of
 from flowers.data.split import SUBSETS
 from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.cache import FeatureCache
@@ -42,6 +41,7 @@ from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import check_weights, weights_key
+from flowers.pipelines.source import list_source
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.predictor import Predictor
 from flowers.progress import Stopwatch, progress_bar
@@ -49,6 +49,7 @@ from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
+from flowers.text import plain
 
 if TYPE_CHECKING:
     import ray.data
@@ -84,7 +85,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
         return read_report(run)
     known |= run.assigned()
-    listing = _list(config)
+    listing = list_source(config, config.storage)
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
         _warn(text, out)
@@ -148,28 +149,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     return report
 
 
-def _list(config: TrainConfig) -> Listing:
-    """Lists the photos, and refuses what no split could be made of."""
-    local = "~/.cache/flowers" if storage.is_remote(config.storage) else config.storage
-    datasets = storage.join(storage.absolute(local), "datasets")
-    listing = list_photos(
-        config.data,
-        datasets=datasets,
-        per_class=config.per_class,
-        seed=config.seed,
-        layout=config.layout,
-        group_by=config.group_by,
-        root=config.root,
-        class_names=config.class_names,
-        runs=storage.absolute(config.storage),
-        run_files=runs.FILES,
-    )
-    check_small_classes(listing.table, config.max_pixels)
-    return listing
-
-
 def _announcement(config: TrainConfig, listing: Listing) -> str:
-    files = "\n            ".join([f"{listing.table.num_rows} files of {listing.source}", *listing.notes])
+    said = [f"{listing.table.num_rows} files of {listing.source}", *listing.notes]
+    files = "\n            ".join(map(plain, said))
     if listing.drawn:
         files = f"{listing.table.num_rows} DRAWN pictures, not photos: made on the spot to try the whole way"
     weights = f"{config.weights} weights"
@@ -316,7 +298,7 @@ def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
 
 
 def _warn(text: str, out: Console) -> None:
-    out.print(f"[yellow]warning[/]: {escape(text)}", highlight=False)
+    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
 
 
 def _say_what_was_found(extraction: Extraction, out: Console) -> None:
@@ -328,7 +310,7 @@ def _say_what_was_found(extraction: Extraction, out: Console) -> None:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         out.print(f"            quarantined: {text}; each with its path in ledger.parquet", highlight=False)
     if near := ledger.near_duplicates():
-        count, example = sum(map(len, near)), " and ".join(near[0][:2])
+        count, example = sum(map(len, near)), plain(" and ".join(near[0][:2]))
         out.print(
             f"            near-duplicates: {count} photos in {len(near)} groups, each on one side; e.g. {example}",
             highlight=False,

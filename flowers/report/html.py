@@ -41,8 +41,8 @@ class Cell:
 
 
 @functools.cache
-def template() -> jinja2.Template:
-    """The template of the page: it reads attributes only, and a wrong name in it is an error."""
+def template(name: str) -> jinja2.Template:
+    """A template of a page: it reads attributes only, and a wrong name in it is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -59,13 +59,13 @@ def template() -> jinja2.Template:
         "seconds": lambda x: f"{x:.1f} s" if x < 120 else f"{round(x) // 60} min {round(x) % 60} s",
         "css": lambda x: f"{100 * x:.1f}%",
     }
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def render_html(report: Report) -> str:
     """The report as one page."""
     held_name, held = held_out(report)
-    page = template().render(
+    page = template("report.html").render(
         r=report,
         facts=_facts(report),
         held=held,

@@ -19,6 +19,7 @@ from flowers.report.formatting import (
     value,
 )
 from flowers.report.record import Report
+from flowers.text import plain
 
 
 def render_text(report: Report) -> Group:
@@ -41,15 +42,15 @@ def render_text(report: Report) -> Group:
     recall = Table.grid(padding=(0, 2, 0, 2))
     for label, m in classes[:LARGE]:
         numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
-        recall.add_row(Text(_cut(_plain(label), 36)), *numbers)
+        recall.add_row(Text(_cut(plain(label), 36)), *numbers)
     parts += [Text(f"\n{title}", style="bold"), recall]
 
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
     for example in report.predictions:
-        label, predicted = (_cut(_plain(name), 20) for name in (example.label, example.predicted))
+        label, predicted = (_cut(plain(name), 20) for name in (example.label, example.predicted))
         rest = f" | original: {label} | predicted: {predicted} ({number(example.score, 2)})"
-        path = _cut(_plain(example.path), 80 - cell_len(rest), keep_end=True)
+        path = _cut(plain(example.path), 80 - cell_len(rest), keep_end=True)
         parts.append(Text(path + rest, style="" if example.right else "bold"))
 
     steps = [
@@ -58,7 +59,7 @@ def render_text(report: Report) -> Group:
     ]
     parts.append(Text("\nwhere the time went", style="bold"))
     parts.append(Text(f"{report.timing_s.total:.1f} s: {', '.join(steps)}"))
-    parts += [Text(f"warning: {_plain(text)}", style="bold") for text in report.warnings]
+    parts += [Text(f"warning: {plain(text)}", style="bold") for text in report.warnings]
     if report.sample:
         parts.append(Text("sample run: drawn pictures, random weights; accuracy says nothing about flowers"))
     return Group(*parts)
@@ -66,11 +67,6 @@ def render_text(report: Report) -> Group:
 
 def _worst_first(metrics: ClassSummary) -> float:
     return 2.0 if metrics.recall.value is None else metrics.recall.value
-
-
-def _plain(text: str) -> str:
-    """Text without control characters: a file name must not steer the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _cut(text: str, width: int, keep_end: bool = False) -> str:

@@ -1,0 +1,35 @@
+"""The photos that options name: what every job that reads labelled photos begins with."""
+
+from __future__ import annotations
+
+from flowers import runs, storage
+from flowers.config import DataOptions
+from flowers.data.listing import Listing, list_photos
+from flowers.data.preflight import check_small_classes
+
+
+def list_source(options: DataOptions, runs_storage: str) -> Listing:
+    """Lists the photos, and refuses what no split could be made of.
+
+    Args:
+        options: which photos.
+        runs_storage: folder or URI of all runs: named sets are kept in it, and it is none of the photos.
+
+    Raises:
+        InputError: there is nothing to train on.
+    """
+    local = "~/.cache/flowers" if storage.is_remote(runs_storage) else runs_storage
+    listing = list_photos(
+        options.data,
+        datasets=storage.join(storage.absolute(local), "datasets"),
+        per_class=options.per_class,
+        seed=options.seed,
+        layout=options.layout,
+        group_by=options.group_by,
+        root=options.root,
+        class_names=options.class_names,
+        runs=storage.absolute(runs_storage),
+        run_files=runs.FILES,
+    )
+    check_small_classes(listing.table, options.max_pixels)
+    return listing
