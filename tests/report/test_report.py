@@ -264,7 +264,7 @@ def field(model: Any, name: str) -> Any:
 
 def test_the_page_reads_what_the_report_has() -> None:
     """Also in branches that no report of these tests takes; below the first level as far as the types say."""
-    page = template()
+    page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
     assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
@@ -283,7 +283,7 @@ def test_the_page_reads_what_the_report_has() -> None:
 
 
 def test_a_wrong_name_in_the_template_is_an_error() -> None:
-    environment = template().environment
+    environment = template("report.html").environment
     filters = ("percent", "count", "short", "fixed(2)", "value(true)", "interval(true)", "seconds", "css")
     for wrong in ("{{ r.features.key }}", *(f"{{{{ r.features.key | {name} }}}}" for name in filters)):
         with pytest.raises((jinja2.UndefinedError, TypeError), match=r"no attribute|Undefined"):
