@@ -38,7 +38,7 @@ _RAY = {
 }
 # Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
 _SPARE_S = 5
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def newest_run(folder: str = RUNS) -> str:
@@ -90,11 +90,19 @@ def main(**values: Any) -> None:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
     with _held_port(address.host, address.port), _served(options, address):
-        url = f"http://{'127.0.0.1' if address.host in ('0.0.0.0', '::') else address.host}:{address.port}"
+        url = f"http://{_reachable(address.host)}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
         _wait_for_the_end()
         say("Stopping: what was accepted is answered.")
+
+
+def _reachable(host: str) -> str:
+    """The host of a URL at which a server that listens at `host` is reached from this machine."""
+    plain = host.strip("[]")
+    if plain in ("", "0.0.0.0", "::"):
+        return "127.0.0.1" if plain != "::" else "[::1]"
+    return f"[{plain.replace('%', '%25')}]" if ":" in plain else plain
 
 
 def _wait_for_the_end() -> None:
@@ -146,11 +154,16 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
 @contextmanager
 def _held_port(host: str, port: int) -> Iterator[None]:
     """Keeps the port for the replicas, which come seconds later, and between the end of one and the next."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    from serving.http.listener import resolve
+
+    try:
+        family, place = resolve(host, port)
+    except OSError as error:
+        raise InputError(f"--host {host}: {error.strerror}; give an address of this machine") from error
     with socket.socket(family, socket.SOCK_STREAM) as held:
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            held.bind((host, port))
+            held.bind(place)
         except OSError as error:
             raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
         # Bound alone, and from here on shared with the replicas, which set this too, and with nobody else.

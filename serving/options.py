@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import model_validator
@@ -64,6 +65,18 @@ class ServeOptions(OptionSet):
     tokens_file: str | None = option(None, "A file of bearer tokens, one a line; without, all may ask.", group="Access")
     admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.")
 
+    cors_origins: str = option(
+        "",
+        "Pages of these origins may ask, by scripts of theirs: https://a.example,https://b.example, or * for all.",
+        absent="pages of this server only",
+    )
+    root_path: str = option(
+        "",
+        "Path below which a proxy in front shows this server, if it takes it off: /flowers.",
+        required="a path that begins with a slash and does not end with one",
+        pattern="^(/[A-Za-z0-9._~-]+)*$",
+    )
+
     replicas: int = option(1, "Copies of the model to start with, and to keep at least.", group="Machine", ge=1)
     max_replicas: int | None = option(None, "Add replicas up to this number under load.", ge=1)
     cpus: float = option(0.0, "CPUs of a replica; 0 takes all of one machine, divided by the replicas.", ge=0)
@@ -72,8 +85,17 @@ class ServeOptions(OptionSet):
         "auto", "What runs the network: openvino or tensorflow; auto takes tensorflow where a replica has GPUs."
     )
 
+    def origins(self) -> list[str]:
+        """The origins of `cors_origins`."""
+        return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        for origin in self.origins():
+            if origin != "*" and not re.fullmatch(
+                r"https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-fA-F:.]+\](:[0-9]+)?", origin
+            ):
+                raise wrong("cors_origins", origin, "origins such as https://a.example:8443 with commas between, or *")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise wrong("max_replicas", self.max_replicas, f"at least {flag('replicas')} ({self.replicas})")
         for name, limit in (("max_request_bytes", "max_held_bytes"), ("max_items", "max_waiting")):

@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from flowers import __version__
 from flowers.errors import InputError
+from serving.http.lenient import LenientMiddleware
 from serving.http.middleware import RequestLimitsMiddleware
 from serving.http.responses import coded_error, errors_as, json_response
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
@@ -37,6 +39,7 @@ def build(service: Any) -> FastAPI:
     # Its /docs needs no outside address.
     app = FastAPIOffline(
         redoc_url=None,
+        root_path=service.options.root_path,
         redirect_slashes=False,  # it would send people to whatever host their request names
         title="flowers",
         version=__version__,
@@ -66,6 +69,15 @@ def build(service: Any) -> FastAPI:
         return json_response(answer, 200 if now.last_reload_error is None else 400)
 
     app.add_middleware(RequestLimitsMiddleware, options=service.options, service=service)
+    if origins := service.options.origins():
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["Authorization", "Content-Type"],
+            max_age=3600,
+        )
+    app.add_middleware(LenientMiddleware)
     return app
 
 

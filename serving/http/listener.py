@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.http.proxy import HeaderFilterMiddleware
 
@@ -35,14 +38,15 @@ class Listener:
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
         self._app = HeaderFilterMiddleware(app)
         self._ending = False
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        family, address = resolve(host, port)
         self._socket = socket.socket(family, socket.SOCK_STREAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._socket.bind((host, port))
+        self._socket.bind(address)
         config = uvicorn.Config(
             self._answer,
             interface="asgi3",
+            http=_Protocol,
             lifespan="off",
             access_log=False,
             log_config=None,
@@ -94,6 +98,34 @@ class Listener:
             answer.cancel()
         if not answer.cancelled():
             answer.result()
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 also for a client that offers HTTP/2, as curl --http2 and Java do: its parser would lose the body."""
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if b"h2c" in data and _HEAD.match(data):
+            head, end, body = data.partition(b"\r\n\r\n")
+            data = _OFFER.sub(b"", head + end) + body
+        super().data_received(data)
+
+
+# The first line of a request, and the offer of HTTP/2 in a line of its own.
+_HEAD = re.compile(rb"[A-Z]+ \S+ HTTP/1\.1\r\n")
+_OFFER = re.compile(rb"(?i)\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)")
+
+
+def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
+    """Family and address to bind to of whatever names one: IPv4, IPv6 with or without a zone, or a host's name.
+
+    Raises:
+        OSError: it names none.
+    """
+    family, _, _, _, address = socket.getaddrinfo(
+        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    return family, address
 
 
 class _Server(uvicorn.Server):

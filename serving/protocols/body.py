@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import sys
 from contextlib import aclosing
 from typing import Any, NamedTuple, NoReturn
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -76,6 +78,11 @@ async def read_files(request: Request, limit: int) -> list[FormFile]:
     return files
 
 
+# A file's name in a charset of its own (RFC 5987), and any other beside it.
+_EXTENDED_NAME = re.compile(rb"(?i);\s*filename\*\s*=\s*(?P<charset>utf-8|iso-8859-1)'[^']*'(?P<name>[^;\s\"]*)")
+_ANY_NAME = re.compile(rb'(?i);\s*filename\*?\s*=\s*("(\\.|[^"\\])*"|[^;\s]*)')
+
+
 class _FormParser(MultiPartParser):
     """A parser that keeps files in memory, as the size of a body is limited before, and counts them as they come."""
 
@@ -83,6 +90,15 @@ class _FormParser(MultiPartParser):
     limit = 0
     found = 0
     complete = False
+
+    def on_headers_finished(self) -> None:
+        part = self._current_part
+        if part.content_disposition and (found := _EXTENDED_NAME.search(part.content_disposition)):
+            name = unquote_to_bytes(found["name"]).decode(found["charset"].decode("ascii"), "replace")
+            rest = _ANY_NAME.sub(b"", part.content_disposition)
+            escaped = name.replace("\\", "\\\\").replace('"', '\\"')
+            part.content_disposition = rest + f'; filename="{escaped}"'.encode()
+        super().on_headers_finished()
 
     def on_part_end(self) -> None:
         super().on_part_end()
@@ -126,8 +142,13 @@ def json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
 def base64_bytes(value: Any, what: str) -> bytes:
-    """The bytes that a string is the base64 of; line breaks in it are allowed.
+    """The bytes that a string is the base64 of.
+
+    Line breaks in it, the letters of base64url, missing padding and the head of a `data:` URI are allowed.
 
     Args:
         value: anything that was in JSON.
@@ -138,8 +159,14 @@ def base64_bytes(value: Any, what: str) -> bytes:
     """
     if not isinstance(value, str):
         raise BadRequest(f"{what} is {shown(value)}, required is a string of base64")
+    text = "".join(value.split())
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise BadRequest(f"{what} is a data: URI without base64: {shown(head)}")
+    text = text.translate(_URL_SAFE).rstrip("=")
     try:
-        return base64.b64decode("".join(value.split()), validate=True)
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
     except ValueError as error:
         raise BadRequest(f"{what} is not base64: {str(error).lower()}") from error
 

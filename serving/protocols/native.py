@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from flowers.data.images import sniff
 from serving.http.responses import coded_error, errors_as, json_response
 from serving.protocols import openapi
 from serving.protocols.body import UnsupportedMedia, media_type, read_body, read_files, shown
@@ -18,6 +19,8 @@ from serving.protocols.checks import PhotoRefused, top_k
 from serving.service import Answer, BadRequest, ModelDescription, Refusal, Service
 
 MAX_TOP = 1000  # labels that `top` may ask for
+# What programs say of bytes that they know nothing of; curl --data-binary says the third.
+_ANY_BYTES = ("", "application/octet-stream", "application/x-www-form-urlencoded", "binary/octet-stream", "*/*")
 _SWITCH = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -126,11 +129,11 @@ def router(service: Service) -> APIRouter:
             return json_response(
                 {"items": [{"filename": file.name, **item} for file, item in zip(files, items, strict=True)]}
             )
-        if not (kind.startswith("image/") or kind == "application/octet-stream"):
+        photo = await read_body(request)
+        if photo and not (kind.startswith("image/") or kind in _ANY_BYTES or sniff(photo)):
             raise UnsupportedMedia(
                 f"Content-Type is {shown(kind)}, required is image/*, application/octet-stream or multipart/form-data"
             )
-        photo = await read_body(request)
         if not photo:
             raise PhotoRefused(Refusal("empty", "the body is empty, required are the bytes of a photo"))
         model, (answer,) = await service.classify([photo])
@@ -138,6 +141,9 @@ def router(service: Service) -> APIRouter:
             raise PhotoRefused(answer)
         return json_response(_item(answer, model, query))
 
+    # curl -T sends a file so, and puts its name behind an address that ends with a slash.
+    for path in ("/predict", "/predict/{name}"):
+        routes.add_api_route(path, predict, methods=["PUT"], include_in_schema=False, response_class=Response)
     return routes
 
 

@@ -84,10 +84,10 @@ def loop() -> Iterator[Running]:
 
 
 @contextmanager
-def listening(app: Any, port: int) -> Iterator[None]:
-    """Answers at 127.0.0.1 meanwhile."""
+def listening(app: Any, port: int, host: str = "127.0.0.1") -> Iterator[None]:
+    """Answers meanwhile."""
     with loop() as made:
-        listener = made.listen(app, "127.0.0.1", port)
+        listener = made.listen(app, host, port)
         yield
         made.end(listener).result(30)
 

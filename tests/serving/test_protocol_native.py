@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from serving.service import Overloaded, TooLarge, UnknownVersion
+from tests.data.test_images import SAMPLES
 from tests.serving.conftest import CLASSES, SHOWN, FakeService
 
 JPEG = {"content-type": "image/jpeg"}
@@ -108,7 +109,12 @@ def test_no_body(client: TestClient, service: FakeService) -> None:
     assert (response.status_code, response.json(), service.asked) == (400, expected, [])
 
 
-@pytest.mark.parametrize("kind", ["", "text/plain", "application/json", "imagejpeg", "multipart/mixed; boundary=b"])
+def test_any_type_of_what_is_a_photo(client: TestClient) -> None:
+    for kind in ("", "text/plain", "application/json"):
+        assert client.post("/predict", content=SAMPLES["jpeg"], headers={"content-type": kind}).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "imagejpeg", "multipart/mixed; boundary=b"])
 def test_other_types(client: TestClient, service: FakeService, kind: str) -> None:
     response = client.post("/predict", content=b"photo", headers={"content-type": kind} if kind else {})
     detail = (

@@ -137,7 +137,11 @@ FORM = 'instance 0 must be {"b64": "..."} with the base64 of a photo'
         (b'{"instances":[{"image_bytes":""}]}', FORM),
         (b'{"instances":[{"b64":1e999}]}', "b64 of instance 0 is Infinity, required is a string of base64"),
         (b'{"instances":[{"b64":[[]]}]}', "b64 of instance 0 is a list, required is a string of base64"),
-        (b'{"instances":[{"b64":"abc"}]}', "b64 of instance 0 is not base64: incorrect padding"),
+        (
+            b'{"instances":[{"b64":"abcde"}]}',
+            "b64 of instance 0 is not base64: invalid base64-encoded string: number of data characters (5) cannot be 1 "
+            "more than a multiple of 4",
+        ),
         (b'{"instances":[{"b64":"ab=c"}]}', "b64 of instance 0 is not base64: discontinuous padding not allowed"),
         (b'{"instances":[{"b64":"YQ=="},{"b64":"!"}]}', "b64 of instance 1 is not base64: only base64 data is allowed"),
         (
