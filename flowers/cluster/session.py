@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -19,6 +20,10 @@ T = TypeVar("T")
 
 # Blocks on their way from the decoder to the network. Ray's default, 30 % of the memory, lets decoded photos pile up.
 _OBJECT_STORE_BYTES = 1 << 30
+_CONNECT_S = 10
+# The longest name that Ray gives to a socket, and what Linux allows.
+_SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SOCKET_NAME = 107
 
 
 def background(function: Callable[[], T], name: str) -> Future[T]:
@@ -47,9 +52,36 @@ def import_tensorflow(threads: int | None = None) -> None:
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
 
 
-def joined() -> bool:
-    """Whether a job joins a cluster of others, rather than starting Ray for itself."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+def joined() -> str:
+    """The cluster that a job joins, as RAY_ADDRESS names it; empty if it starts Ray for itself."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
+
+
+def _check_address(address: str) -> None:
+    """Raises `FlowersError` if nobody listens there: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto" and the like, which Ray resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise FlowersError(
+            f"RAY_ADDRESS is {address!r}, but nobody answers at {host}:{port} ({error.strerror or error}); start the "
+            "cluster, correct the address, or unset RAY_ADDRESS to run on this machine alone"
+        ) from error
+
+
+def _check_temporary_folder() -> None:
+    """Raises `FlowersError` if the names of Ray's sockets would be longer than the system allows."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    room = _SOCKET_NAME - len(os.fsencode(os.path.join(folder, _SOCKET)))
+    if room < 0:
+        raise FlowersError(
+            f"{name} is {folder!r}, {-room} bytes too long: the names of Ray's sockets in it would exceed the "
+            f"{_SOCKET_NAME} bytes that the system allows; set RAY_TMPDIR to a short folder, such as RAY_TMPDIR=/tmp"
+        )
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -99,6 +131,11 @@ def ray_session(verbose: bool) -> Iterator[None]:
     if ray.is_initialized():  # somebody else's, who will end it
         yield
         return
+    if address := joined():
+        _check_address(address)
+    else:
+        os.environ.pop("RAY_ADDRESS", None)  # empty, or "local"
+        _check_temporary_folder()
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
     if not joined():
@@ -112,7 +149,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
     try:
         _start(options)
     except Exception as error:
-        place = f"the cluster at {address}" if (address := os.environ.get("RAY_ADDRESS")) else "Ray on this machine"
+        place = f"the cluster at {address}" if address else "Ray on this machine"
         raise FlowersError(
             f"{place} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
             "again, elsewhere check RAY_ADDRESS; --verbose shows what Ray says"

@@ -16,7 +16,7 @@ from rich.markup import escape
 from flowers import runs
 from flowers.bundle import load_bundle
 from flowers.cluster.placement import Node
-from flowers.cluster.session import background, import_tensorflow, ray_session
+from flowers.cluster.session import background, import_tensorflow, joined, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
@@ -157,7 +157,8 @@ def _announcement(config: TrainConfig, listing: Listing) -> str:
     weights = f"{config.weights} weights"
     if config.weights == "random":
         weights = "RANDOM weights: an untrained network, so the accuracy says little about real photos"
-    return f"Run {config.run_name()}\n  data      {files}\n  network   {config.backbone}, {weights}"
+    cluster = f"\n  cluster   joins {plain(address)} (RAY_ADDRESS)" if (address := joined()) else ""
+    return f"Run {config.run_name()}\n  data      {files}\n  network   {config.backbone}, {weights}{cluster}"
 
 
 def _threads(config: TrainConfig) -> int | None:

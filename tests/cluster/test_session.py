@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import time
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
-from flowers.cluster.session import background, ray_session
+from flowers.cluster.session import background, joined, ray_session
 from flowers.errors import FlowersError
 from tests.conftest import ROOT
 
@@ -18,7 +20,7 @@ def refuse(**_: object) -> None:
     raise ConnectionError("no answer\nand much more")
 
 
-@pytest.mark.parametrize(("address", "place"), [("", "Ray on this machine"), ("10.0.0.9:6379", "10.0.0.9:6379")])
+@pytest.mark.parametrize(("address", "place"), [("", "Ray on this machine"), ("auto", "auto")])
 def test_ray_that_does_not_start_is_one_line(address: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # also where the tests' own Ray runs
     monkeypatch.setattr("ray.shutdown", lambda: None)
@@ -30,6 +32,49 @@ def test_ray_that_does_not_start_is_one_line(address: str, place: str, monkeypat
         pass
     assert "no answer" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "localhost:{port}"])
+def test_a_dead_head_is_one_line_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as held:  # bound, and nobody listens
+        held.bind(("127.0.0.1", 0))
+        name = address.format(port=held.getsockname()[1])
+        monkeypatch.setattr("ray.is_initialized", lambda: False)
+        monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray would try for minutes"))
+        monkeypatch.setenv("RAY_ADDRESS", name)
+        began = time.monotonic()
+        with pytest.raises(FlowersError, match="nobody answers") as caught, ray_session(verbose=False):
+            pass
+    assert time.monotonic() - began < 20
+    assert repr(name) in str(caught.value)
+    assert "unset RAY_ADDRESS" in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["", "  ", "local", None])
+def test_no_address_is_ray_of_its_own(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {}
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **given: options.update(given))
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with ray_session(verbose=False):
+        assert options["address"] == "local"
+        assert not joined()
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_long_temporary_folder_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setenv(name, "/tmp/" + "x" * 60)
+    with pytest.raises(FlowersError, match=f"{name} is .* too long.* RAY_TMPDIR=/tmp"), ray_session(verbose=False):
+        pass
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    with ray_session(verbose=False):
+        pass
 
 
 @pytest.mark.parametrize(("times", "starts"), [(0, 1), (1, 2), (2, 2)])
