@@ -40,7 +40,7 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
         else:
             uri.encode()
             filesystem, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # ImportError: hf:// without its package
         raise InputError(
             f"{uri!r} cannot be opened ({first_line(error)}); "
             "give a local path or a URI that pyarrow.fs knows: s3://, gs://, hdfs://, file://"

@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data import images, manifest
+from flowers.data import images, manifest, packed
 from flowers.data.builtin import download, sample
 from flowers.data.groups import from_paths
 from flowers.data.layout import UNLABELLED, understand
@@ -96,6 +96,9 @@ def list_photos(
         source = folder = download.fetch(data, datasets)
     else:
         source = storage.absolute(data)
+        if parts := packed.parts_of(source):
+            source = packed.unpacked(parts, datasets)
+            notes.append(f"unpacked into {source}")
         filesystem, path = storage.resolve(source)
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.NotFound:
@@ -104,17 +107,19 @@ def list_photos(
         if kind == pafs.FileType.Directory:
             folder = source
         elif path.lower().endswith(manifest.SUFFIXES):
-            rows, notes = manifest.read_manifest(source, root and storage.absolute(root), class_names)
+            rows, said = manifest.read_manifest(source, root and storage.absolute(root), class_names)
+            notes += said
             table = _table(rows)
         else:
             raise InputError(
-                f"--data: received the file {data!r}, required is a folder or a manifest, "
-                + " or ".join(f"FILE{suffix}" for suffix in manifest.SUFFIXES)
+                f"--data: received the file {data!r}, required is a folder, a manifest "
+                f"({', '.join(manifest.SUFFIXES)}) or an archive ({', '.join(packed.ARCHIVES)})"
             )
     if folder:
         if root or class_names:
             raise InputError(f"--root and --class-names belong to a manifest, {data!r} is a folder; leave them out")
-        table, notes, warnings = _list_folder(folder, layout, runs, run_files)
+        table, said, warnings = _list_folder(folder, layout, runs, run_files)
+        notes += said
     listed = table.num_rows
     if per_class is not None:
         table = _subset(table, per_class, seed)

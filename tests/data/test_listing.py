@@ -225,12 +225,12 @@ def test_no_such_place(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(20)
 def test_a_file_that_is_no_manifest(tmp_path: Path) -> None:
-    touch(tmp_path / "a.zip")
+    touch(tmp_path / "a.docx")
     os.mkfifo(tmp_path / "pipe")
-    for name in ("a.zip", "pipe"):
+    for name in ("a.docx", "pipe"):
         text = refusal(tmp_path / name)
         assert name in text
-        assert "required is a folder or a manifest" in text
+        assert "required is a folder, a manifest" in text
         assert ".jsonl" in text
 
 

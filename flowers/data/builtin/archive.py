@@ -28,7 +28,7 @@ class Archive:
     url: str
     size: int | None
     sha256: str | None
-    kind: Literal["tgz", "zip"]
+    kind: Literal["tgz", "tar", "zip"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,29 @@ class Limits:
     files: int = 100_000
 
 
-def unpack(path: Path, archive: Archive, target: Path, limits: Limits) -> str:
-    """Unpacks to a temporary folder, renames it to `target`; returns the one folder in it, "." if several."""
+class UnsoundArchive(DownloadError):
+    """An archive is damaged, or is none."""
+
+
+def unpack(path: Path, archive: Archive, target: Path, limits: Limits, folders: bool = True) -> str:
+    """Unpacks to a temporary folder, renames it to `target`; returns the one folder in it, "." if several.
+
+    Args:
+        path: of the archive.
+        archive: its kind.
+        target: where what it holds goes, replacing what is there.
+        limits: what is unpacked at most.
+        folders: refuse an archive without folders.
+
+    Raises:
+        UnsoundArchive: it is damaged.
+        DownloadError: it is not safe, or too large.
+    """
     work, left = Path(f"{target}.partial"), limits.unpacked_bytes
     shutil.rmtree(work, ignore_errors=True)  # left by a run that was killed
     try:
         work.mkdir()
-        for count, (name, size, content) in enumerate(_tar(path) if archive.kind == "tgz" else _zip(path)):
+        for count, (name, size, content) in enumerate(_zip(path) if archive.kind == "zip" else _tar(path)):
             parts, left = [part for part in name.split("/") if part not in ("", ".")], left - size
             if name.startswith("/") or ".." in parts or re.search(r"\\|\0|^[A-Za-z]:", name):
                 raise _unsafe(path, f"{name!r} lies outside its folder")
@@ -67,16 +83,14 @@ def unpack(path: Path, archive: Archive, target: Path, limits: Limits) -> str:
                         raise _unsafe(path, f"{name!r} is larger than stated")
                     file.write(block)
         tops = [entry.name for entry in work.iterdir() if entry.is_dir()]
-        if not tops:
+        if not tops and folders:
             raise _unsafe(path, "no folders of photos")
         beside(target).unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work, target)
         return tops[0] if len(tops) == 1 else "."
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-        path.unlink()
-        beside(path).unlink()
-        raise DownloadError(f"{path} is not a sound {archive.kind} ({error}): deleted; run again or {OWN}") from error
+        raise UnsoundArchive(f"{path} is not a sound {archive.kind} ({error})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -87,7 +101,7 @@ def _unsafe(path: Path, what: str) -> DownloadError:
 
 def _tar(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     """The members' names, sizes in bytes, and contents (None for a folder)."""
-    with tarfile.open(path, "r:gz") as tar:
+    with tarfile.open(path, "r:*") as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
                 raise _unsafe(path, f"{member.name!r}, a link or a device")

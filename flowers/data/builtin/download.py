@@ -23,7 +23,16 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from urllib3.exceptions import HTTPError
 
-from flowers.data.builtin.archive import OWN, Archive, Limits, beside, read_note, unpack, write_note
+from flowers.data.builtin.archive import (
+    OWN,
+    Archive,
+    Limits,
+    UnsoundArchive,
+    beside,
+    read_note,
+    unpack,
+    write_note,
+)
 from flowers.errors import DownloadError, InputError
 from flowers.storage import file_sha256
 
@@ -67,12 +76,18 @@ def fetch(
     path, target = Path(cache, f"{name}.{archive.kind}"), Path(cache, f"{name}.unpacked")
     try:
         Path(cache).mkdir(parents=True, exist_ok=True)
-        with _lock(Path(cache, f"{name}.lock")):
+        with lock(Path(cache, f"{name}.lock")):
             done = read_note(target)
             same = done.get("url") == archive.url and archive.sha256 in (None, done.get("sha256"))
             if not (same and target.is_dir()):
                 sha256 = _obtain(archive, path, limits, progress)
-                done = {"url": archive.url, "sha256": sha256, "top": unpack(path, archive, target, limits)}
+                try:
+                    top = unpack(path, archive, target, limits)
+                except UnsoundArchive as error:
+                    path.unlink()
+                    beside(path).unlink()
+                    raise DownloadError(f"{error}: deleted; run again or {OWN}") from error
+                done = {"url": archive.url, "sha256": sha256, "top": top}
                 write_note(target, done)
             return str(target / done["top"])
     except OSError as error:
@@ -220,7 +235,7 @@ def _seconds(after: str) -> float:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """One process at a time per data set, as the part file has room for one; no lock where flock is missing."""
     with open(path, "a") as file:
         with contextlib.suppress(ImportError):
