@@ -23,6 +23,7 @@ from rich.console import Console
 
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.options import Option, OptionSet, described, flag
+from flowers.text import plain
 
 DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
 
@@ -157,13 +158,13 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return WRONG_INPUT, f"error: {error.format_message()} See {name} --help."
     if isinstance(error, FlowersError):
-        return WRONG_INPUT if isinstance(error, InputError) else FAILED, f"error: {error}"
+        return WRONG_INPUT if isinstance(error, InputError) else FAILED, plain(f"error: {error}")
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return STOPPED, f"Stopped. {resume}".rstrip()
     for line in (*_log_lines(), *traceback.format_exception(error)):
         say(line.rstrip("\n"))
     what = f"{type(error).__name__}: {first_line(error)}"
-    return FAILED, f"error: {what}. This was not foreseen: the lines above say where. {resume}".rstrip()
+    return FAILED, f"error: {plain(what)}. This was not foreseen: the lines above say where. {resume}".rstrip()
 
 
 @functools.cache

@@ -9,12 +9,3 @@ def plain(text: str) -> str:
     Control characters, escape sequences, line ends, marks of direction and halves of characters are of this kind.
     """
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-
-
-def cell(text: str) -> str:
-    """Text for a cell of a CSV that a spreadsheet opens: it must not be taken for a formula.
-
-    See OWASP, "CSV Injection".
-    """
-    shown = plain(text)
-    return f"'{shown}" if shown.lstrip().startswith(("=", "+", "-", "@")) else shown

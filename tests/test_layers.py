@@ -29,7 +29,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "text": [],
     "storage": ["errors"],
     "options": ["errors"],
-    "cli": ["errors", "options"],
+    "cli": ["errors", "text", "options"],
     "progress": [],
     "data": BASE,
     "model": [*BASE, "data"],
