@@ -124,8 +124,8 @@ class Ledger:
             found.append(f"{conflicts} files have the same bytes under two labels; all are kept out")
         if leaks := reasons.get("leak", 0):
             found.append(
-                f"{leaks} files show what is also on another side of the split; left out where they train, kept where "
-                "they test"
+                f"{leaks} {'file shows' if leaks == 1 else 'files show'} what is also on another side of the split: "
+                "left out where it trains, kept where it tests"
             )
         return found
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, command, draw, environment
 
@@ -185,3 +186,30 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     whole = job(storage, "whole", *options)
     assert resumed.metrics() == whole.metrics()
     assert resumed.report["weights_sha256"] == whole.report["weights_sha256"]
+
+
+def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(job: Job, tmp_path: Path) -> None:
+    """Also where nothing is decoded any more, as all is in the caches."""
+    for side, first, each in (("Training", 0, 14), ("val", 14, 6)):
+        draw(tmp_path / "data" / side, classes=3, each=each, first=first)
+    for label, number in (("class0", 15), ("class1", 2)):  # a photo of each side, once more among the training photos
+        original = tmp_path / "data" / ("val" if number == 15 else "Training") / label / f"{number:03}.jpg"
+        picture = Image.open(original)
+        copy = tmp_path / "data" / "Training" / label / "copy.png"
+        picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((144, 128)).save(copy)
+    options = ("--data", tmp_path / "data", *SMALL, "--epochs", 2)
+    cold = job(tmp_path / "runs", "cold", *options)
+    warm = job(tmp_path / "runs", "warm", *options, "--learning-rate", 0.01)
+    assert "a split on disk: Training/ (train), val/ (validation) above 3 classes; test is cut from train" in cold.out
+    assert "features  0 from the cache, 62 computed" in cold.out
+    assert "features  62 from the cache, 0 computed" in warm.out
+    ledgers = [pq.read_table(done.run / "ledger.parquet") for done in (cold, warm)]
+    assert ledgers[0].equals(ledgers[1])
+    rows = {Path(row["path"]).relative_to(tmp_path / "data").as_posix(): row for row in ledgers[0].to_pylist()}
+    assert {row["status"] for path, row in rows.items() if path.startswith("val/")} == {"validation"}
+    leak = rows["Training/class0/copy.png"]
+    assert (leak["status"], leak["reason"]) == ("quarantined", "leak")
+    assert "near-duplicate of" in leak["detail"]
+    copy, original = rows["Training/class1/copy.png"], rows["Training/class1/002.jpg"]
+    assert copy["status"] == original["status"] != "quarantined"
+    assert "1 file shows what is also on another side" in cold.out
