@@ -113,12 +113,12 @@ class Ledger:
         for subset in SUBSETS:
             missing = [label for label in self.classes if per_class[label][subset] == 0]
             if missing:
-                found.append(f"no {subset} photo of: {', '.join(missing)}")
+                found.append(f"no {subset} photo of: {_named(missing)}")
         if 0 < counts.get("test", 0) < 30:
             found.append(f"only {counts['test']} test photos: look at the interval, not at the value")
         lost = sorted(set(self.table["label"].drop_null().to_pylist()) - set(self.classes))
         if lost:
-            found.append(f"no usable photo of: {', '.join(lost)}; left out of the classes")
+            found.append(f"no usable photo of: {_named(lost)}; left out of the classes")
         reasons = self.reasons()
         if conflicts := reasons.get("conflict", 0):
             found.append(f"{conflicts} files have the same bytes under two labels; all are kept out")
@@ -137,6 +137,12 @@ class Ledger:
             if like is not None:
                 groups.setdefault(like, []).append(path)
         return sorted((tuple(paths) for paths in groups.values() if len(paths) > 1), key=lambda paths: -len(paths))
+
+
+def _named(labels: list[str], most: int = 8) -> str:
+    """Some classes by name, and how many more there are."""
+    more = f" and {len(labels) - most} more classes" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 def settle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from flowers import runs
+from flowers import runs, storage
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
@@ -88,6 +88,7 @@ def build_report(
 
 
 def _data(listing: Listing, ledger: Ledger) -> DataUsed:
+    near = ledger.near_duplicates()
     return DataUsed(
         source=listing.source,
         listed=listing.listed,
@@ -97,6 +98,10 @@ def _data(listing: Listing, ledger: Ledger) -> DataUsed:
         reasons=ledger.reasons(),
         classes=list(ledger.classes),
         per_class={label: sum(subsets.values()) for label, subsets in ledger.per_class().items()},
+        notes=list(listing.notes),
+        near_duplicates=sum(map(len, near)),
+        near_groups=len(near),
+        near_examples=[[storage.relative(path, listing.source) for path in group[:3]] for group in near[:3]],
     )
 
 

@@ -50,6 +50,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {
+        "sentence": lambda text, end=".": f"{text[:1].upper()}{text[1:]}{end}",
         "percent": percent,
         "count": count,
         "short": short,

@@ -28,6 +28,10 @@ class DataUsed(BaseModel, frozen=True):
         reasons: how many by reason, the most frequent first.
         classes: names of the classes, in the order of the model's outputs.
         per_class: photos used by class.
+        notes: what was understood of the source.
+        near_duplicates: photos used that show the same picture as another.
+        near_groups: groups of these, each on one side of the split.
+        near_examples: paths of some groups.
     """
 
     source: str
@@ -38,6 +42,10 @@ class DataUsed(BaseModel, frozen=True):
     reasons: dict[str, int]
     classes: list[str]
     per_class: dict[str, int]
+    notes: list[str] = []
+    near_duplicates: int = 0
+    near_groups: int = 0
+    near_examples: list[list[str]] = []
 
 
 class SubsetCounts(BaseModel, frozen=True):

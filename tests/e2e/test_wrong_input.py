@@ -15,7 +15,7 @@ from tests.e2e.conftest import SMALL, Job, draw
         (["--epochs", "many"], "--epochs"),
         (["--epochs", "0"], "1 or more"),
         (["--data", "no/such/folder"], "nothing at 'no/such/folder'"),
-        (["--data", "README.md"], "required is a folder or a"),
+        (["--data", "README.md"], "required is a folder, a manifest"),
         (["--split", "0.5", "0.5", "0.5"], "add up to 1"),
         (["--weights", "none.weights.h5"], "no file 'none.weights.h5'"),
         (["--weights", "README.md"], ".weights.h5"),

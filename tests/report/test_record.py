@@ -54,6 +54,7 @@ def written() -> dict[str, Any]:
         "data": {
             "source": "/photos", "listed": 9, "found": 9, "used": 8, "quarantined": 1, "reasons": {"empty": 1},
             "classes": ["daisy", "roses", "tulips"], "per_class": {"daisy": 4, "roses": 3, "tulips": 1},
+            "notes": ["a split on disk"], "near_duplicates": 2, "near_groups": 1, "near_examples": [["a.jpg", "b.jpg"]],
         },
         "split": {
             "train": 4, "validation": 3, "test": 1,
@@ -105,8 +106,11 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
     for key in ("trainable", "augment", "cut", "streamed", "workers"):
         del earlier[key]
+    for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
+        del earlier["data"][key]
     del earlier["history"][0]["phase"]
     report = Report.from_json(json.dumps(earlier))
+    assert (report.data.notes, report.data.near_duplicates) == ([], 0)
     assert (report.trainable, report.augment, report.workers, report.history[0].phase) == ("head", "none", 1, None)
 
 

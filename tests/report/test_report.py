@@ -72,7 +72,8 @@ def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> R
         "data": {
             "source": "flower_photos", "listed": 3676, "found": 3670, "used": 3657, "quarantined": 13,
             "reasons": {"duplicate": 9, "truncated": 3, "not_an_image": 1}, "classes": classes,
-            "per_class": {c: 734 for c in classes},
+            "per_class": {c: 734 for c in classes}, "notes": ["a split on disk: Train/ (train)"],
+            "near_duplicates": 5, "near_groups": 2, "near_examples": [["roses/1.jpg", "roses/<copy>.jpg"]],
         },
         "split": {
             "train": 2925, "validation": 365, "test": 367, "sha256": "9c1f" * 16,
@@ -311,3 +312,12 @@ def test_summary_fits_80_columns(classes: list[str]) -> None:
     assert max(cell_len(line) for line in text.splitlines()) <= 80
     assert len(re.findall(r"^\S.* \| original: .+ \| predicted: .+ \(0\.\d\d\)$", text, re.M)) == 5
     assert max(cell_len(line) for line in terminal(report, 40).splitlines()) <= 40
+
+
+def test_the_page_says_what_was_understood_and_what_is_there_twice() -> None:
+    page = render_html(fake_report())
+    assert "A split on disk: Train/ (train)." in page
+    assert "5 photos are near-duplicates: 2 groups" in page
+    assert "roses/1.jpg, roses/&lt;copy&gt;.jpg" in page
+    data = fake_report().data.model_copy(update={"near_duplicates": 0, "near_examples": []})
+    assert "near-duplicates" not in render_html(fake_report(data=data))
