@@ -1,6 +1,6 @@
 """Programs on the command line: one line for an error, an exit code, quiet libraries, and never an end without a word.
 
-Exit codes: 0 done; 2 the user's input is wrong; 130 stopped by Ctrl-C or SIGTERM; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong; 130 stopped by Ctrl-C, 143 by SIGTERM; 1 anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from flowers.errors import FlowersError, InputError, first_line
 from flowers.options import Option, OptionSet, described, flag
 from flowers.text import plain
 
-DONE, FAILED, WRONG_INPUT, STOPPED = 0, 1, 2, 130
+DONE, FAILED, WRONG_INPUT, STOPPED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as `ray job stop`, a container's end and a batch system send it: it stops a program as Ctrl-C does."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
 
 _SHOWN_LINES = 30
 _CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
@@ -113,7 +122,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         resume: what to say to somebody whose program was stopped.
     """
     lifeline = _start_watchdog(resume)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _terminate)
     code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -160,7 +169,7 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
     if isinstance(error, FlowersError):
         return WRONG_INPUT if isinstance(error, InputError) else FAILED, plain(f"error: {error}")
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return STOPPED, f"Stopped. {resume}".rstrip()
+        return TERMINATED if isinstance(error, Terminated) else STOPPED, f"Stopped. {resume}".rstrip()
     for line in (*_log_lines(), *traceback.format_exception(error)):
         say(line.rstrip("\n"))
     what = f"{type(error).__name__}: {first_line(error)}"

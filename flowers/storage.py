@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 import string
 import tempfile
@@ -113,20 +114,47 @@ def read(uri: str) -> bytes:
 
 
 def write(uri: str, data: bytes) -> None:
-    """Writes one file: complete under its name, or not at all (object stores put atomically)."""
+    """Writes one file: complete under its name, or not at all (object stores put atomically).
+
+    When it returns, the file and its name are on the disk, and survive a power cut.
+    """
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with filesystem.open_output_stream(path) as stream:
             stream.write(data)
         return
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    _make_folders(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        Path(temporary).write_bytes(data)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync(os.path.dirname(path))
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync(path: str) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folders(path: str) -> None:
+    """Makes a folder and those above it, each name on the disk."""
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for folder in reversed(missing):
+        os.makedirs(folder, exist_ok=True)
+        _sync(os.path.dirname(folder))
 
 
 def working_folder(uri: str) -> str:
@@ -141,8 +169,8 @@ def working_folder(uri: str) -> str:
 def publish(folder: str, uri: str, *, last: str) -> None:
     """Makes the finished local `folder` appear at `uri`, replacing what was there.
 
-    On a local disk this is one rename. In an object store the file `last` is put after all others,
-    so that a reader who requires it never sees a part.
+    On a local disk this is one rename, with all on the disk before and after it. In an object store the file `last` is
+    put after all others, so that a reader who requires it never sees a part.
 
     Args:
         folder: a local directory without sub-directories, on the disk of a local `uri`; it is gone afterwards.
@@ -151,7 +179,11 @@ def publish(folder: str, uri: str, *, last: str) -> None:
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        above = os.path.dirname(path)
+        _make_folders(above)
+        for name in os.listdir(folder):
+            _sync(os.path.join(folder, name))
+        _sync(folder)
         old = f"{path}.{uuid.uuid4().hex}.old"
         if os.path.exists(path):
             os.replace(path, old)
@@ -162,6 +194,7 @@ def publish(folder: str, uri: str, *, last: str) -> None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.replace(old, path)
             raise
+        _sync(above)
         shutil.rmtree(old, ignore_errors=True)
         return
     delete(uri)
@@ -203,7 +236,16 @@ def local_files(uri: str, hashes: Mapping[str, str]) -> Iterator[str]:
 
 
 def sweep(uri: str) -> None:
-    """Removes what a killed process left half-written in the folder `uri`; nobody else may be writing there."""
+    """Removes what a killed process left half-written in the folder `uri`; nobody else may be writing there.
+
+    What it had moved aside, to put something new in its place, is put back if nothing is there.
+    """
+    found = names(uri)
+    for name in found:
+        whole = re.fullmatch(r"(.+)\.[0-9a-f]{32}\.old", name)
+        if whole and whole[1] not in found:
+            filesystem, path = resolve(uri)
+            filesystem.move(f"{path}/{name}", f"{path}/{whole[1]}")
     for name in names(uri):
         if name.startswith(".writing-") or name.endswith((".tmp", ".old")):
             delete(join(uri, name))
@@ -235,7 +277,10 @@ def make_folder(uri: str) -> None:
         OSError: it cannot be made.
     """
     filesystem, path = resolve(uri)
-    filesystem.create_dir(path, recursive=True)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        _make_folders(path)
+    else:
+        filesystem.create_dir(path, recursive=True)
 
 
 def stamps(uri: str) -> list[str]:

@@ -58,7 +58,7 @@ FORESEEN = {
     "input": ("raise InputError('give less')", 2, "error: give less\n"),
     "ours": ("raise FlowersError('no room')", 1, "error: no room\n"),
     "ctrl-c": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "Stopped. Go on.\n"),
-    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 130, "Stopped. Go on.\n"),
+    "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "Stopped. Go on.\n"),
     "in a thread": ("ThreadPoolExecutor(1).submit(lambda: exec('raise InputError(1)')).result()", 2, "error: 1\n"),
 }
 UNFORESEEN = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
 from pyarrow import fs as pafs
@@ -41,19 +41,15 @@ def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert tree(tmp_path) == ["a", "a/b.txt"]
 
 
-@pytest.mark.parametrize("step", ["write_bytes", "replace"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     uri = str(tmp_path / "b.txt")
     storage.write(uri, b"old")
 
     def full(*arguments: object) -> None:
-        if step == "write_bytes":
-            with open(str(arguments[0]), "wb") as file:
-                file.write(b"ne")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    place: type[Path] | ModuleType = Path if step == "write_bytes" else os
-    monkeypatch.setattr(place, step, full)
+    monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space left"):
         storage.write(uri, b"new")
     monkeypatch.undo()
@@ -263,3 +259,73 @@ def test_a_full_disk_is_named_in_one_line() -> None:
     assert "run the same command again" in str(caught.value)
     with pytest.raises(PermissionError), storage.enough_space("the cake"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What reaches the disk, in order: names of what is synced, and of what is renamed to."""
+    seen: list[tuple[str, str]] = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def note(name: str, function: Any) -> Any:
+        def noted(*paths: str) -> None:
+            seen.append((name, os.path.basename(paths[-1])))
+            function(*paths)
+
+        return noted
+
+    def synced(descriptor: int) -> None:
+        seen.append(("sync", os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", note("name", replace))
+    monkeypatch.setattr(os, "rename", note("name", rename))
+    return seen
+
+
+def test_what_is_written_is_on_the_disk_before_and_after_it_gets_its_name(
+    tmp_path: Path, steps: list[tuple[str, str]]
+) -> None:
+    storage.write(str(tmp_path / "new" / "deep" / "file"), b"1")
+    parent = tmp_path.name
+    made, (temporary, *named) = steps[:2], steps[2:]
+    assert made == [("sync", parent), ("sync", "new")], "the names of folders that were made"
+    assert temporary[0] == "sync"
+    assert temporary[1].startswith("file.")
+    assert named == [("name", "file"), ("sync", "deep")]
+
+
+def test_what_is_published_is_on_the_disk_before_and_after_it_gets_its_name(
+    tmp_path: Path, steps: list[tuple[str, str]]
+) -> None:
+    for _ in range(2):
+        folder = storage.working_folder(str(tmp_path / "best"))
+        for name in ("a", "b"):
+            Path(folder, name).write_bytes(b"1")
+        steps.clear()
+        storage.publish(folder, str(tmp_path / "best"), last="b")
+        order = [step for step in steps if not step[1].endswith(".old")]
+        work = os.path.basename(folder)
+        assert sorted(order[:2]) == [("sync", "a"), ("sync", "b")]
+        assert order[2:] == [("sync", work), ("name", "best"), ("sync", tmp_path.name)]
+
+
+def test_what_was_moved_aside_when_its_process_was_killed_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two renames of a replacement nothing has the name."""
+    for content in (b"old", b"new"):
+        folder = storage.working_folder(str(tmp_path / "best"))
+        Path(folder, "a").write_bytes(content)
+        if content == b"new":
+            monkeypatch.setattr(os, "rename", lambda *_: os._exit(9))
+            if (child := os.fork()) == 0:
+                storage.publish(folder, str(tmp_path / "best"), last="a")
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        else:
+            storage.publish(folder, str(tmp_path / "best"), last="a")
+    assert not (tmp_path / "best").exists(), "the case is one"
+    storage.sweep(str(tmp_path))
+    assert (tmp_path / "best" / "a").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
