@@ -152,6 +152,8 @@ def _make_folders(path: str) -> None:
     while not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)
+    if missing and os.path.lexists(missing[-1]):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), missing[-1])
     for folder in reversed(missing):
         os.makedirs(folder, exist_ok=True)
         _sync(os.path.dirname(folder))

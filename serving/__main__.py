@@ -18,6 +18,7 @@ from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
+from flowers.cluster.session import background, joined, ray_session
 from flowers.errors import FlowersError, InputError
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -83,6 +84,8 @@ def main(**values: Any) -> None:
     say = functools.partial(out.print, highlight=False, markup=False)
     number = max(found) if options.version is None else options.version
     say(f"Serving {options.bundle}, version {number}")
+    if cluster := joined():
+        say(f"It joins the cluster at {cluster} (RAY_ADDRESS).")
     with suppress(FlowersError, KeyError):  # the replica says what is wrong
         if not Bundle(found[number], read_manifest(found[number])).converted:
             say("It is of an earlier version of flowers: its network is converted at each start, which takes seconds.")
@@ -116,7 +119,6 @@ def _wait_for_the_end() -> None:
 @contextmanager
 def _served(options: ServeOptions, address: Address) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
-    from flowers.cluster.session import background, ray_session
     from serving.http.proxy import CALLBACK
     from serving.metrics import FOLDER
 

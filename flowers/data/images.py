@@ -28,7 +28,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, _webp
+from PIL import Image, TiffTags, _webp
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile, DibImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -387,6 +387,8 @@ def _plain_tiff(data: bytes) -> bytes:
             tag, kind, values = struct.unpack_from(order + entry, data, at)
             if tag not in _TIFF_TAGS:
                 continue
+            if kind in _TIFF_SIZES and values != 1 and TiffTags.lookup(tag).length == 1:
+                raise BadImage("corrupt", f"the tiff decoder failed: {values} values for tag {tag}, which has one")
             length = values * _TIFF_SIZES.get(kind, 1)
             if length > inline:
                 (there,) = struct.unpack_from(order + offset, data, at + size - inline)

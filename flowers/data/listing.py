@@ -35,6 +35,10 @@ LISTING = pa.schema(
 )
 
 
+# Names that count when the meaning of folders is found out: of pictures, read or not, and without an ending.
+_LIKE_A_PHOTO = images.EXTENSIONS | images.OTHER_EXTENSIONS | {""}
+
+
 @dataclass(frozen=True)
 class Listing:
     """The files of a source.
@@ -163,7 +167,7 @@ def _list_folder(
     found = _without_runs(_walk_remote(root) if remote else _walk_local(root), root, runs, run_files)
     split = [(relative, tuple(relative.split("/")), problem) for relative, problem in found.files]
     photos = [parts for _, parts, problem in split if problem is None and left_beside(parts) is None]
-    named = [parts for parts in photos if os.path.splitext(parts[-1])[1].lower() in images.EXTENSIONS]
+    named = [parts for parts in photos if os.path.splitext(parts[-1])[1].lower() in _LIKE_A_PHOTO]
     understood = understand(named or photos, layout, f"--data {root}")
     rows, seen = [], set()
     for relative, parts, problem in split:

@@ -77,14 +77,14 @@ def _pairs(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
     """Pairs of rows of which one is like the other or like its mirror image."""
     count = len(codes)
     both = np.concatenate([codes, codes ^ _MIRRORED])
-    coarse = np.flatnonzero(np.unpackbits(_IS_COARSE))[1:]
-    bits = np.unpackbits(both, axis=1)[:, coarse]
+    # The lowest frequencies are the first byte of each of the first rows; the very first bit is the constant part's.
+    bits = np.unpackbits(both[:, : 2 * _COARSE : 2], axis=1)[:, 1:]
     most = _MOST - _FEWER_FOR_TENFOLD * max(0.0, float(np.log10(count / _MOST_OF)))
     width = int(np.clip(np.log2(count) - 1, 4, 24))
     random = np.random.default_rng(0)
     found = []
     for _ in range(_TABLES):
-        chosen = random.choice(len(coarse), width, replace=False)
+        chosen = random.choice(bits.shape[1], width, replace=False)
         keys = bits[:, chosen].astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]

@@ -156,6 +156,16 @@ def test_runs_among_the_photos_are_no_class(tmp_path: Path, name: str) -> None:
     assert listed(tmp_path, run_files=FILES, runs=str(tmp_path)).table.num_rows == before.table.num_rows
 
 
+def test_a_class_of_a_format_that_is_not_read_is_a_class(tmp_path: Path) -> None:
+    """The other one lies deeper, and must not be taken for all there is."""
+    for label in ("a", "b"):
+        photos(tmp_path / "roses" / label)
+    photos(tmp_path / "tulips", form="{}.nef")
+    assert set(counted(listed(tmp_path))) == {("roses", None, None), ("tulips", None, None)}
+    photos(tmp_path / "daisy", form="{}")
+    assert len(counted(listed(tmp_path))) == 3
+
+
 def test_an_empty_class_folder_is_named(tmp_path: Path) -> None:
     for label in ("roses", "tulips"):
         photos(tmp_path / label)

@@ -14,7 +14,7 @@ from tests.e2e.conftest import SMALL, Job, draw
 STAGES = [
     "flowers.pipelines.train.import_tensorflow",
     "flowers.model.backbones.build_backbone",
-    "flowers.pipelines.train.list_photos",
+    "flowers.pipelines.train.list_source",
     "flowers.cluster.nodes.check_storage",
     "flowers.pipelines.train.make_plan",
     "flowers.features.extractor.FeatureExtractor.features",
