@@ -72,7 +72,7 @@ OTHER_EXTENSIONS: frozenset[str] = frozenset(
     }
 )
 
-_KIND, _LARGEST_VALUE, _MAKER, _SUB_IMAGES, _DNG_VERSION = 254, 281, 271, 330, 50706  # tags of TIFF
+_KIND, _BITS, _LARGEST_VALUE, _MAKER, _SUB_IMAGES, _DNG_VERSION = 254, 258, 281, 271, 330, 50706  # tags of TIFF
 _TIFF_TAGS: Final = frozenset(
     {*range(254, 260), 262, 266, *range(273, 283), 284, 292, 293, 317, *range(320, 326), 330, 332, *range(336, 342)}
     | {347, 512, 513, 514, 529, 530, 531, 532, _MAKER, _DNG_VERSION}
@@ -365,6 +365,8 @@ def _load_tiff(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
     image.load()
     white = tags.get(_LARGEST_VALUE, 0)
     white = max(white) if isinstance(white, tuple) else white
+    if 0 < white < 0xFF00 and len(image.getbands()) > 1 and 16 in tags.get(_BITS, ()):
+        raise BadImage("unsupported_format", f"colours of up to {white} in 16 bits: convert it to 8 bits a channel")
     return _Loaded(image, _checked(crop, *image.size), image.size, white=int(white) if 0 < white < 0xFFFF else 0xFFFF)
 
 

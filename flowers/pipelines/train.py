@@ -13,7 +13,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import runs
+from flowers import runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, joined, ray_session
@@ -134,7 +134,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         stopwatch.lap("read")
         stopwatch.move(extraction.features_s, "read", "features")
         stopwatch.move(extraction.waited_s, "read", "start")
-        _say_what_was_found(extraction, out)
+        _say_what_was_found(extraction, listing.source, out)
         check_workers(plan, ledger.counts().get("train", 0))
         run.begin(config, ledger)
 
@@ -302,7 +302,7 @@ def _warn(text: str, out: Console) -> None:
     out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
 
 
-def _say_what_was_found(extraction: Extraction, out: Console) -> None:
+def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> None:
     ledger: Ledger = extraction.ledger
     counts, reasons = ledger.counts(), ledger.reasons()
     subsets = " + ".join(f"{counts.get(subset, 0)} {subset}" for subset in (*SUBSETS, "quarantined"))
@@ -311,7 +311,8 @@ def _say_what_was_found(extraction: Extraction, out: Console) -> None:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         out.print(f"            quarantined: {text}; each with its path in ledger.parquet", highlight=False)
     if near := ledger.near_duplicates():
-        count, example = sum(map(len, near)), plain(" and ".join(near[0][:2]))
+        example = plain(" and ".join(storage.relative(path, source) for path in near[0][:2]))
+        count = sum(map(len, near))
         out.print(
             f"            near-duplicates: {count} photos in {len(near)} groups, each on one side; e.g. {example}",
             highlight=False,

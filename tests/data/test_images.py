@@ -362,6 +362,33 @@ def test_12_bits_in_a_file_of_16_are_scaled_by_what_it_says() -> None:
     np.testing.assert_array_equal(decode(save(values, "TIFF"))[..., 0], values >> 8)
 
 
+def tiff_of_colours(pixels: np.ndarray, white: int) -> bytes:
+    """An uncompressed TIFF of three channels of 16 bits, which Pillow reads and does not write."""
+    height, width = pixels.shape[:2]
+    body = pixels.astype("<u2").tobytes()
+    place = 8 + 2 + 10 * 12 + 4
+    entries = [
+        (256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, place), (259, 3, 1, 1), (262, 3, 1, 2),
+        (273, 4, 1, place + 12), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(body)), (281, 3, 3, place + 6),
+    ]  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return (
+        b"II*\0\x08\0\0\0"
+        + struct.pack("<H", 10)
+        + directory
+        + bytes(4)
+        + struct.pack("<6H", *[16] * 3, *[white] * 3)
+        + body
+    )
+
+
+def test_16_bit_colours_of_a_tiff() -> None:
+    values = picture().astype(np.uint16)
+    np.testing.assert_array_equal(decode(tiff_of_colours(values << 8, 65535)), picture())
+    error = refused(tiff_of_colours(values << 4, 4095))
+    assert (error.code, "colours of up to 4095 in 16 bits" in error.detail) == ("unsupported_format", True)
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "TIFF", "BMP"])
 def test_an_alpha_channel_that_is_0_everywhere_means_nothing(form: str) -> None:
     layer = Image.fromarray(picture()).convert("RGBA")
