@@ -263,7 +263,7 @@ def _mark_near_duplicates(rows: pa.Table, near: Near) -> tuple[pa.Table, npt.NDA
         return rows, alone, []
     good = pc.is_null(rows["code"]).to_pylist()
     hashes = [phash if usable else None for phash, usable in zip(rows["phash"].to_pylist(), good, strict=True)]
-    alike = connected(rows.num_rows, near_duplicates.pairs(hashes).tolist())
+    alike = near_duplicates.group(hashes)
     labels, sides, paths = (rows[name].to_pylist() for name in ("label", "split", "path"))
     groups: dict[int, list[int]] = {}
     for index in np.flatnonzero(good).tolist():

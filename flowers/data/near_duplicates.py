@@ -57,46 +57,61 @@ def perceptual_hash(pixels: npt.NDArray[np.uint8]) -> bytes | None:
     return np.packbits(positive).tobytes()
 
 
-def pairs(hashes: Sequence[bytes | None]) -> npt.NDArray[np.int64]:
-    """Pairs of near-duplicates: most of them, and no others; `flowers.data.groups.connected` makes groups of them.
+def group(hashes: Sequence[bytes | None]) -> npt.NDArray[np.int64]:
+    """Groups of near-duplicates: photos that are alike, directly or by others between.
 
     Args:
-        hashes: of n photos; None has no near-duplicate.
+        hashes: of n photos; None is alone.
 
     Returns:
-        int64 [m, 2], indices into `hashes`, the smaller one first, each pair once.
+        int64 [n], the same number for photos of one group: that of the first of them.
     """
+    groups = np.arange(len(hashes), dtype=np.int64)
     present = np.flatnonzero([value is not None for value in hashes])
-    if len(present) < 2:
-        return np.empty((0, 2), np.int64)
-    codes = np.frombuffer(b"".join(value for value in hashes if value is not None), np.uint8).reshape(-1, BYTES)
-    return present[_pairs(codes)].astype(np.int64)
+    if len(present) > 1:
+        codes = np.frombuffer(b"".join(value for value in hashes if value is not None), np.uint8).reshape(-1, BYTES)
+        groups[present] = present[_group(codes)]
+    return groups
 
 
-def _pairs(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    """Pairs of rows of which one is like the other or like its mirror image."""
+def _group(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    """The first row of the group of each row; rows are alike if one is like the other or like its mirror image."""
     count = len(codes)
     both = np.concatenate([codes, codes ^ _MIRRORED])
     # The lowest frequencies are the first byte of each of the first rows; the very first bit is the constant part's.
     bits = np.unpackbits(both[:, : 2 * _COARSE : 2], axis=1)[:, 1:]
-    most = _MOST - _FEWER_FOR_TENFOLD * max(0.0, float(np.log10(count / _MOST_OF)))
+    most = max(_MOST - _FEWER_FOR_TENFOLD * max(0.0, float(np.log10(count / _MOST_OF))), _FEWEST)
     width = int(np.clip(np.log2(count) - 1, 4, 24))
     random = np.random.default_rng(0)
-    found = []
+    first = np.arange(count, dtype=np.int64)
     for _ in range(_TABLES):
         chosen = random.choice(bits.shape[1], width, replace=False)
         keys = bits[:, chosen].astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
         order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
+        ordered, rows = keys[order], order % count
         for step in range(1, min(_NEIGHBOURS, 2 * count - 1) + 1):
             same = np.flatnonzero(ordered[step:] == ordered[:-step])
             if not len(same):
                 break
-            one, other = order[same], order[same + step]
-            near = _alike(both[one], both[other], max(most, _FEWEST))
-            found.append(np.stack([one[near], other[near]], axis=1) % count)
-    sorted_pairs = np.sort(np.concatenate(found), axis=1) if found else np.empty((0, 2), np.int64)
-    return np.unique(sorted_pairs[sorted_pairs[:, 0] < sorted_pairs[:, 1]], axis=0)
+            # Of a picture that is there a thousand times, each copy is compared with a few only.
+            apart = same[first[rows[same]] != first[rows[same + step]]]
+            near = apart[_alike(both[order[apart]], both[order[apart + step]], most)]
+            _join(first, rows[near], rows[near + step])
+    return first
+
+
+def _join(first: npt.NDArray[np.int64], one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> None:
+    """Makes one group of the groups of each pair, in place: `first` names the first row of each row's group."""
+    if not len(one):
+        return
+    for a, b in zip(one.tolist(), other.tolist(), strict=True):
+        while first[a] != a:
+            a = first[a]
+        while first[b] != b:
+            b = first[b]
+        first[max(a, b)] = min(a, b)
+    while (first[first] != first).any():
+        first[:] = first[first]
 
 
 def _alike(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], most: float) -> npt.NDArray[np.bool_]:
