@@ -24,18 +24,30 @@ def connected(count: int, pairs: Iterable[Sequence[int]]) -> npt.NDArray[np.int6
     Returns:
         int64 [count], the same number for things that belong together, directly or by others: that of the first.
     """
-    parents = list(range(count))
+    first = np.arange(count, dtype=np.int64)
+    join(first, pairs)
+    return first
+
+
+def join(first: npt.NDArray[np.int64], pairs: Iterable[Sequence[int]]) -> None:
+    """Makes one group of the groups of each pair, in place.
+
+    Args:
+        first: int64 [n], for each thing the first of its group.
+        pairs: of things that belong together.
+    """
 
     def root(index: int) -> int:
-        while parents[index] != index:
-            parents[index] = parents[parents[index]]
-            index = parents[index]
+        while (above := int(first[index])) != index:
+            first[index] = first[above]
+            index = above
         return index
 
-    for first, second in pairs:
-        one, other = root(first), root(second)
-        parents[max(one, other)] = min(one, other)
-    return np.array([root(index) for index in range(count)], np.int64)
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        first[high] = low
+    while (first[first] != first).any():
+        first[:] = first[first]
 
 
 def by_name(names: Sequence[str | None]) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from flowers.errors import InputError
+from flowers.errors import InputError, few
 
 Parts = tuple[str, ...]
 
@@ -102,8 +102,9 @@ def understand(paths: Iterable[Parts], wanted: str = "auto", where: str = "--dat
     below = [parts[len(root) :] for parts in known if parts[: len(root)] == root]
     folders = sorted({parts[0] for parts in below if len(parts) > 1})
     sides = _sides(folders)
-    if folders and all(sides.values()) and "train" in sides.values():
-        found = _sides_above(below, sides, root, where)
+    split = bool(folders) and all(sides.values()) and "train" in sides.values()
+    if split:
+        found = _sides_above(below, sides, root)
         if found or wanted == "split":
             return found or _refuse_sides(folders, where)
     if wanted == "split":
@@ -111,8 +112,7 @@ def understand(paths: Iterable[Parts], wanted: str = "auto", where: str = "--dat
             found = _classes_above(below, root)
             return found or _refuse_sides(folders, where)
         named = {folder: side or UNLABELLED for folder, side in sides.items()}
-        return _sides_above(below, named, root, where) or _refuse_sides(folders, where)
-    split = bool(folders) and all(sides.values()) and "train" in sides.values()  # though no class folders were found
+        return _sides_above(below, named, root) or _refuse_sides(folders, where)
     if doubtful := folders if split else [folder for folder in folders if _is_side_exactly(folder)]:
         raise InputError(_question(folders, doubtful, where))
     if found := _classes_above(below, root):
@@ -177,7 +177,7 @@ def _wrapper(paths: Sequence[Parts]) -> Parts:
         root = (*root, name)
 
 
-def _sides_above(below: Sequence[Parts], sides: Mapping[str, str | None], root: Parts, where: str) -> Layout | None:
+def _sides_above(below: Sequence[Parts], sides: Mapping[str, str | None], root: Parts) -> Layout | None:
     """The layout of sides above classes, or None if no class folder lies in a side that trains."""
     inner: dict[str, Parts] = {}
     classes: dict[str, set[str]] = {}
@@ -189,7 +189,7 @@ def _sides_above(below: Sequence[Parts], sides: Mapping[str, str | None], root: 
     if not any(classes[folder] for folder, side in sides.items() if side == "train"):
         return None
     shown = ", ".join(
-        f"{'/'.join((folder, *inner[folder]))}/ ({side})" if folder.casefold() != side else f"{folder}/"
+        _shown(folder, side, inner[folder])
         for folder, side in sorted(sides.items(), key=lambda item: _ORDER.index(item[1] or UNLABELLED))
     )
     count = len(set().union(*(classes[folder] for folder, side in sides.items() if side != UNLABELLED)))
@@ -200,6 +200,11 @@ def _sides_above(below: Sequence[Parts], sides: Mapping[str, str | None], root: 
     place = f" of {'/'.join(root)}/" if root else ""
     said = f"a split on disk: {shown}{place} above {count} classes{cut}"
     return Layout(root, {name: side for name, side in sides.items() if side}, inner, said=said)
+
+
+def _shown(name: str, side: str | None, inner: Parts = ()) -> str:
+    """A folder, and the side that it is where its name is not that word."""
+    return f"{name}/" if name.casefold() == side else f"{'/'.join((name, *inner))}/ ({side})"
 
 
 _ORDER: Final = ("train", "validation", "test", UNLABELLED)
@@ -234,7 +239,7 @@ def _classes_above(below: Sequence[Parts], root: Parts) -> Layout | None:
     sides = _sides(names)
     if not all(sides.values()) or "train" not in sides.values() or len(set(sides.values())) < 2:
         return None
-    shown = ", ".join(f"{name}/ ({side})" if name.casefold() != side else f"{name}/" for name, side in sides.items())
+    shown = ", ".join(_shown(name, side) for name, side in sides.items())
     said = f"a split on disk: {shown} in each of {len(folders)} class folders"
     return Layout(root, {name: side for name, side in sides.items() if side}, classes_above=True, said=said)
 
@@ -242,12 +247,11 @@ def _classes_above(below: Sequence[Parts], root: Parts) -> Layout | None:
 def _question(folders: Sequence[str], doubtful: Sequence[str], where: str) -> str:
     others = [folder for folder in folders if folder not in doubtful]
     if not others:
-        text = f"the folders {_few(doubtful)} are named like the sides of a split, but hold no class folders"
+        text = f"the folders {few(doubtful, 3)} are named like the sides of a split, but hold no class folders"
         cure = "put the photos of each class into a folder of its own below them, or give a manifest"
     else:
-        text = (
-            f"{_few(doubtful)} {'is' if len(doubtful) == 1 else 'are'} named like a side of a split, {_few(others)} not"
-        )
+        verb = "is" if len(doubtful) == 1 else "are"
+        text = f"{few(doubtful, 3)} {verb} named like a side of a split, {few(others, 3)} not"
         cure = "say --layout split, if the classes lie below"
     return f"{where}: {text}; {cure}, or --layout classes, if each of these folders is a class"
 
@@ -255,10 +259,5 @@ def _question(folders: Sequence[str], doubtful: Sequence[str], where: str) -> st
 def _refuse_sides(folders: Sequence[str], where: str) -> Layout:
     raise InputError(
         f"{where}: --layout split needs folders named like train, validation and test, with class folders below; found "
-        f"{_few(folders) or 'no folders'}; rename them, or give a manifest with the column split"
+        f"{few(folders, 3) or 'no folders'}; rename them, or give a manifest with the column split"
     )
-
-
-def _few(names: Sequence[str], most: int = 3) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

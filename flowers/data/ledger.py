@@ -172,7 +172,6 @@ def settle(
     """
     rows = mark_repeats(rows)
     check_bad_fraction(rows, max_bad_fraction)
-    check_classes(rows)
     rows, alike, doubts = _mark_near_duplicates(rows, near)
     check_classes(rows)
     good = pc.is_null(rows["code"]).to_numpy()

@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from flowers.data.groups import join
+
 # Part of the cache's key: changes with any bit of a hash.
 VERSION: Final = "1"
 BYTES: Final = 32
@@ -96,22 +98,9 @@ def _group(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
             # Of a picture that is there a thousand times, each copy is compared with a few only.
             apart = same[first[rows[same]] != first[rows[same + step]]]
             near = apart[_alike(both[order[apart]], both[order[apart + step]], most)]
-            _join(first, rows[near], rows[near + step])
+            if len(near):
+                join(first, zip(rows[near].tolist(), rows[near + step].tolist(), strict=True))
     return first
-
-
-def _join(first: npt.NDArray[np.int64], one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> None:
-    """Makes one group of the groups of each pair, in place: `first` names the first row of each row's group."""
-    if not len(one):
-        return
-    for a, b in zip(one.tolist(), other.tolist(), strict=True):
-        while first[a] != a:
-            a = first[a]
-        while first[b] != b:
-            b = first[b]
-        first[max(a, b)] = min(a, b)
-    while (first[first] != first).any():
-        first[:] = first[first]
 
 
 def _alike(one: npt.NDArray[np.uint8], other: npt.NDArray[np.uint8], most: float) -> npt.NDArray[np.bool_]:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -43,8 +43,12 @@ _MOST_FILES: Final = 20_000_000
 
 def is_packed(uri: str) -> bool:
     """Whether a URI names an archive, or a Parquet file that holds photos themselves."""
-    path = uri.partition("?")[0].lower()
-    return path.endswith(ARCHIVES) or _is_shard(uri)
+    return _path(uri).endswith(ARCHIVES) or _is_shard(uri)
+
+
+def _path(uri: str) -> str:
+    """What the kind of a file is known by: its URI in lower case, without options."""
+    return uri.partition("?")[0].lower()
 
 
 def parts_of(source: str) -> list[str]:
@@ -113,21 +117,20 @@ def _identity(uri: str) -> list[Any]:
 
 
 def _unpack_one(uri: str, target: Path, datasets: str) -> None:
-    if uri.lower().startswith(_ON_THE_NETWORK):
-        name = uri.partition("?")[0].lower()
-        if not name.endswith(ARCHIVES):
+    path = _path(uri)
+    archive = Archive(uri, None, None, "zip" if path.endswith(_ZIP) else "tar")
+    if path.startswith(_ON_THE_NETWORK):
+        if not path.endswith(ARCHIVES):
             raise InputError(
                 f"--data: {uri!r} is no archive; required is an address that ends with {', '.join(ARCHIVES)}"
             )
         key = hashlib.sha256(uri.encode()).hexdigest()[:16]
-        kind: Literal["zip", "tar"] = "zip" if name.endswith(_ZIP) else "tar"
-        folder = fetch(f"web-{key}", datasets, source=Archive(uri, None, None, kind), limits=_limits(1 << 40, datasets))
+        folder = fetch(f"web-{key}", datasets, source=archive, limits=_limits(1 << 40, datasets))
         shutil.copytree(folder, target, copy_function=os.link, dirs_exist_ok=True)
-    elif uri.lower().partition("?")[0].endswith(ARCHIVES):
-        with _local(uri, datasets) as path:
-            archive = Archive(uri, None, None, "zip" if uri.lower().partition("?")[0].endswith(_ZIP) else "tar")
+    elif path.endswith(ARCHIVES):
+        with _local(uri, datasets) as local:
             try:
-                unpack(path, archive, target, _limits(path.stat().st_size, datasets), folders=False)
+                unpack(local, archive, target, _limits(local.stat().st_size, datasets), folders=False)
             except DownloadError as error:
                 raise InputError(f"--data: {first_line(error)}") from error
     else:
@@ -173,7 +176,7 @@ def _is_about(name: str) -> bool:
 
 
 def _is_shard(uri: str) -> bool:
-    if not uri.partition("?")[0].lower().endswith(".parquet"):
+    if not _path(uri).endswith(".parquet"):
         return False
     try:
         filesystem, path = storage.resolve(uri)

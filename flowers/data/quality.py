@@ -33,7 +33,7 @@ LOOK: Final = pa.schema(
         ("sharpness", pa.float32()),
     ]
 )
-_MEASURES: Final = ("width", "height", "brightness", "contrast", "sharpness")
+MEASURES: Final = ("width", "height", "brightness", "contrast", "sharpness")
 _Test = Callable[[float, float, float, float, float], bool]
 # What is doubtful, what it means, and when; in the order in which it is shown.
 DOUBTS: Final[dict[str, tuple[str, _Test]]] = {
@@ -60,7 +60,7 @@ def look(block: pa.Table, *, max_pixels: int) -> pa.Table:
         A table of schema `LOOK`.
     """
     columns = {name: block[name].to_pylist() for name in ROW.names}
-    measured: dict[str, list[float | None]] = {name: [None] * block.num_rows for name in _MEASURES}
+    measured: dict[str, list[float | None]] = {name: [None] * block.num_rows for name in MEASURES}
     for index, data in enumerate(block["bytes"]):
         if columns["code"][index] is not None:
             continue
@@ -70,7 +70,7 @@ def look(block: pa.Table, *, max_pixels: int) -> pa.Table:
             columns["code"][index], columns["detail"][index] = blame(error, columns["path"][index])
             continue
         columns["phash"][index] = perceptual_hash(pixels)
-        for name, number in zip(_MEASURES, (*extent, *_light(pixels)), strict=True):
+        for name, number in zip(MEASURES, (*extent, *_light(pixels)), strict=True):
             measured[name][index] = number
     return pa.table({**columns, **measured}, schema=LOOK)
 
@@ -89,7 +89,7 @@ def doubtful(rows: pa.Table) -> dict[str, list[int]]:
     Args:
         rows: schema `LOOK`.
     """
-    values = list(zip(*(rows[name].to_pylist() for name in _MEASURES), strict=True))
+    values = list(zip(*(rows[name].to_pylist() for name in MEASURES), strict=True))
     found: dict[str, list[int]] = {}
     for name, (_, applies) in DOUBTS.items():
         indices = [index for index, row in enumerate(values) if row[0] is not None and applies(*row)]

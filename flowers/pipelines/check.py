@@ -62,7 +62,7 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         refusal = str(error)
     found = build_check(command, listing, rows, ledger, refusal, options.max_pixels)
     try:
-        storage.write(storage.absolute(options.page), render_check(found).encode("utf-8", "replace"))
+        storage.write(storage.absolute(options.page), render_check(found).encode())
     except OSError as error:
         raise InputError(f"--page: {options.page} cannot be written: {error.strerror or error}") from error
     return found

@@ -227,11 +227,8 @@ def _near(ledger: Ledger, show: _Thumbnails) -> Finding | None:
 
 
 def _measures(looked: pa.Table, index: int) -> str:
-    width, height, brightness, contrast, sharpness = (looked[name][index].as_py() for name in _MEASURED)
+    width, height, brightness, contrast, sharpness = (looked[name][index].as_py() for name in quality.MEASURES)
     return f"{width} x {height}, brightness {brightness:.0f}, contrast {contrast:.0f}, sharpness {sharpness:.0f}"
-
-
-_MEASURED = ("width", "height", "brightness", "contrast", "sharpness")
 
 
 def render_check_text(found: DataCheck) -> Group:
