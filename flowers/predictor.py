@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowers.bundle import Bundle
-from flowers.data import images
+from flowers.data import decoding, images
 from flowers.errors import BadImage
 from flowers.inference.engine import batch_sizes, usable_cpus
 
@@ -77,7 +77,7 @@ class Predictor:
         Raises:
             BadImage: it is no usable photo.
         """
-        return images.decode(photo, self.bundle.image_size, max_pixels=self.max_pixels)
+        return decoding.decode(photo, self.bundle.image_size, max_pixels=self.max_pixels)
 
     def predict(self, photos: Sequence[bytes]) -> list[Prediction | BadImage]:
         """One answer for each photo, in order; a bad photo gets its `BadImage` and disturbs no other."""

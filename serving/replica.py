@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,14 +15,12 @@ import numpy.typing as npt
 from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
 from serving.inference.batching import Batcher
+from serving.inference.decoding import Decoders
 from serving.inference.versions import LoadedModel, Versions
 from serving.options import ServeOptions, Tuning
 from serving.service import Answer, BadRequest, ModelDescription, Refusal, UnknownVersion
 
 T = TypeVar("T")
-
-# Threads that decode, for each CPU. They take their time from those of the network, which needs several times as much.
-_DECODERS = 0.5
 
 
 class Classifier:
@@ -49,7 +46,7 @@ class Classifier:
         self.metrics.update_gauges()
         tuning = self.options.tuning
         self._batcher = Batcher(tuning.max_batch_size, tuning.batch_wait_ms / 1000, self._record_batch)
-        self._decoders = ThreadPoolExecutor(max(1, int(_DECODERS * self.options.cpus)), "decode")
+        self._decoders = Decoders(self.options)
         if self.options.watch_s:
             threading.Thread(target=self._watch, name="watch versions", daemon=True).start()
 
@@ -73,8 +70,11 @@ class Classifier:
         self, photos: Sequence[bytes], version: int | None = None
     ) -> tuple[ModelDescription, list[Answer | Refusal]]:
         """See `serving.service.Service`."""
-        with self._admitted(len(photos), version) as model:
-            return self._describe(model), await _all(self._photo(model, photo) for photo in photos)
+        with (
+            self._admitted(len(photos), version) as model,
+            self._decoders.take(photos, model.predictor.bundle.image_size) as quick,
+        ):
+            return self._describe(model), await _all(map(self._photo, [model] * len(photos), photos, quick))
 
     async def classify_pixels(
         self, pixels: npt.NDArray[np.uint8], version: int | None = None
@@ -116,10 +116,10 @@ class Classifier:
         with self.admission.take(count):
             yield model
 
-    async def _photo(self, model: LoadedModel, photo: bytes) -> Answer | Refusal:
-        loop, began = asyncio.get_running_loop(), time.perf_counter()
+    async def _photo(self, model: LoadedModel, photo: bytes, quick: bool) -> Answer | Refusal:
+        began = time.perf_counter()
         try:
-            pixels = await loop.run_in_executor(self._decoders, model.predictor.decode, photo)
+            pixels = await self._decoders.decode(model.predictor, photo, quick)
         except BadImage as error:
             self.metrics.refusal(error.code)
             return Refusal(error.code, error.detail)

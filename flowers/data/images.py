@@ -41,6 +41,15 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from flowers.data.complexity import (
+    MOST_CHUNKS,
+    JpegStructure,
+    check_jpeg,
+    check_pixels,
+    jpeg_structure,
+    too_complex,
+    webp_extent,
+)
 from flowers.errors import BadImage
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -78,7 +87,6 @@ _TIFF_TAGS: Final = frozenset(
     | {347, 512, 513, 514, 529, 530, 531, 532, _MAKER, _DNG_VERSION}
 )
 _TIFF_SIZES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of a value
-_SCANS: Final = re.compile(rb"\xff[\xc2\xda]")  # the frame of a progressive JPEG, and each scan
 _BLOCK: Final = 1 << 16  # bytes that a plugin reads at a time while it decodes pixels
 _TRUNCATED: Final = ("truncated", "the data ends before the photo is complete")
 _TURNS: Final = (None, None, Turn.FLIP_LEFT_RIGHT, Turn.ROTATE_180, Turn.FLIP_TOP_BOTTOM, Turn.TRANSPOSE,
@@ -188,7 +196,7 @@ def decode(
 
     Raises:
         BadImage: for all bytes that are no usable photo. Codes: empty, not_a_photo, unsupported_format,
-            truncated, corrupt, too_many_pixels.
+            truncated, corrupt, too_many_pixels, too_complex.
         ValueError: a size below 1, a crop without a size, or a box that is empty or not inside the photo.
     """
     return decode_with_extent(data, size, max_pixels=max_pixels, crop=crop)[0]
@@ -241,15 +249,12 @@ def _no_photo(data: bytes) -> BadImage:
     return BadImage("not_a_photo", f"starts with {data[:16]!r}, as no known image format does")
 
 
-def _check_pixels(size: tuple[int, int], cap: int) -> None:
-    if size[0] * size[1] > cap:
-        raise BadImage("too_many_pixels", f"{size[0]} x {size[1]} pixels; the cap is {cap} pixels")
-
-
 def _load(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Loaded:
     """Decodes the first frame."""
-    exif, xmp = b"", b""
-    if form == "png":
+    exif, xmp, structure = b"", b"", None
+    if form == "jpeg":
+        structure = jpeg_structure(data)
+    elif form == "png":
         data, exif, xmp = _plain_png(data)
     elif form == "gif":
         data = _still_gif(data)
@@ -257,7 +262,9 @@ def _load(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Lo
         _check_boxes(data)
     # The decoder of JPEG 2000 reads ahead of what it needs.
     image = _PLUGINS[form](io.BytesIO(data) if form == "jpeg2000" else _Source(data))
-    _check_pixels(image.size, cap)
+    check_pixels(form, image.size, cap)
+    if structure:
+        check_jpeg(structure)
     image.decodermaxblock = _BLOCK
     width, height = image.size
     left, top, right, bottom = _checked(crop, width, height)
@@ -265,8 +272,8 @@ def _load(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Lo
     if size:  # a draft of the whole photo so large that the box is twice the size; JPEG only, else None
         drafted = image.draft(None, (2 * size * width / (right - left), 2 * size * height / (bottom - top)))
     image.load()
-    if form == "jpeg":
-        _check_complete(data, image, drafted)
+    if structure:
+        _check_complete(data, image, drafted, structure)
     # The sides of a draft are rounded up; what comes with it knows the fraction.
     scale = drafted[1][2] / width if drafted else 1
     box = left * scale, top * scale, right * scale, bottom * scale
@@ -291,7 +298,7 @@ def _check_boxes(data: bytes) -> None:
         raise BadImage(*_TRUNCATED)
 
 
-def _check_complete(data: bytes, image: Image.Image, drafted: Any) -> None:
+def _check_complete(data: bytes, image: Image.Image, drafted: Any, structure: JpegStructure) -> None:
     """Refuses a JPEG whose data end before its picture, although an end mark follows: the decoder fills in the rest.
 
     A progressive one is doubtful always, any other if it ends in the grey that is filled in. It is decoded once more
@@ -301,7 +308,7 @@ def _check_complete(data: bytes, image: Image.Image, drafted: Any) -> None:
         corner = image.getpixel((image.width - 1, image.height - 1))
         if corner not in (128, (128, 128, 128)) and image.mode in ("L", "RGB"):
             return
-    elif not _has_all_scans(data):
+    elif structure.clear and not structure.has_every_bit():
         raise BadImage(*_TRUNCATED)
     end = data.rfind(b"\xff\xd9")
     again = _Jpeg(_Source(data[:end] + b"\x55" * _BLOCK + b"\xff\xd9"))
@@ -313,32 +320,9 @@ def _check_complete(data: bytes, image: Image.Image, drafted: Any) -> None:
         raise BadImage(*_TRUNCATED)
 
 
-def _has_all_scans(data: bytes) -> bool:
-    """Whether the scans of a progressive JPEG bring every coefficient of every component to its last bit."""
-    found: dict[int, set[int]] = {}
-    components: set[int] = set()
-    for mark in _SCANS.finditer(data):
-        at = mark.end()
-        if mark[0][1] == 0xDA:
-            count = data[at + 2]
-            first, last, bits = data[at + 3 + 2 * count : at + 6 + 2 * count].ljust(3, b"\0")
-            if bits & 15 == 0:
-                for index in range(count):
-                    found.setdefault(data[at + 3 + 2 * index], set()).update(range(first, last + 1))
-        elif not components:
-            components = {data[at + 8 + 3 * index] for index in range(data[at + 7])}
-    return all(len(found.get(component, ())) == 64 for component in components)
-
-
 def _load_webp(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -> _Loaded:
     """Does the same with the C decoder of Pillow's plugin, as the plugin obeys Image.MAX_IMAGE_PIXELS."""
-    bits = int.from_bytes(data[16:30].ljust(14, b"\0"), "little")  # past the name of the first chunk
-    extent = bits >> 80 & 0x3FFF, bits >> 96 & 0x3FFF
-    if data[15:16] == b"X":
-        extent = (bits >> 64 & 0xFFFFFF) + 1, (bits >> 88 & 0xFFFFFF) + 1
-    elif data[15:16] == b"L":
-        extent = (bits >> 40 & 0x3FFF) + 1, (bits >> 54 & 0x3FFF) + 1
-    _check_pixels(extent, cap)  # the decoder allocates the canvas as soon as it is made
+    check_pixels(form, webp_extent(data), cap)  # the decoder allocates the canvas as soon as it is made
     try:
         decoder = _webp.WebPAnimDecoder(data)
         extent, _, _, _, mode = decoder.get_info()
@@ -361,7 +345,7 @@ def _load_tiff(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
             raise BadImage(*_TRUNCATED)
     if tags.get(_DNG_VERSION) or tags.get(_KIND, 0) & 1 or (_SUB_IMAGES in tags and _MAKER in tags):
         raise BadImage("unsupported_format", f"camera raw file: convert it to {_READ}")
-    _check_pixels(image.size, cap)
+    check_pixels(form, image.size, cap)
     image.load()
     white = tags.get(_LARGEST_VALUE, 0)
     white = max(white) if isinstance(white, tuple) else white
@@ -421,7 +405,7 @@ def _icon_bitmap(data: bytes, cap: int) -> Image.Image:
     """A bitmap of an icon: its height counts a mask of one bit a pixel below it, for those of less than 32 bits."""
     header, width, height, _, bits = struct.unpack_from("<IiiHH", data)
     height = abs(height) // 2
-    _check_pixels((width, height), cap)
+    check_pixels("ico", (width, height), cap)
     image = DibImageFile(_Source(data[:8] + struct.pack("<i", height) + data[12:]))
     image.load()
     picture = image.convert("RGB")
@@ -443,7 +427,7 @@ def _load_heic(form: str, data: bytes, size: int | None, cap: int, crop: Crop) -
         )
     _check_boxes(data)
     image = importlib.import_module("pillow_heif").HeifImageFile(_Source(data))
-    _check_pixels(image.size, cap)
+    check_pixels(form, image.size, cap)
     image.load()
     return _Loaded(image, _checked(crop, *image.size), image.size)
 
@@ -462,21 +446,26 @@ _PLUGINS: Final[dict[str, Any]] = {
 
 def _plain_png(data: bytes) -> tuple[bytes, bytes, bytes]:
     """Returns the chunks that make up the still picture, the EXIF and the XMP: no other text, profiles or animation."""
-    parts, exif, xmp, at = [data[:8]], b"", b"", 8
-    while at < len(data):
+    parts, exif, profile, xmp, at = [data[:8]], b"", None, b"", 8
+    for _ in range(MOST_CHUNKS + 1):
+        if at >= len(data):
+            break
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")
         body = data[at + 8 : end - 4]
         if kind == b"eXIf":
             exif = body
         elif kind in (b"tEXt", b"zTXt") and body.startswith(b"Raw profile type exif\0"):
-            exif = exif or _raw_profile(body[22:] if kind == b"tEXt" else _inflated(body[23:]))
-        elif kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0"):
+            if profile is None:  # once: inflating takes time
+                profile = _raw_profile(body[22:] if kind == b"tEXt" else _inflated(body[23:]))
+        elif kind == b"iTXt" and not xmp and body.startswith(b"XML:com.adobe.xmp\0"):
             text = body[20:].split(b"\0", 2)[-1]  # past two flags, a language and a translated keyword
-            xmp = _inflated(text) if body[18:19] == b"\1" else text
+            xmp = (_inflated(text) if body[18:19] == b"\1" else text) or b" "
         elif kind == b"tRNS" or not (kind.isalpha() and kind[:1].islower()):  # lower case: ancillary
             parts.append(data[at:end])
         at = end
-    return b"".join(parts), exif, xmp
+    else:
+        raise too_complex(f"a PNG of more than {MOST_CHUNKS} chunks")
+    return b"".join(parts), exif or profile or b"", xmp
 
 
 def _inflated(data: bytes) -> bytes:
@@ -519,12 +508,17 @@ def _to_rgb(image: Image.Image, white: int) -> Image.Image:
             "unsupported_format", f"pixels of the kind {image.mode}: convert it to 8 or 16 bits of grey or RGB"
         )
     if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
-        grey = np.asarray(image).astype(np.int64)
-        high = np.clip(grey if white == 0xFFFF else grey * 0xFFFF // white, 0, 0xFFFF) >> 8
+        grey = np.asarray(image)
+        if grey.dtype != np.uint16:
+            grey = np.clip(grey, 0, 0xFFFF).astype(np.uint16)
+        if white != 0xFFFF:
+            high = (np.minimum(grey, white) * np.uint32(0xFFFF) // np.uint32(white) >> 8).astype(np.uint8)
+        else:
+            high = (grey >> 8).astype(np.uint8)
         high[grey == image.info.get("transparency", -1)] = 255
-        image = Image.fromarray(high.astype(np.uint8))
+        image = Image.fromarray(high)
     elif image.has_transparency_data:
-        layer = image.convert("RGBA")
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")
         if layer.getchannel("A").getextrema() == (0, 0):
             return layer.convert("RGB")
         image = Image.new("RGB", layer.size, (255, 255, 255))

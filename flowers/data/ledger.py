@@ -29,6 +29,7 @@ REASONS = {
     "truncated": "the data ends early",
     "corrupt": "the decoder fails",
     "too_many_pixels": "more pixels than --max-pixels",
+    "too_complex": "built so that decoding takes too long or too much memory",
     "duplicate": "same bytes as another photo of the class",
     "conflict": "same bytes under two labels",
     "leak": "the same picture is on another side of the split that was given",

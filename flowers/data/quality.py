@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image, ImageFilter, ImageStat
 
-from flowers.data import images
+from flowers.data import decoding
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
 from flowers.data.reading import blame
@@ -65,7 +65,7 @@ def look(block: pa.Table, *, max_pixels: int) -> pa.Table:
         if columns["code"][index] is not None:
             continue
         try:
-            pixels, extent = images.decode_with_extent(data.as_py(), SIZE, max_pixels=max_pixels)
+            pixels, extent = decoding.decode_with_extent(data.as_py(), SIZE, max_pixels=max_pixels)
         except BadImage as error:
             columns["code"][index], columns["detail"][index] = blame(error, columns["path"][index])
             continue

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data import images
+from flowers.data import decoding, images
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
@@ -188,7 +188,10 @@ def decode_block(
             continue
         crop = None if crops is None else crops[index]
         try:
-            photo = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop)
+            if crop is None:
+                photo = decoding.decode(data.as_py(), size, max_pixels=max_pixels)
+            else:  # of a photo that was decoded before, and was within the budget
+                photo = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop)
         except BadImage as error:
             codes[index], details[index] = blame(error, block["path"][index].as_py())
         else:

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from flowers.data import images, quality
+from flowers.data import decoding, quality
 from flowers.data.ledger import REASONS, Ledger
 from flowers.data.listing import Listing
 from flowers.data.reading import read_bytes
@@ -159,7 +159,7 @@ class _Thumbnails:
         if isinstance(data, BadImage):
             return Shown(path, note)
         try:
-            return Shown(path, note, thumbnail(images.decode(data, 160, max_pixels=self._max_pixels)))
+            return Shown(path, note, thumbnail(decoding.decode(data, 160, max_pixels=self._max_pixels)))
         except BadImage:
             return Shown(path, note)
 

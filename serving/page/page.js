@@ -17,6 +17,7 @@ const REASONS = {
   truncated: "The file is cut off: part of the photo is missing.",
   corrupt: "The file is damaged.",
   too_many_pixels: "The photo has too many pixels.",
+  too_complex: "The photo takes too long to decode.",
   too_large: "The file is too large for this server.",
   too_slow: "The photo took too long to arrive.",
   overloaded: "The server has too much to do at the moment.",
