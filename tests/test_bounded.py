@@ -94,9 +94,9 @@ def test_threads_take_turns(process: BoundedProcess) -> None:
 def test_it_ends_with_the_one_that_asks() -> None:
     process = BoundedProcess(1, MEMORY)
     child = process.call(os.getpid)
-    ended = threading.Event()
-    watch = threading.Thread(target=lambda: (os.waitpid(child, 0), ended.set()))
-    assert process._connection
-    process._connection.close()  # as when the process is killed
+    watch = threading.Thread(target=os.waitpid, args=(child, 0), daemon=True)
     watch.start()
-    assert ended.wait(20)
+    assert process._connection
+    process._connection.close()  # as when the process that asks is killed
+    watch.join(20)
+    assert not watch.is_alive()

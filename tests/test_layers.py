@@ -27,11 +27,12 @@ BASE = ["errors", "text", "storage"]
 FLOWERS_IMPORTS: dict[str, list[str]] = {
     "errors": [],
     "text": [],
+    "bounded": [],
     "storage": ["errors"],
     "options": ["errors"],
     "cli": ["errors", "text", "options"],
     "progress": [],
-    "data": BASE,
+    "data": [*BASE, "bounded"],
     "model": [*BASE, "data"],
     "config": ["options", "storage", "data", "model"],
     "inference": [*BASE, "model"],

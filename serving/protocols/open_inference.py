@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from serving.protocols import openapi
 from serving.protocols.body import json_object, read_body, shown
 from serving.protocols.checks import all_answered, find_model, top_k
 from serving.protocols.open_inference_schemas import LENGTH, OUTPUTS
+from serving.protocols.parsing import parse
 from serving.protocols.tensors import (
     OutputTensor,
     RequestedOutput,
@@ -111,15 +113,9 @@ def router(service: Service) -> APIRouter:
         """Classifies photos or pixels; a photo that cannot be decoded fails the request."""
         model, version = find_model(service, **request.path_params)
         text, binary = split_body(await read_body(request), request.headers.get(LENGTH))
-        call = json_object(text)
-        params = parameters(call, "the request")
-        identifier = call.get("id")
-        if identifier is not None and not isinstance(identifier, str):
-            raise BadRequest(f"id is {shown(identifier)}, required is a string")
-        requested = read_requested_outputs(
-            call.get("outputs"), _outputs(model), OUTPUTS[0], bool_parameter(params, "binary_data_output", False)
+        identifier, requested, name, data = await parse(
+            read_request, text, binary, _inputs(model), _outputs(model), service.max_items
         )
-        name, data = read_input(call.get("inputs"), binary, _inputs(model), service.max_items)
         if isinstance(data, list):
             model, given = await service.classify(data, version)
             answers = all_answered(given, name)
@@ -135,6 +131,26 @@ def router(service: Service) -> APIRouter:
         return Response(body, headers={LENGTH: str(length)}, media_type="application/octet-stream")
 
     return routes
+
+
+def read_request(
+    text: bytes, binary: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limit: int
+) -> tuple[str | None, list[RequestedOutput], str, list[bytes] | npt.NDArray[np.uint8]]:
+    """The identifier of a request, the outputs that it asks for, and name and elements of its input (`read_input`).
+
+    Raises:
+        BadRequest: it is malformed.
+        TooLarge: it has more than `limit` photos.
+    """
+    call = json_object(text)
+    params = parameters(call, "the request")
+    identifier = call.get("id")
+    if identifier is not None and not isinstance(identifier, str):
+        raise BadRequest(f"id is {shown(identifier)}, required is a string")
+    requested = read_requested_outputs(
+        call.get("outputs"), outputs, OUTPUTS[0], bool_parameter(params, "binary_data_output", False)
+    )
+    return identifier, requested, *read_input(call.get("inputs"), binary, inputs, limit)
 
 
 def _output(requested: RequestedOutput, answers: list[Answer], classes: tuple[str, ...]) -> OutputTensor:

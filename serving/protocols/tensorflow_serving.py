@@ -13,6 +13,7 @@ from serving.http.responses import errors_as, json_response, text_error
 from serving.protocols import openapi
 from serving.protocols.body import base64_bytes, json_object, read_body, shown
 from serving.protocols.checks import all_answered, check_count, find_model
+from serving.protocols.parsing import parse
 from serving.service import Answer, BadRequest, ModelDescription, Service
 
 SIGNATURE, INPUT = "serving_default", "image_bytes"
@@ -124,7 +125,7 @@ def router(service: Service) -> APIRouter:
     async def predict(request: Request) -> Response:
         """Classifies photos; one that cannot be decoded fails the request."""
         _, version = find_model(service, **request.path_params)
-        form, photos = _photos(json_object(await read_body(request)), service.max_items)
+        form, photos = await parse(read_photos, await read_body(request), service.max_items)
         model, answers = await service.classify(photos, version)
         rows = [_row(answer, model) for answer in all_answered(answers, form.removesuffix("s"))]
         if form == "instances":
@@ -154,8 +155,14 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _photos(call: dict[str, Any], limit: int) -> tuple[str, list[bytes]]:
-    """The form of a request, "instances" or "inputs", and its photos, 1 to `limit`."""
+def read_photos(body: bytes, limit: int) -> tuple[str, list[bytes]]:
+    """The form of a request, "instances" or "inputs", and its photos, 1 to `limit`.
+
+    Raises:
+        BadRequest: it is malformed.
+        TooLarge: it has more photos.
+    """
+    call = json_object(body)
     signature = call.get("signature_name", "")
     if signature not in ("", SIGNATURE):
         raise BadRequest(f"signature_name is {shown(signature)}, required is {SIGNATURE!r} or none")

@@ -67,7 +67,7 @@ class OutputTensor:
     binary: bool
 
 
-def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryview]:
+def split_body(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     """The JSON and the bytes after it.
 
     Args:
@@ -75,12 +75,12 @@ def split_body(body: bytes, header_length: str | None) -> tuple[bytes, memoryvie
         header_length: the header Inference-Header-Content-Length; without it all is JSON.
     """
     if header_length is None:
-        return body, memoryview(b"")
+        return body, b""
     if not (header_length.isascii() and header_length.isdigit() and len(header_length) < 19):
         raise BadRequest(f"Inference-Header-Content-Length is {shown(header_length)}, required is a number of bytes")
     if (length := int(header_length)) > len(body):
         raise BadRequest(f"Inference-Header-Content-Length is {length}, but the body has {len(body)} bytes")
-    return body[:length], memoryview(body)[length:]
+    return body[:length], body[length:]
 
 
 def parameters(entry: dict[str, Any], what: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def bool_parameter(params: dict[str, Any], name: str, default: bool) -> bool:
 
 
 def read_input(
-    inputs: Any, binary: memoryview, accepted: Sequence[TensorSpec], limit: int
+    inputs: Any, binary: bytes, accepted: Sequence[TensorSpec], limit: int
 ) -> tuple[str, list[bytes] | npt.NDArray[np.uint8]]:
     """The one input of a request.
 
@@ -169,7 +169,7 @@ def _from_json(data: Any, spec: TensorSpec, shape: tuple[int, ...]) -> list[byte
     return np.array(data, np.uint8).reshape(shape)
 
 
-def unpack_bytes(binary: memoryview | bytes, count: int) -> list[bytes]:
+def unpack_bytes(binary: bytes, count: int) -> list[bytes]:
     """The `count` elements of type BYTES that the bytes are."""
     elements, at = [], 0
     for index in range(count):
@@ -178,7 +178,7 @@ def unpack_bytes(binary: memoryview | bytes, count: int) -> list[bytes]:
         (length,) = struct.unpack_from("<I", binary, at)
         if at + 4 + length > len(binary):
             raise BadRequest(f"element {index} has {length} bytes, of which {len(binary) - at - 4} are there")
-        elements.append(bytes(binary[at + 4 : at + 4 + length]))
+        elements.append(binary[at + 4 : at + 4 + length])
         at += 4 + length
     if at < len(binary):
         raise BadRequest(f"{len(binary) - at} bytes follow the last of {count} elements")

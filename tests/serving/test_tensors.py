@@ -29,7 +29,7 @@ from serving.service import BadRequest, TooLarge
 PHOTOS = TensorSpec("image", "BYTES", (-1,))
 PIXELS = TensorSpec("pixels", "UINT8", (-1, 2, 2, 3))
 LIMIT = 4
-NOTHING = memoryview(b"")
+NOTHING = b""
 
 
 def entry(spec: TensorSpec, count: Any, **rest: Any) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def entry(spec: TensorSpec, count: Any, **rest: Any) -> dict[str, Any]:
 
 
 def read(inputs: Any, binary: bytes = b"") -> tuple[str, list[bytes] | npt.NDArray[np.uint8]]:
-    return read_input(inputs, memoryview(binary), [PHOTOS, PIXELS], LIMIT)
+    return read_input(inputs, binary, [PHOTOS, PIXELS], LIMIT)
 
 
 photos = st.lists(st.binary(max_size=40), min_size=1, max_size=LIMIT)
@@ -193,7 +193,7 @@ def test_too_many(count: int, text: str) -> None:
 
 def test_split() -> None:
     assert split_body(b'{"a":1}', None) == (b'{"a":1}', NOTHING)
-    assert split_body(b'{"a":1}xyz', "7") == (b'{"a":1}', memoryview(b"xyz"))
+    assert split_body(b'{"a":1}xyz', "7") == (b'{"a":1}', b"xyz")
     assert split_body(b"", "0") == (b"", NOTHING)
 
 
