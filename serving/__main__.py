@@ -69,12 +69,20 @@ def build_options(given: Mapping[str, Any]) -> ServeOptions:
     return chosen.replace(bundle=storage.absolute(chosen.bundle or newest_run()))
 
 
+def own_hosts(host: str) -> str:
+    """The names that a request to a server at `host` of this machine may have, for `allowed_hosts`."""
+    machine = socket.gethostname().lower()
+    return ",".join(dict.fromkeys((host.strip("[]").lower(), machine, f"{machine}.local", socket.getfqdn().lower())))
+
+
 @cli.command(_HELP, ServeOptions, Address)
 def main(**values: Any) -> None:
     """Parses, starts, waits."""
     out = cli.console(bool(values["verbose"]))
     address = Address(**cli.given(values, Address))
     options = build_options(cli.given(values, ServeOptions))
+    if options.allowed_hosts is None:
+        options = options.replace(allowed_hosts=own_hosts(address.host))
     from serving.http.middleware import read_tokens
     from serving.inference.versions import find
 

@@ -14,6 +14,10 @@ from flowers.options import OptionSet, flag, option, wrong
 RUNS: str = TrainConfig.model_fields["storage"].default
 
 
+# How often the bytes of a request are in memory: as they come, put together, and taken apart.
+COPIES = 3
+
+
 class Tuning(OptionSet):
     """What can be changed while the server runs, as the deployment's `user_config`."""
 
@@ -57,7 +61,9 @@ class ServeOptions(OptionSet):
     max_wait_s: float = option(3.0, "Photos that would wait longer for the network get 503, in seconds.", gt=0)
     max_waiting: int = option(512, "Photos that may wait in a replica; a request beyond gets 503.", ge=1)
     max_held_bytes: int = option(
-        512 << 20, "Bytes of requests in a replica at a time; a request beyond gets 503.", ge=1
+        512 << 20,
+        "Memory for requests in a replica, which take three times their bytes; a request beyond gets 503.",
+        ge=1,
     )
     timeout_s: float = option(30.0, "A request that takes longer gets 503, in seconds.", gt=0)
     body_timeout_s: float = option(20.0, "A request must have arrived in this time, in seconds.", gt=0)
@@ -65,6 +71,11 @@ class ServeOptions(OptionSet):
     tokens_file: str | None = option(None, "A file of bearer tokens, one a line; without, all may ask.", group="Access")
     admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.")
 
+    allowed_hosts: str | None = option(
+        None,
+        "Names of this server, a.example,b.example, or * for any: a request for another host is refused.",
+        absent="that of --host and of this machine; on a cluster any",
+    )
     cors_origins: str = option(
         "",
         "Pages of these origins may ask, by scripts of theirs: https://a.example,https://b.example, or * for all.",
@@ -89,6 +100,11 @@ class ServeOptions(OptionSet):
         """The origins of `cors_origins`."""
         return [origin.strip().rstrip("/") for origin in self.cors_origins.split(",") if origin.strip()]
 
+    def hosts(self) -> frozenset[str] | None:
+        """The hosts of `allowed_hosts`, in lower case; None for any."""
+        names = frozenset(name.strip().lower() for name in (self.allowed_hosts or "*").split(",") if name.strip())
+        return None if "*" in names else names
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for origin in self.origins():
@@ -98,9 +114,14 @@ class ServeOptions(OptionSet):
                 raise wrong("cors_origins", origin, "origins such as https://a.example:8443 with commas between, or *")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise wrong("max_replicas", self.max_replicas, f"at least {flag('replicas')} ({self.replicas})")
-        for name, limit in (("max_request_bytes", "max_held_bytes"), ("max_items", "max_waiting")):
-            if getattr(self, name) > getattr(self, limit):
-                raise wrong(name, getattr(self, name), f"at most {flag(limit)} ({getattr(self, limit)})")
+        if COPIES * self.max_request_bytes > self.max_held_bytes:
+            raise wrong(
+                "max_request_bytes",
+                self.max_request_bytes,
+                f"at most a third of {flag('max_held_bytes')} ({self.max_held_bytes})",
+            )
+        if self.max_items > self.max_waiting:
+            raise wrong("max_items", self.max_items, f"at most {flag('max_waiting')} ({self.max_waiting})")
         return self
 
 

@@ -104,8 +104,15 @@ class Classifier:
 
     @property
     def ready(self) -> bool:
-        """True: a replica gets requests only with a model that is loaded and warm."""
-        return True
+        """Whether the network answers: a replica gets requests only with a model that is loaded and warm."""
+        return not self._batcher.failed
+
+    async def check_health(self) -> None:
+        """Ray Serve asks from time to time, and starts another replica after an error."""
+        if self._batcher.failed:
+            model = self.versions.current
+            size = model.predictor.bundle.image_size
+            await self._batcher.run(model, np.zeros((size, size, 3), np.uint8))
 
     @contextmanager
     def _admitted(self, count: int, version: int | None) -> Iterator[LoadedModel]:
@@ -160,10 +167,11 @@ class ListeningClassifier(Classifier):
         from serving.http.app import build
         from serving.http.listener import Listener
 
-        self._listener = Listener(build(self), host, port)
+        self._listener = Listener(build(self), host, port, self.options.body_timeout_s)
 
     async def check_health(self) -> None:
-        """Ray Serve asks from time to time, and starts another replica after an error."""
+        """As above."""
+        await super().check_health()
         if not self._listener.alive:
             raise RuntimeError("the listener has ended")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 import socket
 from collections.abc import Iterator
@@ -16,7 +17,9 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
+from serving.http.acceptor import Acceptor
 from serving.http.proxy import HeaderFilterMiddleware
 
 # While a server ends, a client that was answered just before may have sent its next request already.
@@ -30,45 +33,50 @@ class Listener:
         app: answers.
         host: address to listen at, IPv4 or IPv6.
         port: to listen at.
+        silence_s: seconds after which a connection is closed if nothing, or no whole head of a request, has come.
 
     Raises:
         OSError: the address cannot be had.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: str, port: int, silence_s: float = 20) -> None:
         self._app = HeaderFilterMiddleware(app)
         self._ending = False
         family, address = resolve(host, port)
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        self._socket.bind(address)
-        config = uvicorn.Config(
-            self._answer,
-            interface="asgi3",
-            http=_Protocol,
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            proxy_headers=False,
-            server_header=False,
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind(address)
+        self._server = _Server(_config(self._answer))
+        self._task = asyncio.get_running_loop().create_task(self._server.serve([]))
+        self._acceptor = Acceptor(
+            listening,
+            functools.partial(_Protocol, self._server.config, self._server.server_state, silence_s),
+            functools.partial(_Protocol, _config(self._answer_probe), ServerState(), silence_s),
+            silence_s,
         )
-        self._server = _Server(config)
-        self._task = asyncio.get_running_loop().create_task(self._server.serve([self._socket]))
 
     @property
     def alive(self) -> bool:
         """Whether it answers."""
-        return not self._task.done()
+        return self._acceptor.alive and not self._task.done()
 
     async def end(self) -> None:
         """Takes no new connection, answers every request that has come, and returns."""
         self._ending = True
-        for server in self._server.servers:
-            server.close()
+        await self._acceptor.close()
         await asyncio.sleep(_LAST_REQUESTS_S)
         self._server.should_exit = True
         await self._task
+        self._acceptor.end()
+
+    async def _answer_probe(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs in the acceptor's thread, where nothing but probes may: the connection is closed after the answer."""
+
+        async def sending(message: Message) -> None:
+            await send(_closing(message))
+
+        await self._app(scope, receive, sending)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         whole = asyncio.Event()  # the request has been read to its end
@@ -80,9 +88,7 @@ class Listener:
             return message
 
         async def sending(message: Message) -> None:
-            if self._ending and message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
-            await send(message)
+            await send(_closing(message) if self._ending else message)
 
         async def cancel_when_gone() -> None:
             await whole.wait()
@@ -100,15 +106,64 @@ class Listener:
             answer.result()
 
 
+def _config(app: ASGIApp) -> uvicorn.Config:
+    config = uvicorn.Config(
+        app,
+        interface="asgi3",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        proxy_headers=False,
+        server_header=False,
+    )
+    config.load()
+    return config
+
+
+def _closing(message: Message) -> Message:
+    """Tells with the head of an answer that the connection is closed after it."""
+    if message["type"] != "http.response.start":
+        return message
+    return {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+
+
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 also for a client that offers HTTP/2, as curl --http2 and Java do: its parser would lose the body."""
+    """HTTP/1.1 also for a client that offers HTTP/2, as curl --http2 and Java do: its parser would lose the body.
+
+    Args:
+        config: with the app.
+        state: of all connections.
+        head_s: a connection is closed if the head of a request takes longer, in seconds.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: ServerState, head_s: float) -> None:
+        super().__init__(config, state, {})
+        self._head_s = head_s
+        self._head_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
+        if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
+            self._head_timer = self.loop.call_later(self._head_s, self.transport.close)
         if b"h2c" in data and _HEAD.match(data):
             head, end, body = data.partition(b"\r\n\r\n")
             data = _OFFER.sub(b"", head + end) + body
         super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._stop_timer()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 # The first line of a request, and the offer of HTTP/2 in a line of its own.

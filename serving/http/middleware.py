@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hmac
+import ipaddress
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -28,10 +31,20 @@ _OPEN = ("/page/", "/v2/health/")
 _REFUSAL_S = 0.025
 
 
+# When a request of so many bytes is answered, what it took is given back to the system.
+_LARGE = 4 << 20
+
+
 class Unauthorized(ServingError):
     """No token, or not one that is known."""
 
     status, code = 401, "unauthorized"
+
+
+class WrongHost(ServingError):
+    """The request is for a host that this is not."""
+
+    status, code = 421, "wrong_host"
 
 
 class NoWebSocket(ServingError):
@@ -80,6 +93,7 @@ class RequestLimitsMiddleware:
         self._app, self._options, self._service = app, options, service
         self._tokens = read_tokens(options.tokens_file)
         self._admin = read_tokens(options.admin_token_file)
+        self._hosts = options.hosts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -119,6 +133,8 @@ class RequestLimitsMiddleware:
 
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), route_path(scope)
+        if self._hosts is not None:
+            _check_host(headers.get("host", ""), self._hosts)
         if path.startswith("/admin/"):
             if not self._admin:
                 raise Unauthorized("the server was started without --admin-token-file, so nobody may do this")
@@ -131,6 +147,24 @@ class RequestLimitsMiddleware:
             raise TooLarge(f"received {size} bytes, at most {self._options.max_request_bytes} are taken")
         if scope["method"] == "POST" and not path.startswith("/admin/"):
             self._service.admission.check(size=size)  # before the body is read
+
+
+def give_back_memory() -> None:
+    """Returns memory that is free to the system: the C library keeps the many small parts that a body comes in."""
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _check_host(value: str, known: Collection[str]) -> None:
+    """Refuses a name that is not known. A foreign page may give its own name our address, but not make it a number."""
+    host = value.lower()
+    name = host.partition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+    if not name or name.rstrip(".") in {"localhost", *known}:
+        return
+    try:
+        ipaddress.ip_address(name.partition("%")[0])
+    except ValueError:
+        raise WrongHost(f"host {name[:100]!r} is not served here; --allowed-hosts names those that are") from None
 
 
 def _check_token(headers: Headers, known: Sequence[bytes]) -> None:
@@ -147,7 +181,7 @@ class _LimitedBody:
 
     def __init__(self, receive: Receive, options: ServeOptions, admission: Admission) -> None:
         self._receive, self._options, self._admission = receive, options, admission
-        self._left = options.max_request_bytes
+        self._held = 0
         self._until: float = math.nan
         self._whole = False
 
@@ -155,7 +189,9 @@ class _LimitedBody:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._admission.held -= self._options.max_request_bytes - self._left
+        self._admission.release(self._held)
+        if self._held > _LARGE:
+            give_back_memory()
 
     async def __call__(self) -> Message:
         if self._whole:  # what comes now is only that the client has gone
@@ -171,9 +207,8 @@ class _LimitedBody:
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
             self._whole = not message.get("more_body", False)
-            self._left -= size
-            self._admission.held += size
-            if self._left < 0:
+            if self._held + size > self._options.max_request_bytes:
                 raise TooLarge(f"at most {self._options.max_request_bytes} bytes are taken in a request")
-            self._admission.check(photos=0)
+            self._admission.hold(size)
+            self._held += size
         return message

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serving.options import ServeOptions
+from serving.options import COPIES, ServeOptions
 from serving.service import Overloaded
 
 # Each batch changes the known pace by its share of so many photos: a slow one alone refuses nobody.
@@ -23,7 +23,7 @@ class Admission:
 
     Attributes:
         waiting: photos that are taken and not answered yet.
-        held: bytes of requests that are held.
+        held: memory that requests take.
         pace: seconds after which the next photo is answered while others wait, decoding included; it follows the
             batches that are run.
     """
@@ -35,7 +35,7 @@ class Admission:
         self._busy_since = math.nan  # the end of the last batch, if photos waited then
 
     def check(self, photos: int = 1, size: int = 0) -> None:
-        """Whether so many photos, or bytes, may come now.
+        """Whether so many photos, and requests of so many bytes, may come now.
 
         Raises:
             Overloaded: they may not.
@@ -45,8 +45,21 @@ class Admission:
             raise Overloaded(f"a photo would wait {wait_s:.1f} s, at most {self._options.max_wait_s:g} s; try again")
         if self.waiting + photos > self._options.max_waiting:
             raise Overloaded(f"{self.waiting} photos are waiting, at most {self._options.max_waiting} may; try again")
-        if self.held + size > self._options.max_held_bytes:
-            raise Overloaded(f"requests of {self.held} bytes are held, {self._options.max_held_bytes} may; try again")
+        self._check_memory(size)
+
+    def hold(self, size: int) -> None:
+        """Counts memory for bytes of a request that have come, until `release`; raises as `check`."""
+        self._check_memory(size)
+        self.held += COPIES * size
+
+    def release(self, size: int) -> None:
+        """The bytes are gone."""
+        self.held -= COPIES * size
+
+    def _check_memory(self, size: int) -> None:
+        most = self._options.max_held_bytes
+        if self.held + COPIES * size > most:
+            raise Overloaded(f"requests take {self.held} bytes of memory, at most {most} may; try again")
 
     @contextmanager
     def take(self, photos: int) -> Iterator[None]:

@@ -67,6 +67,7 @@ class Batcher:
     Attributes:
         max_batch_size: as above; may be changed at any time, and holds from the next batch on.
         batch_wait_s: the same.
+        failed: whether the last batch did.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Batcher:
     ) -> None:
         self.max_batch_size = max_batch_size
         self.batch_wait_s = batch_wait_s
+        self.failed = False
         self._on_batch = on_batch
         self._queue: deque[QueuedPhoto] = deque()
         self._arrived = asyncio.Event()
@@ -108,10 +110,12 @@ class Batcher:
             try:
                 computed = await loop.run_in_executor(self._thread, _run, batch, began)
             except Exception as error:
+                self.failed = True
                 for photo in batch:
                     if not photo.outputs.done():
                         photo.outputs.set_exception(error)
                 continue
+            self.failed = False
             self._on_batch(len(batch), time.perf_counter() - began)
             for photo, outputs in zip(batch, computed, strict=True):
                 if not photo.outputs.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ def ask(
     pause: float = 0,
     headers: dict[str, str] | None = None,
     waiting: int = 0,
+    held: int = 0,
     query: str = "",
     prefix: str = "",
 ) -> tuple[int, Any, dict[str, str], int]:
@@ -74,8 +76,9 @@ def ask(
     chosen = ServeOptions(bundle="x", **options)
     service = SimpleNamespace(metrics=NoMetrics(), admission=Admission(chosen, pace=0.01))
     service.admission.waiting = waiting
+    service.admission.hold(held)
     asyncio.run(RequestLimitsMiddleware(count_bytes, chosen, service)(scope, receive, send))
-    assert service.admission.held == 0
+    assert service.admission.held == 3 * held
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], json.loads(b"".join(part["body"] for part in sent[1:])), found, read
 
@@ -139,15 +142,27 @@ def test_what_would_wait_too_long_is_refused_without_reading() -> None:
 
 
 def test_bytes_that_do_not_fit_are_refused() -> None:
-    admission = Admission(ServeOptions(bundle="x", max_request_bytes=10, max_held_bytes=10), 0)
-    admission.held = 4
+    """Each byte of a request is in memory three times."""
+    admission = Admission(ServeOptions(bundle="x", max_request_bytes=10, max_held_bytes=30), 0)
+    admission.hold(4)
     admission.check(size=6)
-    with pytest.raises(Overloaded, match="requests of 4 bytes are held, 10 may"):
-        admission.check(size=7)
+    for refused in (admission.hold, functools.partial(admission.check, 1)):
+        with pytest.raises(Overloaded, match="requests take 12 bytes of memory, at most 30 may"):
+            refused(7)
+    admission.release(4)
+    admission.hold(10)
     with pytest.raises(
-        InputError, match=r"^--max-request-bytes: received 11, required is at most --max-held-bytes \(10\)"
+        InputError, match=r"^--max-request-bytes: received 11, required is at most a third of --max-held-bytes \(30\)"
     ):
-        ServeOptions(bundle="x", max_request_bytes=11, max_held_bytes=10)
+        ServeOptions(bundle="x", max_request_bytes=11, max_held_bytes=30)
+
+
+def test_bodies_that_come_together_are_refused_when_they_take_too_much() -> None:
+    options = {"max_request_bytes": 10, "max_held_bytes": 30}
+    status, body, headers, read = ask(options, parts=[b"12345"] * 2, held=4)
+    assert (status, headers["retry-after"], read) == (503, "1", 2)
+    assert body["error"]["code"] == "overloaded"
+    assert ask(options, parts=[b"12345"] * 2)[0] == 200
 
 
 def test_the_pace_follows_the_batches() -> None:
@@ -273,3 +288,34 @@ def test_each_protocol_has_its_shape() -> None:
     for path in PATHS:
         body = json.loads(bytes(error_response(path, Overloaded("full")).body))
         assert body == {"error": "full" if path.startswith("/v") else {"code": "overloaded", "detail": "full"}}
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("", 200),
+        ("localhost", 200),
+        ("LOCALHOST:8000", 200),
+        ("127.0.0.1:8000", 200),
+        ("[::1]:8000", 200),
+        ("10.1.2.3", 200),
+        ("photos.example", 200),
+        ("Photos.Example.:443", 200),
+        ("evil.example", 421),
+        ("photos.example.evil.example", 421),
+        ("localhost.evil.example:8000", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("127.0.0.1@evil.example", 421),
+    ],
+)
+def test_a_request_for_another_host_is_refused(host: str, status: int) -> None:
+    """So a page of a stranger cannot ask by giving its own name our address."""
+    for path in PATHS:
+        found, body, _, read = ask({"allowed_hosts": "photos.example, b.example"}, path=path, headers={"Host": host})
+        assert found == status
+        assert status == 200 or (read == 0 and "--allowed-hosts" in json.dumps(body))
+
+
+def test_any_host_is_served_where_none_is_named() -> None:
+    assert ask({}, headers={"Host": "any.example"})[0] == 200
+    assert ask({"allowed_hosts": "a.example,*"}, headers={"Host": "any.example"})[0] == 200
