@@ -13,8 +13,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -127,24 +127,36 @@ def work() -> None:
             function, arguments = connection.recv()
         except (EOFError, OSError):
             return
-        resource.setrlimit(resource.RLIMIT_DATA, (_held_bytes() + int(memory), resource.RLIM_INFINITY))
         signal.setitimer(signal.ITIMER_PROF, cpu_s)  # ends this process by SIGPROF
         result: Any = None
         error: Exception | None = None
         try:
-            result = function(*arguments)
+            with limited_memory(int(memory)):
+                result = function(*arguments)
         except MemoryError:
             error = Exhausted()
         except Exception as raised:
             error = raised
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-            resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         try:
             connection.send((result, error))
         except OSError:
             return
         del function, arguments, result, error
+
+
+@contextmanager
+def limited_memory(more: int) -> Iterator[None]:
+    """Lets this process take `more` bytes of memory and no more, in all of its threads; beyond, MemoryError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    wanted = _held_bytes() + more
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([wanted, *limits]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 def _held_bytes() -> int:

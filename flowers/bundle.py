@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -21,6 +22,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flowers import storage
 from flowers.data.images import CHANGES, DECODER_VERSION
@@ -61,6 +63,27 @@ class Bundle:
     def precision(self) -> str:
         """What the network computes in: "float32" or "bfloat16"."""
         return str(self.manifest.get("precision", "float32"))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files, as the manifest says."""
+        return sum(int(file.get("bytes", 0)) for file in self.manifest["files"].values())
+
+    def check(self, engine: Engine) -> None:
+        """Asks the compiled network about the pictures whose probabilities were stored when the bundle was saved.
+
+        Raises:
+            DamagedFile: it answers otherwise.
+        """
+        if "check" not in self.manifest:  # of an earlier version
+            return
+        expected, found = np.array(self.manifest["check"]), engine(check_pictures(self.image_size))[0]
+        difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else math.inf
+        if not difference <= _TOLERANCE[self.precision]:
+            raise DamagedFile(
+                f"the bundle {self.uri} answers otherwise than when it was saved: probabilities of the pictures that "
+                f"it is checked with differ by {difference:.2g}, allowed are {_TOLERANCE[self.precision]:g}"
+            )
 
     @cached_property
     def model(self) -> Any:
@@ -140,8 +163,9 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
 
     Args:
         model: the `keras.Model` to save, as `flowers.model.classifier.join` returns it.
-        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files` and
-            `sha256`, the hash of all this, are added. Its `precision` is what the engine computes in.
+        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files`,
+            `check` (what it says of `check_pictures`) and `sha256`, the hash of all this, are added. Its `precision`
+            is what the engine computes in.
         uri: the bundle's folder; an earlier one is replaced.
         photos: uint8 [n, size, size, 3], on which Keras and the engine's files have to agree.
 
@@ -165,7 +189,8 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
         storage.write(os.path.join(folder, LABELS), labels.encode())
         convert(plain, explained, manifest["image_size"], folder)
         if photos is not None:
-            precision = _agreed_precision(plain, folder, precision, photos)
+            shown = np.concatenate([photos, check_pictures(manifest["image_size"])])
+            precision = _agreed_precision(plain, folder, precision, shown)
         paths = {name: os.path.join(folder, name) for name in (MODEL, *NETWORK, LABELS)}
         full = {
             "schema": SCHEMA,
@@ -173,6 +198,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
             "saved": int(time.time()),
             **manifest,
             "precision": precision,
+            "check": np.asarray(plain(check_pictures(manifest["image_size"]), training=False)).round(6).tolist(),
             "files": {
                 name: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}
                 for name, path in paths.items()
@@ -251,19 +277,33 @@ def read_manifest(uri: str) -> dict[str, Any]:
     return manifest
 
 
-def load_bundle(uri: str) -> Bundle:
+def check_pictures(size: int) -> npt.NDArray[np.uint8]:
+    """Drawn pictures, the same for ever, with which a loaded network is checked: uint8 [4, size, size, 3]."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    squares = rng.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    index = np.arange(size) * 8 // size
+    return np.ascontiguousarray(squares[:, index][:, :, index])
+
+
+def load_bundle(uri: str, max_bytes: int | None = None) -> Bundle:
     """Opens a bundle, or the best bundle of a run folder.
 
     Hashes are checked: of local files now, of those in an object store when they are fetched.
 
+    Args:
+        uri: of the bundle, or the run.
+        max_bytes: of all of its files together; None for any number.
+
     Raises:
-        InputError: there is no bundle, or not one for this version.
+        InputError: there is no bundle, not one for this version, or one of too many bytes.
         DamagedFile: a file is not what was written.
     """
     best = Run(uri).bundle
     if not storage.exists(storage.join(uri, MANIFEST)) and storage.exists(storage.join(best, MANIFEST)):
         uri = best
     found = Bundle(uri, read_manifest(uri))
+    if max_bytes is not None and found.size > max_bytes:
+        raise InputError(f"the bundle {uri!r} has {found.size} bytes; at most {max_bytes} are taken")
     if not storage.is_remote(uri):
         with found._files(*found.manifest["files"]):
             pass

@@ -71,6 +71,10 @@ class Predictor:
         """Runs a batch of each size, so that no photo has to wait for it; returns seconds a photo, in the largest."""
         return self.engine.warm()
 
+    def check(self) -> None:
+        """Compares answers with those that were stored in the bundle (`flowers.bundle.Bundle.check`)."""
+        self.bundle.check(self.engine)
+
     def decode(self, photo: bytes) -> npt.NDArray[np.uint8]:
         """The pixels that the network sees of a photo: uint8 [size, size, 3].
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
-from flowers.cluster.session import background, joined, ray_session
+from flowers.cluster.session import background, joined, lost, ray_session
 from flowers.errors import FlowersError, InputError
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -39,6 +39,7 @@ _RAY = {
 }
 # Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
 _SPARE_S = 5
+_LOOK_S = 1.0  # between looks at Ray
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -117,11 +118,17 @@ def _reachable(host: str) -> str:
 
 
 def _wait_for_the_end() -> None:
-    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once."""
+    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once.
+
+    Raises:
+        FlowersError: Ray does not run any more, so that nothing would start a replica again.
+    """
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    stop.wait()
+    while not stop.wait(_LOOK_S):
+        if what := lost():
+            raise FlowersError(f"{what} has ended, so the server ends; whatever watches it should start it again")
 
 
 @contextmanager
@@ -158,7 +165,8 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
             yield
             serve.delete(options.name)  # returns when all replicas have answered what they took
         finally:
-            serve.shutdown()
+            if not lost():
+                serve.shutdown()
 
 
 @contextmanager

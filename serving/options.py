@@ -52,6 +52,9 @@ class ServeOptions(OptionSet):
         pattern="^[A-Za-z0-9_.-]+$",
     )
     version: int | None = option(None, "Serve this version and no newer one.", absent="the newest", ge=0)
+    max_bundle_bytes: int = option(
+        2 << 30, "Largest bundle; one that takes much more memory than it has bytes is refused too.", ge=1
+    )
     watch_s: float = option(2.0, "Look for a new version so often, in seconds; 0 never looks.", ge=0)
     tuning: Tuning = Tuning()
 

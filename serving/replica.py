@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
+from serving.inference.attempts import Attempts
 from serving.inference.batching import Batcher
 from serving.inference.decoding import Decoders
 from serving.inference.versions import LoadedModel, Versions
@@ -38,8 +40,9 @@ class Classifier:
         self.options = ServeOptions(**options)
         self.max_items = self.options.max_items
         self._wrong_tuning: str | None = None
-        self.versions = Versions(self.options)
-        from serving.metrics import Metrics
+        from serving.metrics import FOLDER, Metrics
+
+        self.versions = Versions(self.options, Attempts(os.environ[FOLDER]))
 
         self.metrics = Metrics(self)
         self.admission = Admission(self.options, self.versions.current.pace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import logging
@@ -21,6 +22,8 @@ T = TypeVar("T")
 # Blocks on their way from the decoder to the network. Ray's default, 30 % of the memory, lets decoded photos pile up.
 _OBJECT_STORE_BYTES = 1 << 30
 _CONNECT_S = 10
+# A head that does not answer for so long has ended; on a busy machine it takes a second.
+_ANSWER_S = 6.0
 # The longest name that Ray gives to a socket, and what Linux allows.
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_NAME = 107
@@ -97,6 +100,45 @@ def _start(options: dict[str, Any]) -> None:
         ray.init(**options)
 
 
+_lost: list[str] = []
+
+
+def lost() -> str | None:
+    """What part of Ray has ended by itself, though this process needs it; None while all is well. May take seconds."""
+    if not _lost and (what := _look()):
+        _lost.append(what)
+    return _lost[0] if _lost else None
+
+
+def _look() -> str | None:
+    import ray
+
+    if not ray.is_initialized():
+        return None
+    if node().all_processes:  # started here
+        ended = {kind for kind, _ in node().dead_processes()} & {"gcs_server", "raylet"}
+        return f"Ray's process {min(ended)}" if ended else None
+    alive: list[bool] = []
+
+    def ask() -> None:
+        own = ray.get_runtime_context().get_node_id()
+        alive.extend(found["Alive"] for found in ray.nodes() if found["NodeID"] == own)
+
+    thread = threading.Thread(target=ask, name="ask Ray", daemon=True)
+    thread.start()
+    thread.join(_ANSWER_S)
+    if not alive:
+        return "the head of Ray's cluster"
+    return None if all(alive) else "this node of Ray's cluster"
+
+
+def node() -> Any:
+    """Ray's record of the processes that it started here."""
+    import ray
+
+    return ray._private.worker._global_node
+
+
 def _stop() -> None:
     """Ends Ray. No garbage is collected meanwhile: a thread that frees one of Ray's references then ends the process.
 
@@ -104,6 +146,11 @@ def _stop() -> None:
     """
     import ray
 
+    if lost():  # the shutdown would wait for it a quarter of a minute
+        node().kill_all_processes(check_alive=False, allow_graceful=False, wait=False)
+        atexit.unregister(ray.shutdown)
+        _lost.clear()
+        return
     collects = gc.isenabled()
     gc.disable()
     try:

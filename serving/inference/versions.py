@@ -13,14 +13,18 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from flowers import storage
+from flowers.bounded import limited_memory
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
 from flowers.runs import Run
+from serving.inference.attempts import Attempts
 from serving.options import ServeOptions
 
 PINNED = "pinned"
+# Memory that a network may take while it is compiled: some for the engine, and its weights in several forms.
+_SPARE_BYTES, _COPIES = 1 << 30, 8
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,15 @@ class Versions:
 
     Args:
         options: where to look.
+        attempts: to load a version, of all replicas on this machine.
 
     Raises:
         FlowersError: no version can be loaded.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, attempts: Attempts) -> None:
         self._options = options
+        self._attempts = attempts
         self._changing = threading.Lock()
         self._refused: dict[int, str] = {}
         self._found: dict[int, str] = {}
@@ -109,6 +115,8 @@ class Versions:
                 if self._refused.get(number) == state and not again:
                     return False
                 self._refused[number] = state
+                if self._attempts.ended_a_process(_named(found[number], state)) and not again:
+                    raise FlowersError(_fatal(number))
                 self.current = self._load(number, found[number], state)
                 self.error = None
                 _collect_garbage()
@@ -147,13 +155,17 @@ class Versions:
     def _first(self) -> LoadedModel:
         found = self._find()
         chosen = self._choose(found)
-        for number in (chosen, *sorted(set(found) - {chosen}, reverse=True)):
+        others = sorted(set(found) - {chosen}, reverse=True)
+        for number in (chosen, *others):
+            state = _state(found[number])
             try:
-                loaded = self._load(number, found[number], _state(found[number]))
+                if others and self._attempts.ended_a_process(_named(found[number], state)):
+                    raise FlowersError(_fatal(number))
+                loaded = self._load(number, found[number], state)
                 _collect_garbage()
                 return loaded
             except FlowersError as error:
-                self._refused[number] = _state(found[number])
+                self._refused[number] = state
                 self.error = self.error or first_line(error)
         raise InputError(self.error)
 
@@ -170,19 +182,36 @@ class Versions:
 
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
-            predictor = Predictor(
-                load_bundle(uri),
-                self._options.max_pixels,
-                self._options.tuning.max_batch_size,
-                resolve_engine(self._options.engine, self._options.gpus)[0],
-                max(1, int(self._options.cpus)),
-            )
-            pace = predictor.warm()
+            bundle = load_bundle(uri, self._options.max_bundle_bytes)
+            with self._attempts.noted(_named(uri, state)), limited_memory(_SPARE_BYTES + _COPIES * bundle.size):
+                predictor = Predictor(
+                    bundle,
+                    self._options.max_pixels,
+                    self._options.tuning.max_batch_size,
+                    resolve_engine(self._options.engine, self._options.gpus)[0],
+                    max(1, int(self._options.cpus)),
+                )
+                pace = predictor.warm()
+                predictor.check()
         except FlowersError as error:
             raise type(error)(f"version {number} is refused: {error}") from error
+        except MemoryError as error:
+            raise FlowersError(f"version {number} is refused: it takes much more memory than it has bytes") from error
         except Exception as error:
             raise FlowersError(f"version {number} is refused: {first_line(error)}") from error
         return LoadedModel(number, state, predictor, pace)
+
+
+def _named(uri: str, state: str) -> str:
+    """What tells the files of a version from all others."""
+    return f"{uri}\n{state}"
+
+
+def _fatal(number: int) -> str:
+    return (
+        f"version {number} is refused: a replica ended while it loaded it, perhaps for lack of memory; "
+        "POST /admin/reload tries again"
+    )
 
 
 def _collect_garbage() -> None:

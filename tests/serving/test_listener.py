@@ -58,9 +58,9 @@ class Running:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
-    def listen(self, app: Any, host: str, port: int) -> Listener:
+    def listen(self, app: Any, host: str, port: int, **more: float) -> Listener:
         async def start() -> Listener:
-            return Listener(app, host, port)
+            return Listener(app, host, port, **more)
 
         return asyncio.run_coroutine_threadsafe(start(), self.loop).result(30)
 
@@ -187,3 +187,67 @@ def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
     assert connection.getresponse().status == 431
     assert get("127.0.0.1", port)[0] == 200
     running.end(listener).result(30)
+
+
+class Blocked(Slow):
+    """An ASGI app that holds the photos' loop for as long as it computes."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            self.asked.release()
+            self.answer.wait(30)
+        await super().__call__({**scope, "path": "/"}, receive, send)
+
+
+def test_probes_are_answered_while_photos_keep_their_loop_busy(running: Running, host: str) -> None:
+    app, port = Blocked(), free_port(host)
+    listener = running.listen(app, host, port)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(get, host, port, "/slow")
+        assert app.asked.acquire(timeout=30)
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert get(host, port, path) == (200, b"ok", "close")
+        assert not slow.done()
+        app.answer.set()
+        assert slow.result(30)[:2] == (200, b"ok")
+    running.end(listener).result(30)
+
+
+def test_a_connection_of_a_probe_is_for_nothing_else(running: Running) -> None:
+    port = free_port("127.0.0.1")
+    listener = running.listen(Slow(), "127.0.0.1", port)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\nGET /photos HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert answers.count(b"HTTP/1.1 200") == 1
+    running.end(listener).result(30)
+
+
+@pytest.mark.parametrize("sent", [b"", b"P", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /v2/health/live HTTP/1.1\r\n"])
+def test_a_connection_on_which_no_whole_head_comes_is_closed(running: Running, sent: bytes) -> None:
+    port = free_port("127.0.0.1")
+    listener = running.listen(Slow(), "127.0.0.1", port, silence_s=0.2)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+        connection.sendall(sent)
+        assert connection.recv(100) == b""
+    kept = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    assert ask(kept)[0] == 200
+    assert kept.sock
+    kept.sock.sendall(b"GET / HT")  # the same after an answer
+    assert kept.sock.recv(100) == b""
+    running.end(listener).result(30)
+
+
+def test_what_came_before_the_end_is_answered_though_nobody_took_it_yet(running: Running) -> None:
+    """Connections wait in the kernel while the acceptor is busy."""
+    port = free_port("127.0.0.1")
+    listener = running.listen(Slow(), "127.0.0.1", port)
+    go = threading.Event()
+    listener._acceptor._loop.call_soon_threadsafe(go.wait, 30)
+    clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(20)]
+    for client in clients:
+        client.request("GET", "/")
+    ended = running.end(listener)
+    go.set()
+    assert [client.getresponse().status for client in clients] == [200] * 20
+    ended.result(30)

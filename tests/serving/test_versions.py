@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowers.bundle import MANIFEST, MODEL, load_bundle, save_bundle
+from flowers.bundle import MANIFEST, MODEL, _sha256, load_bundle, save_bundle
 from flowers.errors import FlowersError, InputError
-from serving.inference.versions import PINNED, LoadedModel, Versions, find
+from flowers.predictor import Predictor
+from serving.inference.attempts import Attempts
+from serving.inference.versions import PINNED, LoadedModel, Versions, _named, _state, find
 from serving.options import ServeOptions
 from tests.toys import by_colour
 
@@ -47,6 +50,10 @@ def options(models: Path, **given: object) -> ServeOptions:
     return ServeOptions(bundle=str(models), watch_s=0, tuning={"max_batch_size": 2}, **given)  # type: ignore[arg-type]
 
 
+def opened(models: Path, **given: object) -> Versions:
+    return Versions(options(models, **given), Attempts(str(models.parent / "attempts")))
+
+
 def damage(folder: Path) -> None:
     data = bytearray((folder / MODEL).read_bytes())
     data[len(data) // 2] ^= 1
@@ -72,7 +79,7 @@ def test_what_can_be_served(bundle: Path, models: Path, publish: Publish, tmp_pa
 
 def test_a_new_version_takes_the_place_of_the_old(models: Path, publish: Publish) -> None:
     publish(1)
-    versions = Versions(options(models))
+    versions = opened(models)
     old = versions.current
     assert (old.number, versions.numbers, versions.error) == (1, (1,), None)
     assert not versions.refresh()
@@ -87,7 +94,7 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_answers(
     models: Path, publish: Publish, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(1)
-    versions = Versions(options(models))
+    versions = opened(models)
     damage(publish(2))
     assert not versions.refresh()
     assert versions.current.number == 1
@@ -116,7 +123,7 @@ def test_a_damaged_version_is_refused_once_and_the_old_one_answers(
 
 def test_another_decoder_is_refused(models: Path, publish: Publish) -> None:
     publish(1)
-    versions = Versions(options(models))
+    versions = opened(models)
     manifest = publish(2) / MANIFEST
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "decoder_version": "0"}))
     assert not versions.refresh()
@@ -128,19 +135,19 @@ def test_at_the_start_the_newest_that_can_be_loaded_answers(models: Path, publis
     for number in (1, 2):
         publish(number)
     damage(publish(3))
-    versions = Versions(options(models))
+    versions = opened(models)
     assert versions.current.number == 2
     assert "version 3 is refused" in (versions.error or "")
     damage(models / "flowers" / "1")
     damage(models / "flowers" / "2")
     with pytest.raises(FlowersError, match="version 3 is refused"):
-        Versions(options(models))
+        opened(models)
 
 
 def test_roll_back_by_version(models: Path, publish: Publish) -> None:
     for number in (1, 2, 3):
         publish(number)
-    versions, other = Versions(options(models)), Versions(options(models))
+    versions, other = opened(models), opened(models)
     versions.pin(2)
     assert (models / "flowers" / PINNED).read_text() == "2"
     assert versions.refresh()
@@ -158,17 +165,17 @@ def test_roll_back_by_version(models: Path, publish: Publish) -> None:
 def test_the_version_of_the_options_stays(models: Path, publish: Publish) -> None:
     for number in (1, 2):
         publish(number)
-    versions = Versions(options(models, version=1))
+    versions = opened(models, version=1)
     assert versions.current.number == 1
     assert not versions.refresh()
     assert versions.error is None
     with pytest.raises(InputError, match="version 7 is wanted, there are 1, 2"):
-        Versions(options(models, version=7))
+        opened(models, version=7)
 
 
 def test_a_folder_that_vanishes_changes_nothing(models: Path, publish: Publish) -> None:
     publish(1)
-    versions = Versions(options(models))
+    versions = opened(models)
     models.rename(models.parent / "elsewhere")
     assert not versions.refresh()
     assert versions.current.number == 1
@@ -180,10 +187,71 @@ def test_a_folder_that_vanishes_changes_nothing(models: Path, publish: Publish) 
 
 def test_a_run_that_is_trained_again_is_a_new_version(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "run" / "best")
-    versions = Versions(options(tmp_path / "run"))
+    versions = opened(tmp_path / "run")
     made = load_bundle(str(tmp_path / "run"))
     save_bundle(made.model, {**made.manifest, "saved": 2_000}, made.uri)
     assert versions.refresh()
     assert versions.current.number == 2_000
     with pytest.raises(InputError, match="nothing to choose"):
         versions.pin(1_000)
+
+
+def test_a_version_that_answers_otherwise_than_when_it_was_saved_is_refused(models: Path, publish: Publish) -> None:
+    publish(1)
+    manifest = json.loads((publish(2) / MANIFEST).read_text())
+    manifest["check"] = [row[::-1] for row in manifest["check"]]
+    manifest["sha256"] = _sha256(manifest)
+    (models / "flowers" / "2" / MANIFEST).write_text(json.dumps(manifest))
+    versions = opened(models)
+    assert versions.current.number == 1
+    assert "version 2 is refused" in (versions.error or "")
+    assert "answers otherwise than when it was saved" in (versions.error or "")
+
+
+def test_a_version_of_too_many_bytes_or_too_much_memory_is_refused(
+    models: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(1)
+    with pytest.raises(InputError, match=r"version 1 is refused: the bundle '.*' has \d+ bytes; at most 1000"):
+        opened(models, max_bundle_bytes=1000)
+    versions = opened(models)
+    publish(2)
+    monkeypatch.setattr(Predictor, "warm", lambda self: len(bytearray(1 << 36)))
+    assert not versions.refresh()
+    assert versions.error == "version 2 is refused: it takes much more memory than it has bytes"
+    assert versions.current.number == 1
+
+
+def test_a_version_that_ended_the_process_is_not_loaded_again(models: Path, publish: Publish) -> None:
+    for number in (1, 2):
+        publish(number)
+    folder = str(models / "flowers" / "2")
+    attempts = Attempts(str(models.parent / "attempts"))
+    with attempts.noted(_named(folder, _state(folder))):
+        assert opened(models).current.number == 2  # another replica loads it just now
+    if not (child := os.fork()):
+        with attempts.noted(_named(folder, _state(folder))):
+            os._exit(9)
+    os.waitpid(child, 0)
+    versions = opened(models)
+    assert versions.current.number == 1
+    assert "version 2 is refused: a replica ended while it loaded it" in (versions.error or "")
+    assert not versions.refresh()
+    assert versions.refresh(again=True)
+    assert (versions.current.number, versions.error) == (2, None)
+    shutil.rmtree(models / "flowers" / "1")
+    assert opened(models).current.number == 2  # where there is no other, it is tried
+
+
+def test_a_version_that_ended_the_process_beside_an_old_one(models: Path, publish: Publish) -> None:
+    publish(1)
+    versions = opened(models)
+    folder = str(publish(2))
+    attempts = Attempts(str(models.parent / "attempts"))
+    if not (child := os.fork()):
+        with attempts.noted(_named(folder, _state(folder))):
+            os._exit(9)
+    os.waitpid(child, 0)
+    assert not versions.refresh()
+    assert "version 2 is refused" in (versions.error or "")
+    assert versions.current.number == 1
