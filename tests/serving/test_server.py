@@ -22,6 +22,7 @@ import requests
 from PIL import Image
 
 from flowers.predictor import Prediction, Predictor
+from serving.options import COPIES
 from tests.data.test_images import SAMPLES
 from tests.e2e.conftest import ROOT, environment
 from tests.e2e.test_submit import free_port
@@ -244,7 +245,7 @@ def test_what_was_accepted_is_answered(server: Server, predictor: Predictor) -> 
     """
     photos = [noise(seed) for seed in range(24)]
     asked = [half_sent(server, photo) for photo in photos]
-    held = sum(len(photo) - 1 for photo in photos)
+    held = COPIES * sum(len(photo) - 1 for photo in photos)
     wait_for(lambda: f"flowers_held_bytes {float(held)}" in server.get("/metrics").text)
     server.job.process.send_signal(signal.SIGTERM)
     wait_for(lambda: refuses(server))
