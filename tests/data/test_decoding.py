@@ -87,7 +87,7 @@ def chunks(count: int) -> bytes:
     return data[:33] + b"\0\0\0\0tEXt\0\0\0\0" * count + data[33:]
 
 
-BY_STRUCTURE = {
+BY_STRUCTURE: dict[str, Callable[[], bytes]] = {
     "many scans": lambda: repeated_scans(MOST_SCANS + 1, 64),
     "scans over many pixels": lambda: repeated_scans(110, 4000),
     "bitmap of runs": lambda: run_length_bitmap(10_000, b"\0\1"),
@@ -103,7 +103,7 @@ def test_what_is_certain_to_take_too_much_is_refused_before_it_is_decoded(name: 
     assert refused(here, BY_STRUCTURE[name]()) == "too_complex"
 
 
-BY_TIME = {
+BY_TIME: dict[str, Callable[[], bytes]] = {
     "GIF of comments": lambda: b"GIF89a\1\0\1\0\0\0\0!\xfe" + b"\1a" * 3_000_000 + b"\0",
     "PPM as text": lambda: b"P3 3000 3000 255\n" + b"1 " * 8_000_000,
     "JPEG of notes": lambda: b"\xff\xd8" + b"\xff\xe0\0\2" * 2_000_000,
