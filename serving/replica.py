@@ -167,6 +167,7 @@ class ListeningClassifier(Classifier):
 
     def __init__(self, options: dict[str, Any], host: str, port: int) -> None:
         super().__init__(options)
+        _keep_to_this_machine()
         from serving.http.app import build
         from serving.http.listener import Listener
 
@@ -181,6 +182,17 @@ class ListeningClassifier(Classifier):
     async def __del__(self) -> None:
         """Ray Serve calls and awaits it when it ends a replica."""
         await self._listener.end()
+
+
+def _keep_to_this_machine() -> None:
+    """Makes Ray Serve's port for other replicas, which it opens after this, one of the loopback address.
+
+    It is bound to all addresses of the machine (2.60), and no option says otherwise.
+    """
+    from ray.serve._private import replica
+
+    add = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda server, address: add(server, address.replace("[::]", "127.0.0.1"))
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

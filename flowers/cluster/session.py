@@ -172,6 +172,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     Raises:
         FlowersError: Ray cannot be started or joined.
     """
+    if not joined():
+        # Ray listens at this machine's loopback address only, as it does on Windows; read when Ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
     import ray.data
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def replica_bytes(server: Server) -> int:
     (replica,) = server.replicas()
     lines = Path(f"/proc/{replica}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
+
+
+def listening(pids: Iterable[int]) -> set[str]:
+    """Addresses that these processes listen at, in hexadecimal as Linux shows them."""
+    inodes = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):
+                inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
+    return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def test_nothing_listens_but_at_the_loopback_address(server: Server) -> None:
+    found = listening(members(server.job.pid))
+    assert "0100007F" in found
+    assert {address[-8:] for address in found} == {"0100007F"}  # in IPv6 with ::ffff: before it
 
 
 def test_photos_that_take_long_delay_no_others(server: Server) -> None:
