@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, core_schema
 
 from flowers.errors import InputError
+from flowers.text import secret_of, without_secrets
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _METAVARS = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
@@ -78,6 +79,12 @@ class OptionSet(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise _explained(type(self), values, error) from error
+        for name, value in values.items():
+            if isinstance(value, str) and (secret := secret_of(value)):
+                raise InputError(
+                    f"{flag(name)}: the address {without_secrets(value)!r} was given with {secret}, which any list of "
+                    "processes shows; put it into the environment (AWS_ACCESS_KEY_ID, ...) or download the file before"
+                )
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked like any other."""

@@ -1,6 +1,8 @@
-"""Text from people's data, such as file names and class names, made safe for where it is shown."""
+"""Text made safe for where it is shown: file names and class names of people's data, addresses with secrets."""
 
 from __future__ import annotations
+
+import re
 
 
 def plain(text: str) -> str:
@@ -9,3 +11,27 @@ def plain(text: str) -> str:
     Control characters, escape sequences, line ends, marks of direction and halves of characters are of this kind.
     """
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
+# Parts of an address that let whoever reads it in.
+_USER = re.compile(r"(?<=://)[^/?#@]*@")
+_SECRET_OPTION = re.compile(
+    r"[?&;]([^=&;]*(?:secret|password|passwd|token|signature|credential|access_?key|account_?key|api_?key)[^=&;]*|sig|sas)"
+    r"=[^&;]",
+    re.IGNORECASE,
+)
+
+
+def secret_of(uri: str) -> str | None:
+    """What of an address is secret, in words; None if nothing is."""
+    if "://" not in uri:
+        return None
+    if _USER.search(uri):
+        return "a user or a password"
+    found = _SECRET_OPTION.search(uri)
+    return f"the option {found[1]!r}" if found else None
+
+
+def without_secrets(uri: str) -> str:
+    """The address without its user and its options."""
+    return _USER.sub("", uri).partition("?")[0] if "://" in uri else uri

@@ -29,7 +29,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "text": [],
     "bounded": [],
     "storage": ["errors"],
-    "options": ["errors"],
+    "options": ["errors", "text"],
     "cli": ["errors", "text", "options"],
     "progress": [],
     "data": [*BASE, "bounded"],

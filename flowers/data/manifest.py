@@ -25,6 +25,7 @@ from flowers import storage
 from flowers.data import images
 from flowers.data.layout import side_of
 from flowers.errors import InputError, few, first_line
+from flowers.text import secret_of, without_secrets
 
 SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
@@ -262,6 +263,11 @@ def _paths(found: Sequence[str | None], folder: str) -> list[str | None]:
         if "\\" in path and "/" not in path:
             path = path.replace("\\", "/")
         path = _from_label_studio(path).removeprefix("./")
+        if "://" in path and ("?" in path or secret_of(path)):
+            raise InputError(
+                f"--data: a manifest names {without_secrets(path)!r} with options or a user, which could send what you "
+                "may read to a host of its choosing; required is an address without"
+            )
         if "://" not in path and not os.path.isabs(path):
             path = storage.join(folder, path)
         if not os.path.splitext(storage.name(path))[1]:

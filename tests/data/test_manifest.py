@@ -177,3 +177,13 @@ def test_other_json(tmp_path: Path, body: str) -> None:
     with pytest.raises(InputError, match=r"--data: .*m\.json") as caught:
         read(tmp_path, "m.json", body)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["s3://bucket/a.jpg?endpoint_override=evil.example", "s3://key:word@bucket/a.jpg", "http://evil.example/?a.jpg"],
+)
+def test_an_address_that_chooses_who_is_asked_is_refused(tmp_path: Path, path: str) -> None:
+    with pytest.raises(InputError, match="of its choosing") as caught:
+        read(tmp_path, "a.csv", f"path,label\n{path},rose\n")
+    assert "word" not in str(caught.value)

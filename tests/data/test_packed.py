@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,3 +213,18 @@ def test_an_unknown_scheme_is_one_line(tmp_path: Path, data: str) -> None:
     with pytest.raises(InputError) as caught:
         listed(data, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_says_it_is_huge_is_refused_before_it_is_read(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 1 << 30
+    path = tmp_path / "photos.tar"
+    with path.open("wb") as file:
+        file.write(header.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(1 << 31)  # a hole: there is as much as it says
+    tracemalloc.start()
+    with pytest.raises(InputError, match=f"a header of {1 << 30} bytes"):
+        listed(path, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()

@@ -18,6 +18,11 @@ from typing import IO, Any, Literal
 
 from flowers.errors import DownloadError
 
+_NOTES = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+_MOST_NOTE_BYTES = 1 << 20
 OWN = "use --data with a folder of your own"
 
 
@@ -101,7 +106,7 @@ def _unsafe(path: Path, what: str) -> DownloadError:
 
 def _tar(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     """The members' names, sizes in bytes, and contents (None for a folder)."""
-    with tarfile.open(path, "r:*") as tar:
+    with tarfile.open(path, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if not (member.isreg() or member.isdir()):
                 raise _unsafe(path, f"{member.name!r}, a link or a device")
@@ -110,6 +115,15 @@ def _tar(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
             except tarfile.FilterError as error:
                 raise _unsafe(path, str(error)) from error
             yield member.name, member.size, tar.extractfile(member) if member.isreg() else None
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose names and notes, which are read as a whole, are no longer than names and notes are."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _NOTES and not 0 <= self.size <= _MOST_NOTE_BYTES:
+            raise _unsafe(Path(os.fsdecode(tar.name or "")), f"a header of {self.size} bytes")
+        return super()._proc_member(tar)  # type: ignore[misc]
 
 
 def _zip(path: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
