@@ -18,7 +18,6 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from flowers import storage
-from flowers.errors import first_line
 from flowers.runs import Run
 
 _POLL_S = 0.25
@@ -64,7 +63,7 @@ class _Follower:
         self._target = run.tensorboard
         storage.delete(self._target)
         self._folder = tempfile.mkdtemp(prefix="flowers-") if storage.is_remote(run.uri) else self._target
-        # Not its SummaryWriter: that writes in a thread, and when that ends, as on a full disk, everybody waits for it.
+        # Not its SummaryWriter: that writes in a thread, for which everybody waits when it has ended on a full disk.
         self._board: EventsWriter | None = None
         with self._optional():
             os.makedirs(self._folder, exist_ok=True)
@@ -109,7 +108,9 @@ class _Follower:
             yield
         except OSError as error:
             self._board = None
-            self._out.print(f"[yellow]warning[/]: nothing more for TensorBoard: {first_line(error)}", highlight=False)
+            self._out.print(
+                f"[yellow]warning[/]: nothing more for TensorBoard: {error.strerror or error}", highlight=False
+            )
 
     def close(self) -> None:
         """Ends the TensorBoard file and puts it where the run is."""
