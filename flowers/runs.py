@@ -162,7 +162,7 @@ class Run:
         """
         own = storage.name(self.config)
         with _writable(self.uri), storage.enough_space(self.uri):
-            found = storage.names(self.uri)
+            found = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
             if config.fresh and own in found:
                 storage.delete(self.uri, last=own)
                 found = []

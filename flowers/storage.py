@@ -323,10 +323,14 @@ def sweep(uri: str) -> None:
         if whole and whole[1] not in found:
             filesystem, path = resolve(uri)
             filesystem.move(f"{path}/{name}", f"{path}/{whole[1]}")
-    for name in names(uri):
-        if name.startswith(".writing-") or name.endswith((".tmp", ".old")):
-            delete(join(uri, name))
-            delete_file(join(uri, name))
+    for name in filter(is_left_over, names(uri)):
+        delete(join(uri, name))
+        delete_file(join(uri, name))
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file or a folder of that name was half-written by a process that was killed."""
+    return name.startswith(".writing-") or bool(re.fullmatch(r".+\.[0-9a-f]{32}\.(tmp|old)", name))
 
 
 @contextmanager

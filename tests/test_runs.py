@@ -275,7 +275,7 @@ def test_what_a_killed_process_left_half_written_is_swept(config: TrainConfig, f
     before = contents(folder)
     (folder / ".writing-0123").mkdir()
     (folder / ".writing-0123" / "model.keras").write_text("half")
-    (folder / "split.parquet.0123.tmp").write_text("half")
+    (folder / "split.parquet.0123456789abcdef0123456789abcdef.tmp").write_text("half")
     run.begin(config, ledger())
     assert contents(folder) == before
     assert not (folder / ".writing-0123").exists()

@@ -289,9 +289,9 @@ def test_delete_file_removes_files_only(tmp_path: Path) -> None:
 
 def test_sweeping_takes_what_is_half_written_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".writing-0123" / "inner").mkdir(parents=True)
-    (tmp_path / "best.0123.old").mkdir()
-    (tmp_path / "best.0123.old" / "model").write_text("")
-    (tmp_path / "a.json.0123.tmp").write_text("")
+    (tmp_path / "best.0123456789abcdef0123456789abcdef.old").mkdir()
+    (tmp_path / "best.0123456789abcdef0123456789abcdef.old" / "model").write_text("")
+    (tmp_path / "a.json.0123456789abcdef0123456789abcdef.tmp").write_text("")
     kept = ["a.json", "best", "best/x.tmp", "old", "tmp", ".failure", "writing-0"]
     for name in ("best", "old", "writing-0"):
         (tmp_path / name).mkdir()
@@ -304,7 +304,7 @@ def test_sweeping_takes_what_is_half_written_and_nothing_else(tmp_path: Path) ->
 
 def test_a_bucket_is_swept_too(bucket: Path) -> None:
     (bucket / "x" / ".writing-1").mkdir(parents=True)
-    storage.write("mem://x/a.tmp", b"1")
+    storage.write("mem://x/a.0123456789abcdef0123456789abcdef.tmp", b"1")
     storage.write("mem://x/a", b"1")
     storage.sweep("mem://x")
     assert tree(bucket / "x") == ["a"]
