@@ -92,7 +92,7 @@ def holder(uri: str) -> Holder | None:
     """Who holds the lock at `uri` now. Locks of dead processes are removed."""
     if not storage.is_remote(uri):
         try:
-            with _flock_of(uri, make=False):
+            with _flock_of(uri, make=False, tries=1):
                 pass
         except FileNotFoundError:
             pass
@@ -124,14 +124,14 @@ def _read(uri: str, silent: float | None = None) -> Holder | None:
 
 
 @contextmanager
-def _flock_of(uri: str, make: bool = True) -> Iterator[int | None]:
+def _flock_of(uri: str, make: bool = True, tries: int = _TRIES) -> Iterator[int | None]:
     """A descriptor of the locked file `uri`, which is removed afterwards; None where there is no flock."""
     if storage.is_remote(uri):
         yield None
         return
     path = storage.absolute(uri)
     descriptor = None
-    for attempt in range(_TRIES):
+    for attempt in range(tries):
         try:
             descriptor = _flock(path, make)
         except OSError as error:
@@ -142,7 +142,7 @@ def _flock_of(uri: str, make: bool = True) -> Iterator[int | None]:
             return
         if descriptor is not None:
             break
-        if attempt < _TRIES - 1:
+        if attempt < tries - 1:
             time.sleep(_PAUSE_S)
     if descriptor is None:
         raise InUse(str(_read(uri) or "another process"))
@@ -208,7 +208,7 @@ def _mark(token: str) -> str:
 def _died_here(token: str) -> bool:
     """Whether the process of a claim ran on this machine and is dead."""
     try:
-        with _flock_of(_mark(token), make=False) as descriptor:
+        with _flock_of(_mark(token), make=False, tries=1) as descriptor:
             return descriptor is not None
     except (InUse, OSError):
         return False

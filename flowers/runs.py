@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -275,6 +276,19 @@ def finished_runs(folder: str) -> list[Run]:
     """The finished runs of a local folder of runs, the newest last."""
     runs = [Run(storage.join(folder, name)) for name in storage.names(folder)]
     return sorted(filter(Run.finished, runs), key=lambda run: os.path.getmtime(run.report))
+
+
+def runs_of(folder: str) -> list[Run]:
+    """The runs of a folder of runs."""
+    runs = [Run(storage.join(folder, entry.name)) for entry in storage.entries(folder) if entry.folder]
+    return [run for run in runs if storage.exists(run.config)]
+
+
+def runs_in_progress(folder: str) -> list[Run]:
+    """The runs of a folder of runs that a process is at now."""
+    found = (re.fullmatch(r"\.(.+)\.lock(\.[0-9a-f]{32})?", name) for name in storage.names(folder))
+    runs = [Run(storage.join(folder, name)) for name in sorted({match[1] for match in found if match})]
+    return [run for run in runs if locks.holder(run.lock)]
 
 
 def read_split(uri: str) -> dict[bytes, int]:

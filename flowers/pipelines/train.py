@@ -82,14 +82,14 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     check_weights(config.weights)
     cut_of(config.backbone, config.trainable)
     known = runs.read_split(config.split_file) if config.split_file else {}
-    if not config.fresh and (report := _finished(run, config, out)) is not None:
+    if not config.fresh and (report := finished(run, config, out)) is not None:
         return report
     with run.held(), storage.enough_space(run.uri):
         run.open(config)
         return _train(config, run, known | run.assigned(), out, stopwatch, command)
 
 
-def _finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
+def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
     """The report of a run that has all it should leave; what is damaged is made again from what is whole."""
     if not run.finished() or not storage.exists(run.config):
         return None
