@@ -188,7 +188,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
     Raises:
         FlowersError: Keras and the engine do not agree; nothing is written.
     """
-    from flowers.inference.conversion import convert, in_float32
+    from flowers.inference.conversion import convert, in_float32, weights_bytes
     from flowers.inference.openvino_engine import NETWORK
     from flowers.model.heatmap import explained
 
@@ -196,7 +196,8 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
     folder = storage.working_folder(uri)
     try:
         labels = "".join(" ".join(str(name).splitlines()) + "\n" for name in manifest["classes"])
-        plain.save(os.path.join(folder, MODEL))
+        with storage.says_why(folder, weights_bytes(plain)):
+            plain.save(os.path.join(folder, MODEL))
         with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
             archive.writestr(LABELS, labels)
         storage.write(os.path.join(folder, LABELS), labels.encode())

@@ -351,6 +351,29 @@ def enough_space(what: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def says_why(folder: str, size: int) -> Iterator[None]:
+    """Finds out for a library that only says that it could not write into a local folder whether the disk is full.
+
+    Args:
+        folder: where it writes.
+        size: bytes that it writes at least.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
+            left = size + (1 << 20)  # besides, what is written around it
+            while left:  # a full disk takes a part first
+                left -= file.write(bytes(min(left, 1 << 20)))
+        raise
+
+
 def make_folder(uri: str) -> None:
     """Makes the folder `uri` and those above it.
 

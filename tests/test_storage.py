@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -393,6 +394,27 @@ def test_a_full_disk_is_named_in_one_line() -> None:
     assert "run the same command again" in str(caught.value)
     with pytest.raises(PermissionError), storage.enough_space("the cake"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_library_that_does_not_say_that_the_disk_is_full(tmp_path: Path) -> None:
+    def fails(error: Exception) -> None:
+        with storage.says_why(str(tmp_path), 1):
+            raise error
+
+    with pytest.raises(RuntimeError, match="iostream"):
+        fails(RuntimeError("iostream error"))
+    with pytest.raises(PermissionError):
+        fails(PermissionError(errno.EACCES, "no"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        for error in (RuntimeError("iostream error"), OSError("file write failed")):
+            with pytest.raises(OSError, match="too large") as caught:
+                fails(error)
+            assert caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
