@@ -58,11 +58,16 @@ class Holder:
     silent: float | None = None
 
     def __str__(self) -> str:
+        if not self.pid:
+            return "another process"
         text = f"process {self.pid} on {self.host} since {self.since}"
         if self.silent is None:
             return text
         left = max(0.0, LEASE_S - self.silent)
         return f"{text}, last heard of {self.silent:.0f} s ago (if it is dead, this ends in {left:.0f} s)"
+
+
+_UNKNOWN = Holder("", 0, "")
 
 
 class InUse(FlowersError):
@@ -97,7 +102,7 @@ def holder(uri: str) -> Holder | None:
         except FileNotFoundError:
             pass
         except InUse:
-            return _read(uri) or Holder("", 0, "")
+            return _read(uri) or _UNKNOWN
     probe = storage.join(storage.parent(uri), f".probe-{uuid.uuid4().hex}")
     found = [name for name in storage.names(storage.parent(uri)) if _is_claim(uri, name)]
     if not found:
@@ -145,7 +150,7 @@ def _flock_of(uri: str, make: bool = True, tries: int = _TRIES) -> Iterator[int 
         if attempt < tries - 1:
             time.sleep(_PAUSE_S)
     if descriptor is None:
-        raise InUse(str(_read(uri) or "another process"))
+        raise InUse(str(_read(uri) or _UNKNOWN))
     try:
         yield descriptor
     finally:
@@ -195,8 +200,8 @@ def _claims(uri: str, fresh: str) -> dict[str, Holder]:
         claim = storage.join(folder, name)
         if silent > LEASE_S or _died_here(name[-32:]):
             storage.delete_file(claim)
-        elif found_holder := _read(claim, silent):
-            alive[name] = found_holder
+        elif (known := _read(claim, silent)) or storage.exists(claim):  # one that cannot be read is one
+            alive[name] = known or _UNKNOWN
     return alive
 
 

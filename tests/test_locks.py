@@ -180,6 +180,13 @@ def test_a_claim_of_another_machine_is_alive_until_its_lease_ends(runs: Path) ->
         assert not claim.exists()
 
 
+def test_a_claim_that_cannot_be_read_is_one(runs: Path) -> None:
+    claim_of_another_machine(runs, age=20).write_text("")
+    with pytest.raises(locks.InUse, match=r"^another process$"), locks.hold("mem://runs/.run.lock"):
+        pytest.fail("two hold it")
+    assert locks.holder("mem://runs/.run.lock") is not None
+
+
 def test_our_own_clock_says_nothing_of_the_age_of_a_claim(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     claim_of_another_machine(runs, age=20)
     monkeypatch.setattr(time, "time", lambda: 0.0)
