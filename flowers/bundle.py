@@ -161,8 +161,9 @@ class Bundle:
     def _check_sizes(self) -> None:
         found = {entry.name: entry.size for entry in storage.entries(self._place)}
         for name, recorded in self.manifest["files"].items():
-            if found.get(name) != recorded["bytes"]:
-                raise DamagedFile(f"{self._place} has {found.get(name, 'no')} bytes of {name}, not {recorded['bytes']}")
+            size = recorded.get("bytes", found.get(name))
+            if size is None or found.get(name) != size:
+                raise DamagedFile(f"{self._place} has {found.get(name, 'no')} bytes of {name}, not {size}")
 
     def _check_outputs(self, outputs: int) -> None:
         if outputs != len(self.classes):
