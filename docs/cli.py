@@ -9,11 +9,17 @@ from pathlib import Path
 from flowers.cli import Command, Parameter
 from flowers.options import Option, flag
 from jobs.check import main as check
+from jobs.clean import main as clean
 from jobs.train import main as train
 from serving.__main__ import main as serving
 
 # A new command is added here.
-COMMANDS = {"python -m jobs.train": train, "python -m jobs.check": check, "python -m serving": serving}
+COMMANDS = {
+    "python -m jobs.train": train,
+    "python -m jobs.check": check,
+    "python -m jobs.clean": clean,
+    "python -m serving": serving,
+}
 FILE = Path(__file__).with_suffix(".md")
 _HEAD = """# The options of each command
 

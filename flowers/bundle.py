@@ -12,12 +12,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
-import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -149,7 +150,20 @@ class Bundle:
         absent = [name for name in names if name not in recorded]
         if absent:
             raise DamagedFile(f"{self.uri}/{MANIFEST} does not say what {absent[0]} is")
-        return storage.local_files(self.uri, {name: recorded[name]["sha256"] for name in names})
+        return storage.local_files(self._place, {name: recorded[name]["sha256"] for name in names})
+
+    @property
+    def _place(self) -> str:
+        """The folder of its files: its own, or one in it, where an object store had an earlier bundle."""
+        inner = self.manifest.get("folder")
+        return storage.join(self.uri, inner) if inner else self.uri
+
+    def _check_sizes(self) -> None:
+        found = {entry.name: entry.size for entry in storage.entries(self._place)}
+        for name, recorded in self.manifest["files"].items():
+            size = recorded.get("bytes", found.get(name))
+            if size is None or found.get(name) != size:
+                raise DamagedFile(f"{self._place} has {found.get(name, 'no')} bytes of {name}, not {size}")
 
     def _check_outputs(self, outputs: int) -> None:
         if outputs != len(self.classes):
@@ -163,9 +177,9 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
 
     Args:
         model: the `keras.Model` to save, as `flowers.model.classifier.join` returns it.
-        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (Unix time in seconds), `files`,
-            `check` (what it says of `check_pictures`) and `sha256`, the hash of all this, are added. Its `precision`
-            is what the engine computes in.
+        manifest: JSON-ready description; `schema`, `decoder_version`, `saved` (when, UTC, as the number YYYYMMDDHHMMSS;
+            it grows each time), `files`, `check` (what it says of `check_pictures`) and `sha256`, the hash of all this,
+            are added. Its `precision` is what the engine computes in.
         uri: the bundle's folder; an earlier one is replaced.
         photos: uint8 [n, size, size, 3], on which Keras and the engine's files have to agree.
 
@@ -175,7 +189,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
     Raises:
         FlowersError: Keras and the engine do not agree; nothing is written.
     """
-    from flowers.inference.conversion import convert, in_float32
+    from flowers.inference.conversion import convert, in_float32, weights_bytes
     from flowers.inference.openvino_engine import NETWORK
     from flowers.model.heatmap import explained
 
@@ -183,7 +197,8 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
     folder = storage.working_folder(uri)
     try:
         labels = "".join(" ".join(str(name).splitlines()) + "\n" for name in manifest["classes"])
-        plain.save(os.path.join(folder, MODEL))
+        with storage.says_why(folder, weights_bytes(plain)):
+            plain.save(os.path.join(folder, MODEL))
         with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
             archive.writestr(LABELS, labels)
         storage.write(os.path.join(folder, LABELS), labels.encode())
@@ -195,7 +210,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
         full = {
             "schema": SCHEMA,
             "decoder_version": DECODER_VERSION,
-            "saved": int(time.time()),
+            "saved": max(int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), saved(uri) + 1),
             **manifest,
             "precision": precision,
             "check": np.asarray(plain(check_pictures(manifest["image_size"]), training=False)).round(6).tolist(),
@@ -204,9 +219,12 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
                 for name, path in paths.items()
             },
         }
+        beside = ""
+        if storage.is_remote(uri) and storage.exists(storage.join(uri, MANIFEST)):  # which stays whole meanwhile
+            full["folder"] = beside = f"files-{_sha256(full)[:16]}"
         full["sha256"] = _sha256(full)
         storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
-        storage.publish(folder, uri, last=MANIFEST)
+        storage.publish(folder, uri, last=MANIFEST, beside=beside)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return precision
@@ -271,6 +289,8 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise DamagedFile(
             f"{uri}/{MANIFEST} was changed after it was saved: it says sha256 {manifest['sha256']}, not {found}"
         )
+    if not re.fullmatch("(files-[0-9a-f]{16})?", str(manifest.get("folder", ""))):
+        raise DamagedFile(f"{uri}/{MANIFEST} names a folder that is none of a bundle: {manifest['folder']!r:.80}")
     classes = manifest["classes"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise DamagedFile(f"{uri}/{MANIFEST} has no list of names as classes: {classes!r:.80}")
@@ -288,7 +308,7 @@ def check_pictures(size: int) -> npt.NDArray[np.uint8]:
 def load_bundle(uri: str, max_bytes: int | None = None) -> Bundle:
     """Opens a bundle, or the best bundle of a run folder.
 
-    Hashes are checked: of local files now, of those in an object store when they are fetched.
+    Hashes are checked: of local files now, of those in an object store when they are fetched; their sizes now.
 
     Args:
         uri: of the bundle, or the run.
@@ -304,7 +324,20 @@ def load_bundle(uri: str, max_bytes: int | None = None) -> Bundle:
     found = Bundle(uri, read_manifest(uri))
     if max_bytes is not None and found.size > max_bytes:
         raise InputError(f"the bundle {uri!r} has {found.size} bytes; at most {max_bytes} are taken")
-    if not storage.is_remote(uri):
+    if storage.is_remote(uri):
+        found._check_sizes()
+    else:
         with found._files(*found.manifest["files"]):
             pass
     return found
+
+
+def saved(uri: str) -> int:
+    """When the bundle at `uri` was saved, as its manifest has it; 0 if that does not say, or there is none.
+
+    It is the number of its version: YYYYMMDDHHMMSS in UTC, of earlier versions of this program Unix time in seconds.
+    """
+    try:
+        return int(json.loads(storage.read(storage.join(uri, MANIFEST))).get("saved", 0))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return 0

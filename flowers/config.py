@@ -286,3 +286,35 @@ class CheckOptions(DataOptions):
         "Folder or URI of all runs, in which named sets are kept; it is none of the photos if it lies among them.",
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+class CleanOptions(OptionSet):
+    """What is cleaned away."""
+
+    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+        TrainConfig.model_fields["storage"].default,
+        "Folder or URI of all runs, beside which the caches lie.",
+        group="What",
+        required="a folder or a URI",
+    )
+    older_than: str = neutral(
+        "30d",
+        "What was not used for so long may go: 45m, 12h, 30d, 8w; 0s is everything.",
+        required="a number and one of s, m, h, d, w",
+        pattern="^[0-9]{1,9}[smhdw]$",
+    )
+    max_size: float | None = neutral(
+        None,
+        "Gigabytes that may stay at most: what was not used for longest may go besides, until the rest fits.",
+        absent="any size",
+        ge=0,
+    )
+    delete: bool = neutral(False, "Remove what may go; without it, it is only shown.")
+
+    @property
+    def oldest_s(self) -> float:
+        """`older_than` in seconds."""
+        return float(self.older_than[:-1]) * _UNITS[self.older_than[-1]]

@@ -131,6 +131,11 @@ class Plan:
         """URI of the cache of perceptual hashes; runs in one storage share it."""
         return storage.join(storage.absolute(self.config.storage), "cache", "phash", hashes_key(self.image_size))
 
+    @property
+    def caches(self) -> list[str]:
+        """URIs of all caches that the run uses."""
+        return [*map(self.cache, (*self.features, *self.validation_features)), self.hashes, self.networks]
+
     def cache(self, feature: FeatureSpec) -> str:
         """URI of the cache of a feature; runs in one storage share it."""
         return storage.join(storage.absolute(self.config.storage), "cache", "features", feature.key)

@@ -23,7 +23,7 @@ class Stopwatch:
     """Seconds of wall time by stage; every moment belongs to exactly one, so they add up to the total.
 
     Args:
-        began: `time.time()` at the start of the job.
+        began: `time.monotonic()` at the start of the job: no clock that somebody may set.
     """
 
     def __init__(self, began: float) -> None:
@@ -33,13 +33,14 @@ class Stopwatch:
 
     def lap(self, stage: str) -> float:
         """Books the time since the last lap to `stage` and returns it."""
-        now = time.time()
+        now = time.monotonic()
         spent, self._last = now - self._last, now
         self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         return spent
 
     def move(self, seconds: float, source: str, target: str) -> None:
-        """Books `seconds` of stage `source` to `target` instead."""
+        """Books `seconds` of stage `source`, at most all of them, to `target` instead."""
+        seconds = min(seconds, self.seconds[source])
         self.seconds[source] -= seconds
         self.seconds[target] = self.seconds.get(target, 0.0) + seconds
 

@@ -9,9 +9,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -19,11 +20,11 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowers import storage
+from flowers import locks, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS
-from flowers.errors import DamagedFile, FlowersError, InputError, first_line
+from flowers.errors import FlowersError, InputError, first_line
 
 # A folder that holds these is a run.
 FILES = frozenset({"config.json", "ledger.parquet", "split.parquet"})
@@ -105,6 +106,16 @@ class Run:
         """status.json: whether it runs, is done, failed or was stopped."""
         return storage.join(self.uri, "status.json")
 
+    @property
+    def lock(self) -> str:
+        """Its lock, beside the folder: it outlives --fresh."""
+        return storage.join(storage.parent(self.uri), f".{self.name}.lock")
+
+    @property
+    def uses(self) -> str:
+        """.uses: the caches and photos that it works with, a URI a line; they are not to be cleaned away meanwhile."""
+        return self.note("uses")
+
     def note(self, file: str) -> str:
         """A working file, hidden, for the workers of this run."""
         return storage.join(self.uri, f".{file}")
@@ -113,6 +124,37 @@ class Run:
         """Whether it has its report."""
         return storage.exists(self.report)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps all other processes from writing into the folder.
+
+        Raises:
+            InputError: another one is at it, or the storage cannot be written.
+        """
+        with ExitStack() as stack:
+            with _writable(self.uri), storage.enough_space(self.lock):
+                storage.make_folder(storage.parent(self.uri))
+                try:
+                    stack.enter_context(locks.hold(self.lock))
+                except locks.InUse as error:
+                    raise InputError(
+                        f"--name: the run {self.name!r} is in use by {error}; wait until that ends, or choose another "
+                        "--name"
+                    ) from error
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    storage.delete_file(self.uses)
+
+    def use(self, uris: Iterable[str]) -> None:
+        """Notes in .uses what the run works with while it is held."""
+        storage.write(self.uses, "".join(f"{uri}\n" for uri in uris).encode())
+
+    def used(self) -> list[str] | None:
+        """What it noted; None if it has not come so far."""
+        return storage.read(self.uses).decode().splitlines() if storage.exists(self.uses) else None
+
     def open(self, config: TrainConfig) -> None:
         """Makes or finds the folder; what it is a run of is noted by `begin`, once the photos are known.
 
@@ -120,26 +162,30 @@ class Run:
             InputError: the folder holds a run with other options, or something that is no run.
         """
         own = storage.name(self.config)
-        try:
-            found = storage.names(self.uri)
+        with _writable(self.uri), storage.enough_space(self.uri):
+            found = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
             if config.fresh and own in found:
-                storage.delete(self.uri)
+                storage.delete(self.uri, last=own)
                 found = []
             before_begin = {storage.name(path) for path in (self.split, self.ledger, self.status)}
             if own not in found and [name for name in found if name[0] != "." and name not in before_begin]:
                 raise InputError(f"--name: {self.uri} exists and is not a run of this program; choose another name")
             if own in found:
-                self._compare(config)
+                self.compare(config)
             else:
                 storage.make_folder(self.uri)
-        except OSError as error:
-            raise InputError(f"--storage: {self.uri} cannot be written: {error.strerror or error}") from error
+            storage.delete_file(self.uses)
 
-    def _compare(self, config: TrainConfig) -> None:
+    def compare(self, config: TrainConfig) -> None:
+        """Makes sure that it is a run of these options.
+
+        Raises:
+            InputError: it has others, or its config.json cannot be read.
+        """
         try:
             before = dict(json.loads(storage.read(self.config))["options"].items())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedFile(f"{self.config} is damaged; --fresh starts over") from error
+            raise InputError(f"{self.config} is damaged; --fresh starts over") from error
         if changes := config.differences(before):
             raise InputError(
                 f"the run {self.name!r} exists with other options ({'; '.join(changes)}); choose another --name, or "
@@ -150,13 +196,14 @@ class Run:
         """Writes split.parquet, ledger.parquet and, last, config.json: from here on the folder is this run's.
 
         Raises:
-            InputError: the run has a split already and the photos or their labels have changed since.
-            DamagedFile: that split cannot be read.
+            InputError: the run has a split already, and the photos or their labels have changed since, or it cannot
+                be read.
         """
         storage.sweep(self.uri)
         begun = storage.exists(self.config)
         if begun:
             self._check_photos(ledger)
+            storage.delete_file(self.report)  # of a bundle that is damaged, or damaged itself: it is made again
         for uri, table in ((self.ledger, ledger.table), (self.split, ledger.split())):
             sink = io.BytesIO()
             pq.write_table(table, sink, compression="zstd")
@@ -177,7 +224,7 @@ class Run:
         try:
             before = _photos(pq.read_table(io.BytesIO(storage.read(self.split))))
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DamagedFile(f"{self.split} is damaged ({first_line(error)}); --fresh starts over") from error
+            raise InputError(f"{self.split} is damaged ({first_line(error)}); --fresh starts over") from error
         found = _photos(ledger.split())
         if before != found:
             both = before.keys() & found.keys()
@@ -192,18 +239,23 @@ class Run:
     def running(self) -> Iterator[None]:
         """Notes in status.json that the run is going on, and how that ended."""
         self._note_status("running")
+        state: State = "failed"
+        why = ""
         try:
             yield
+            state = "done"
         except FlowersError as error:
-            self._note_status("failed", str(error))
+            why = str(error)
             raise
         except Exception as error:
-            self._note_status("failed", f"{type(error).__name__}: {first_line(error)}")
+            why = f"{type(error).__name__}: {first_line(error)}"
             raise
         except BaseException:
-            self._note_status("stopped", "the same command goes on")
+            state, why = "stopped", "the same command goes on"
             raise
-        self._note_status("done")
+        finally:
+            with suppress(OSError):  # a disk that is full, say: what ended the run is said all the same
+                self._note_status(state, why)
 
     def _note_status(self, state: State, why: str = "") -> None:
         """Writes status.json: the state, why, since when, and the process that says so."""
@@ -211,10 +263,32 @@ class Run:
         storage.write(self.status, json.dumps(body, indent=2).encode())
 
 
+@contextmanager
+def _writable(uri: str) -> Iterator[None]:
+    """Names a storage in which nothing can be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--storage: {uri} cannot be written: {error.strerror or error}") from error
+
+
 def finished_runs(folder: str) -> list[Run]:
     """The finished runs of a local folder of runs, the newest last."""
     runs = [Run(storage.join(folder, name)) for name in storage.names(folder)]
     return sorted(filter(Run.finished, runs), key=lambda run: os.path.getmtime(run.report))
+
+
+def runs_of(folder: str) -> list[Run]:
+    """The runs of a folder of runs."""
+    runs = [Run(storage.join(folder, entry.name)) for entry in storage.entries(folder) if entry.folder]
+    return [run for run in runs if storage.exists(run.config)]
+
+
+def runs_in_progress(folder: str) -> list[Run]:
+    """The runs of a folder of runs that a process is at now."""
+    found = (re.fullmatch(r"\.(.+)\.lock(\.[0-9a-f]{32})?", name) for name in storage.names(folder))
+    runs = [Run(storage.join(folder, name)) for name in sorted({match[1] for match in found if match})]
+    return [run for run in runs if locks.holder(run.lock)]
 
 
 def read_split(uri: str) -> dict[bytes, int]:

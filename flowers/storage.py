@@ -14,7 +14,8 @@ import string
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -102,6 +103,48 @@ def names(uri: str) -> list[str]:
     return sorted(info.base_name for info in found)
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A file or a folder in a folder.
+
+    Attributes:
+        name: its last part.
+        folder: whether it is a folder.
+        size: bytes of a file.
+        changed: Unix time in seconds by the clock of its store; None where that does not say.
+    """
+
+    name: str
+    folder: bool
+    size: int
+    changed: float | None
+
+
+def entries(uri: str, *, below: bool = False) -> list[Entry]:
+    """What lies directly in the folder `uri`, sorted by name; empty when there is no such folder.
+
+    Args:
+        uri: the folder.
+        below: also what lies in folders in it.
+    """
+    filesystem, path = resolve(uri)
+    found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=below))
+    return sorted((_entry(info) for info in found), key=lambda entry: entry.name)
+
+
+def entry(uri: str) -> Entry | None:
+    """What lies at `uri`."""
+    filesystem, path = resolve(uri)
+    info = filesystem.get_file_info(path)
+    return None if info.type == pafs.FileType.NotFound else _entry(info)
+
+
+def _entry(info: pafs.FileInfo) -> Entry:
+    nanoseconds = info.mtime_ns  # -1 or None for folders of object stores
+    changed = nanoseconds / 1e9 if nanoseconds and nanoseconds > 0 else None
+    return Entry(info.base_name, info.type == pafs.FileType.Directory, info.size or 0, changed)
+
+
 def read(uri: str) -> bytes:
     """The content of one file.
 
@@ -114,13 +157,13 @@ def read(uri: str) -> bytes:
 
 
 def write(uri: str, data: bytes) -> None:
-    """Writes one file: complete under its name, or not at all (object stores put atomically).
+    """Writes one file: complete under its name, or not at all; what was there before stays until then.
 
     When it returns, the file and its name are on the disk, and survive a power cut.
     """
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        with filesystem.open_output_stream(path) as stream:
+        with _put(filesystem, path) as temporary, filesystem.open_output_stream(temporary) as stream:
             stream.write(data)
         return
     _make_folders(os.path.dirname(path))
@@ -134,6 +177,22 @@ def write(uri: str, data: bytes) -> None:
         _sync(os.path.dirname(path))
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _put(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    """A name for a file that gets the name `path` once it is whole.
+
+    A stream that breaks off is closed all the same, and closing it puts what there is of it.
+    """
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        yield temporary
+        filesystem.move(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # it may not even be there
+            filesystem.delete_file(temporary)
         raise
 
 
@@ -168,47 +227,63 @@ def working_folder(uri: str) -> str:
     return folder
 
 
-def publish(folder: str, uri: str, *, last: str) -> None:
+def publish(folder: str, uri: str, *, last: str, beside: str = "") -> None:
     """Makes the finished local `folder` appear at `uri`, replacing what was there.
 
     On a local disk this is one rename, with all on the disk before and after it. In an object store the file `last` is
-    put after all others, so that a reader who requires it never sees a part.
+    put after all others, so that a reader who requires it never sees a part; what was there before goes afterwards.
+    Where an old file would be overwritten before that, the old `last` is removed first.
 
     Args:
         folder: a local directory without sub-directories, on the disk of a local `uri`; it is gone afterwards.
         uri: the place to fill.
         last: the file whose presence says that the others are complete.
+        beside: in an object store, a new folder in `uri` that takes all files but `last`: what was there stays whole
+            until `last` is replaced.
     """
     filesystem, path = resolve(uri)
     if isinstance(filesystem, pafs.LocalFileSystem):
-        above = os.path.dirname(path)
-        _make_folders(above)
-        for name in os.listdir(folder):
-            _sync(os.path.join(folder, name))
-        _sync(folder)
-        old = f"{path}.{uuid.uuid4().hex}.old"
-        if os.path.exists(path):
-            os.replace(path, old)
-        try:
-            os.rename(folder, path)
-        except BaseException:
-            if os.path.exists(old):
-                shutil.rmtree(path, ignore_errors=True)
-                os.replace(old, path)
-            raise
-        _sync(above)
-        shutil.rmtree(old, ignore_errors=True)
+        _publish_locally(folder, path)
         return
-    delete(uri)
-    filesystem.create_dir(path, recursive=True)
-    for name in sorted(os.listdir(folder), key=lambda name: (name == last, name)):
-        pafs.copy_files(
-            os.path.join(folder, name),
-            f"{path}/{name}",
-            source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=filesystem,
-        )
+    before = entries(uri)
+    new = sorted(os.listdir(folder), key=lambda name: (name == last, name))
+    if not beside and {entry.name for entry in before} & set(new):
+        delete_file(join(uri, last))
+    place = f"{path}/{beside}" if beside else path
+    filesystem.create_dir(place, recursive=True)
+    for name in new:
+        with _put(filesystem, f"{path if name == last else place}/{name}") as temporary:
+            pafs.copy_files(
+                os.path.join(folder, name),
+                temporary,
+                source_filesystem=pafs.LocalFileSystem(),
+                destination_filesystem=filesystem,
+            )
+    kept = {last, beside} if beside else set(new)
+    for entry in before:
+        if entry.name not in kept:
+            (delete if entry.folder else delete_file)(join(uri, entry.name))
     shutil.rmtree(folder)
+
+
+def _publish_locally(folder: str, path: str) -> None:
+    above = os.path.dirname(path)
+    _make_folders(above)
+    for name in os.listdir(folder):
+        _sync(os.path.join(folder, name))
+    _sync(folder)
+    old = f"{path}.{uuid.uuid4().hex}.old"
+    if os.path.exists(path):
+        os.replace(path, old)
+    try:
+        os.rename(folder, path)
+    except BaseException:
+        if os.path.exists(old):
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(old, path)
+        raise
+    _sync(above)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -248,10 +323,14 @@ def sweep(uri: str) -> None:
         if whole and whole[1] not in found:
             filesystem, path = resolve(uri)
             filesystem.move(f"{path}/{name}", f"{path}/{whole[1]}")
-    for name in names(uri):
-        if name.startswith(".writing-") or name.endswith((".tmp", ".old")):
-            delete(join(uri, name))
-            delete_file(join(uri, name))
+    for name in filter(is_left_over, names(uri)):
+        delete(join(uri, name))
+        delete_file(join(uri, name))
+
+
+def is_left_over(name: str) -> bool:
+    """Whether a file or a folder of that name was half-written by a process that was killed."""
+    return name.startswith(".writing-") or bool(re.fullmatch(r".+\.[0-9a-f]{32}\.(tmp|old)", name))
 
 
 @contextmanager
@@ -270,6 +349,29 @@ def enough_space(what: str) -> Iterator[None]:
             f"no space left for {what} ({error.strerror}); what was written before is whole: make room and run the "
             "same command again"
         ) from error
+
+
+@contextmanager
+def says_why(folder: str, size: int) -> Iterator[None]:
+    """Finds out for a library that only says that it could not write into a local folder whether the disk is full.
+
+    Args:
+        folder: where it writes.
+        size: bytes that it writes at least.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        with tempfile.NamedTemporaryFile(dir=folder, buffering=0) as file:
+            left = size + (1 << 20)  # besides, what is written around it
+            while left:  # a full disk takes a part first
+                left -= file.write(bytes(min(left, 1 << 20)))
+        raise
 
 
 def make_folder(uri: str) -> None:
@@ -292,11 +394,20 @@ def stamps(uri: str) -> list[str]:
     return sorted(f"{info.base_name} {info.size} {info.mtime_ns}" for info in found)
 
 
-def delete(uri: str) -> None:
-    """Removes the folder at `uri` with all it holds; nothing happens where there is none."""
+def delete(uri: str, *, last: str = "") -> None:
+    """Removes the folder at `uri` with all it holds; nothing happens where there is none.
+
+    Args:
+        uri: the folder.
+        last: what in it stays until all else is gone: it says what the folder is, also if this is broken off.
+    """
     filesystem, path = resolve(uri)
-    if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-        filesystem.delete_dir(path)
+    if filesystem.get_file_info(path).type != pafs.FileType.Directory:
+        return
+    for entry in entries(uri) if last else ():
+        if entry.name != last:
+            (delete if entry.folder else delete_file)(join(uri, entry.name))
+    filesystem.delete_dir(path)
 
 
 def delete_file(uri: str) -> None:

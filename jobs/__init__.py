@@ -2,4 +2,4 @@
 
 import time
 
-STARTED = time.time()
+STARTED = time.monotonic()

@@ -10,6 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+from pyarrow import fs as pafs
+
+from flowers import storage
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "no shared data"
@@ -88,8 +91,23 @@ def stop_ray() -> None:
     _shared_ray.close()
 
 
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`mem://x/...` is a file system that is not the local one; it is kept in the folder returned."""
+    root = tmp_path / "bucket"
+    root.mkdir()
+    filesystem = pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
+    local = storage.resolve
+
+    def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+        return (filesystem, uri.removeprefix("mem://")) if uri.startswith("mem://") else local(uri)
+
+    monkeypatch.setattr(storage, "resolve", resolve)
+    return root
+
+
 # Tests that cannot run where CI does, by the reason that they give.
-CANNOT = ("root writes everywhere",)
+CANNOT = ("root writes everywhere", "no file system can be mounted here")
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,55 @@ def test_saving_to_every_form_of_path(tmp_path: Path, monkeypatch: pytest.Monkey
     save_bundle(classifier(1), DESCRIPTION, uri.format(tmp_path))
     assert sorted(path.name for path in (tmp_path / "run" / "best").iterdir()) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_its_version_says_when_it_was_saved_and_grows(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bundle.saved(str(saved))
+    moment = datetime.strptime(str(first), "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+    assert abs(datetime.now(UTC) - moment) < timedelta(minutes=5)
+    assert first < 1 << 53, "JavaScript reads it exactly"
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Earlier:
+            return cls(2001, 1, 1, tzinfo=tz)
+
+    monkeypatch.setattr(bundle, "datetime", Earlier)  # the clock was set back
+    save_bundle(classifier(2), DESCRIPTION, str(saved))
+    assert bundle.saved(str(saved)) == first + 1
+    assert bundle.saved(str(saved.parent)) == 0
+    (saved / MANIFEST).write_text("[]")
+    assert bundle.saved(str(saved)) == 0
+
+
+def test_in_a_bucket_the_old_bundle_is_whole_until_the_new_one_is(bucket: Path) -> None:
+    (bucket / "run").mkdir()
+    for seed, name in ((1, "one"), (2, "two"), (3, "three")):
+        save_bundle(classifier(seed), {**DESCRIPTION, "backbone": name}, "mem://run/best")
+        loaded = load_bundle("mem://run")
+        assert loaded.manifest["backbone"] == name
+        np.testing.assert_array_equal(answer(loaded.model), answer(classifier(seed)))
+    assert loaded.manifest["folder"].startswith("files-")
+    held = sorted(path.name for path in (bucket / "run" / "best").iterdir())
+    assert held == sorted([MANIFEST, loaded.manifest["folder"]]), "what nobody needs is gone"
+    copied = bucket / "copied"
+    shutil.copytree(bucket / "run" / "best", copied)
+    assert load_bundle(str(copied)).classes == tuple(CLASSES), "a copy on a disk is a bundle as well"
+    network = bucket / "run" / "best" / loaded.manifest["folder"] / MODEL
+    network.write_bytes(network.read_bytes()[:-1])
+    with pytest.raises(DamagedFile, match=rf"has \d+ bytes of {MODEL}, not \d+"):
+        load_bundle("mem://run")
+    network.unlink()
+    with pytest.raises(DamagedFile, match=f"has no bytes of {MODEL}"):
+        load_bundle("mem://run")
+
+
+def test_a_manifest_that_leads_elsewhere(saved: Path) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    del manifest["sha256"]
+    (saved / MANIFEST).write_text(json.dumps({**manifest, "folder": "../../secret"}))
+    with pytest.raises(DamagedFile, match="names a folder that is none of a bundle"):
+        load_bundle(str(saved))
 
 
 def test_a_new_bundle_replaces_the_old_one(saved: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flowers import runs
+from flowers import runs, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, Ledger, settle
 from flowers.data.split import SUBSETS
-from flowers.errors import DamagedFile, FlowersError, InputError
+from flowers.errors import FlowersError, InputError
 from flowers.runs import Run
 
 FRACTIONS = (0.7, 0.27, 0.03)
@@ -112,6 +114,54 @@ def test_the_status_says_how_it_ended(
     assert not opened(config).finished()
 
 
+def test_a_full_disk_at_the_end_does_not_hide_what_ended_it(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = begun(config)
+
+    def fail() -> None:
+        with run.running():
+            monkeypatch.setattr(storage, "write", full)
+            raise FlowersError("the photo is a cat")
+
+    with pytest.raises(FlowersError, match="the photo is a cat"):
+        fail()
+
+
+def test_another_process_at_the_same_run_is_named(config: TrainConfig, folder: Path) -> None:
+    run = Run.of(config)
+    with run.held():
+        run.use(["/a", "/b"])
+        assert run.used() == ["/a", "/b"]
+        said = rf"--name: the run 'mine' is in use by process {os.getpid()} on \S+ since \S+; wait until that ends, or"
+        with pytest.raises(InputError, match=said), Run.of(config).held():
+            pytest.fail("two hold it")
+        with Run.of(TrainConfig(storage=config.storage, name="other")).held():
+            pass
+        run.open(config)
+        run.open(other(config, fresh=True))
+        with pytest.raises(InputError, match="in use"), run.held():
+            pytest.fail("two hold it")
+    assert run.used() is None
+    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_a_lock_that_cannot_be_written(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwrite", fails)
+    with pytest.raises(FlowersError) as caught, Run.of(config).held():
+        pytest.fail("it was not written")
+    assert len(str(caught.value).splitlines()) == 1
+    assert ("no space left for" in str(caught.value)) == (number == errno.ENOSPC)
+    assert isinstance(caught.value, InputError) == (number == errno.EACCES)
+
+
 def test_a_run_that_never_began_may_change_its_mind(config: TrainConfig, folder: Path) -> None:
     opened(config)
     (folder / ".writing-x").mkdir(parents=True, exist_ok=True)
@@ -198,7 +248,7 @@ def test_a_storage_that_cannot_be_written(config: TrainConfig, folder: Path) -> 
 def test_a_damaged_config(config: TrainConfig, folder: Path, text: str) -> None:
     begun(config)
     (folder / "config.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DamagedFile, match=r"config\.json is damaged; --fresh starts over"):
+    with pytest.raises(InputError, match=r"config\.json is damaged; --fresh starts over"):
         opened(config)
     assert state(other(config, fresh=True)) == (str(folder), False)
 
@@ -225,7 +275,7 @@ def test_what_a_killed_process_left_half_written_is_swept(config: TrainConfig, f
     before = contents(folder)
     (folder / ".writing-0123").mkdir()
     (folder / ".writing-0123" / "model.keras").write_text("half")
-    (folder / "split.parquet.0123.tmp").write_text("half")
+    (folder / "split.parquet.0123456789abcdef0123456789abcdef.tmp").write_text("half")
     run.begin(config, ledger())
     assert contents(folder) == before
     assert not (folder / ".writing-0123").exists()
@@ -240,7 +290,7 @@ def test_a_damaged_split_of_the_run_itself(config: TrainConfig, folder: Path) ->
     run = begun(config)
     for data in (b"", (folder / "split.parquet").read_bytes()[:-9], None):
         (folder / "split.parquet").write_bytes(data) if data is not None else (folder / "split.parquet").unlink()
-        with pytest.raises(DamagedFile, match=r"split\.parquet is damaged .*; --fresh starts over"):
+        with pytest.raises(InputError, match=r"split\.parquet is damaged .*; --fresh starts over"):
             run.begin(config, ledger())
 
 

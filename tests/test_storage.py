@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,6 @@ from flowers.errors import FlowersError, InputError
 
 def tree(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
-
-
-@pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`mem://x/...` is a file system that is not the local one; it is kept in the folder returned."""
-    root = tmp_path / "bucket"
-    root.mkdir()
-    filesystem = pafs.SubTreeFileSystem(str(root), pafs.LocalFileSystem())
-    local = storage.resolve
-
-    def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-        return (filesystem, uri.removeprefix("mem://")) if uri.startswith("mem://") else local(uri)
-
-    monkeypatch.setattr(storage, "resolve", resolve)
-    return root
 
 
 def test_write_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -100,7 +86,7 @@ def test_publish_to_a_bucket_puts_the_last_file_last(
     copy = pafs.copy_files
 
     def noted(source: str, target: str, **options: object) -> None:
-        order.append(target)
+        order.append(target[: -len(".0123456789abcdef0123456789abcdef.tmp")])
         copy(source, target, **options)
 
     monkeypatch.setattr(pafs, "copy_files", noted)
@@ -108,6 +94,155 @@ def test_publish_to_a_bucket_puts_the_last_file_last(
     assert order == ["runs/best/a", "runs/best/z", "runs/best/manifest"]
     assert tree(bucket) == ["runs", "runs/best", "runs/best/a", "runs/best/manifest", "runs/best/z"]
     assert not Path(new).exists()
+
+
+class Breaks:
+    """`pafs.copy_files`, of which the given call leaves half a file and an error, as a lost connection does."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.copy = at, pafs.copy_files
+
+    def __call__(self, source: str, target: str, **options: Any) -> None:
+        self.at -= 1
+        if not self.at:
+            with options["destination_filesystem"].open_output_stream(target) as stream:
+                stream.write(Path(source).read_bytes()[:1])
+                raise OSError("the connection is lost")
+        self.copy(source, target, **options)
+
+
+def whole(folder: Path, inner: str = "") -> bytes | None:
+    """What a bundle holds, of which `manifest` says in which folder it is and what; None if there is none."""
+    if not (folder / "manifest").exists():
+        return None
+    inner, said = (folder / "manifest").read_text().split(":")
+    held = [(folder / inner / name).read_bytes() for name in ("a", "z")]
+    assert held == [said.encode()] * 2, "the manifest describes what is not there"
+    return held[0]
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_bundle_in_a_bucket_is_whole_at_every_moment(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    def publish(content: str, beside: str = "") -> None:
+        new = folder_of(
+            tmp_path / content, a=content.encode(), z=content.encode(), manifest=f"{beside}:{content}".encode()
+        )
+        storage.publish(new, "mem://best", last="manifest", beside=beside)
+
+    publish("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(pafs, "copy_files", Breaks(at))
+        if at < 4:
+            with pytest.raises(OSError, match="lost"):
+                publish("new", "files-1")
+            assert whole(bucket / "best") == b"old"
+        else:
+            publish("new", "files-1")
+            assert whole(bucket / "best") == b"new"
+            assert tree(bucket) == ["best", "best/files-1", "best/files-1/a", "best/files-1/z", "best/manifest"]
+    publish("newer", "files-2")
+    assert whole(bucket / "best") == b"newer"
+    assert tree(bucket) == ["best", "best/files-2", "best/files-2/a", "best/files-2/z", "best/manifest"]
+
+
+@pytest.mark.parametrize("at", range(1, 4))
+def test_a_folder_in_a_bucket_that_is_overwritten_is_never_mixed(
+    tmp_path: Path, bucket: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    def publish(content: str) -> None:
+        new = folder_of(tmp_path / content, a=content.encode(), z=content.encode(), manifest=f":{content}".encode())
+        storage.publish(new, "mem://best", last="manifest")
+
+    publish("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(pafs, "copy_files", Breaks(at))
+        with pytest.raises(OSError, match="lost"):
+            publish("new")
+    assert whole(bucket / "best") is None
+    publish("newer")
+    assert whole(bucket / "best") == b"newer"
+    assert tree(bucket) == ["best", "best/a", "best/manifest", "best/z"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("step", ["write", "move"])
+def test_a_write_to_a_bucket_that_breaks_off_changes_nothing(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, step: str, there: bool
+) -> None:
+    """Closing a stream of pyarrow puts what was written, also when it is closed by an error."""
+    resolve = storage.resolve
+
+    class Stream:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> Stream:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.stream.close()
+
+        def write(self, data: bytes) -> None:
+            self.stream.write(data[:1])
+            if step == "write":
+                raise OSError("the connection is lost")
+            self.stream.write(data[1:])
+
+    class Breaking:
+        def __init__(self, filesystem: pafs.FileSystem) -> None:
+            self.filesystem = filesystem
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.filesystem, name)
+
+        def open_output_stream(self, path: str) -> Stream:
+            return Stream(self.filesystem.open_output_stream(path))
+
+        def move(self, source: str, target: str) -> None:
+            raise OSError("the connection is lost")
+
+    if there:
+        storage.write("mem://a", b"old")
+    before = tree(bucket)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "resolve", lambda uri: (Breaking(resolve(uri)[0]), resolve(uri)[1]))
+        with pytest.raises(OSError, match="lost"):
+            storage.write("mem://a", b"new")
+    assert tree(bucket) == before
+    assert not there or storage.read("mem://a") == b"old"
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_entries_know_sizes_and_times(tmp_path: Path, bucket: Path, remote: bool) -> None:
+    folder = "mem://x" if remote else str(tmp_path / "x")
+    storage.make_folder(storage.join(folder, "b"))
+    storage.write(storage.join(folder, "b", "inner"), b"123")
+    storage.write(storage.join(folder, "a"), b"1")
+    os.utime((bucket if remote else tmp_path) / "x" / "a", (5, 5))
+    first, second = storage.entries(folder)
+    assert (first.name, first.folder, first.size, first.changed) == ("a", False, 1, 5.0)
+    assert (second.name, second.folder) == ("b", True)
+    assert [entry.name for entry in storage.entries(folder, below=True)] == ["a", "b", "inner"]
+    assert storage.entry(storage.join(folder, "a")) == first
+    assert storage.entry(storage.join(folder, "none")) is None
+
+
+def test_what_says_what_a_folder_is_goes_last(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(uri: str) -> None:
+        raise OSError("the connection is lost")
+
+    (bucket / "x" / "z").mkdir(parents=True)
+    for name in ("a", "config", "z/1"):
+        storage.write(f"mem://x/{name}", b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_file", lost)
+        with pytest.raises(OSError, match="lost"):
+            storage.delete("mem://x", last="config")
+    assert "x/config" in tree(bucket)
+    storage.delete("mem://x", last="config")
+    assert tree(bucket) == []
 
 
 def test_a_bucket_is_read_written_listed_and_emptied(bucket: Path) -> None:
@@ -155,9 +290,9 @@ def test_delete_file_removes_files_only(tmp_path: Path) -> None:
 
 def test_sweeping_takes_what_is_half_written_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".writing-0123" / "inner").mkdir(parents=True)
-    (tmp_path / "best.0123.old").mkdir()
-    (tmp_path / "best.0123.old" / "model").write_text("")
-    (tmp_path / "a.json.0123.tmp").write_text("")
+    (tmp_path / "best.0123456789abcdef0123456789abcdef.old").mkdir()
+    (tmp_path / "best.0123456789abcdef0123456789abcdef.old" / "model").write_text("")
+    (tmp_path / "a.json.0123456789abcdef0123456789abcdef.tmp").write_text("")
     kept = ["a.json", "best", "best/x.tmp", "old", "tmp", ".failure", "writing-0"]
     for name in ("best", "old", "writing-0"):
         (tmp_path / name).mkdir()
@@ -170,7 +305,7 @@ def test_sweeping_takes_what_is_half_written_and_nothing_else(tmp_path: Path) ->
 
 def test_a_bucket_is_swept_too(bucket: Path) -> None:
     (bucket / "x" / ".writing-1").mkdir(parents=True)
-    storage.write("mem://x/a.tmp", b"1")
+    storage.write("mem://x/a.0123456789abcdef0123456789abcdef.tmp", b"1")
     storage.write("mem://x/a", b"1")
     storage.sweep("mem://x")
     assert tree(bucket / "x") == ["a"]
@@ -259,6 +394,27 @@ def test_a_full_disk_is_named_in_one_line() -> None:
     assert "run the same command again" in str(caught.value)
     with pytest.raises(PermissionError), storage.enough_space("the cake"):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_library_that_does_not_say_that_the_disk_is_full(tmp_path: Path) -> None:
+    def fails(error: Exception) -> None:
+        with storage.says_why(str(tmp_path), 1):
+            raise error
+
+    with pytest.raises(RuntimeError, match="iostream"):
+        fails(RuntimeError("iostream error"))
+    with pytest.raises(PermissionError):
+        fails(PermissionError(errno.EACCES, "no"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        for error in (RuntimeError("iostream error"), OSError("file write failed")):
+            with pytest.raises(OSError, match="too large") as caught:
+                fails(error)
+            assert caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -50,7 +50,8 @@ def check_storage(uri: str) -> None:
 def _write(probe: str) -> str:
     """Writes a probe, which holds its own name; returns what went wrong, or nothing."""
     try:
-        storage.write(probe, probe.encode())
+        with storage.enough_space(storage.parent(probe)):
+            storage.write(probe, probe.encode())
     except (OSError, ValueError, InputError) as error:
         return _reason(error)
     return ""

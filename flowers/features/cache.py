@@ -94,6 +94,11 @@ class FeatureCache:
         self._parts[name] = list(self._pending)
         self._pending.clear()
 
+    def touch(self) -> None:
+        """Notes that it is used now: what was not used for long is cleaned away first."""
+        if self._parts:
+            storage.write(storage.join(self.uri, ".used"), b"")
+
     def rows(self, digests: Sequence[bytes]) -> npt.NDArray[Any]:
         """Features of the given photos, in their order: [n, d], in the type in which they were added.
 

@@ -219,10 +219,9 @@ class _CacheWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for cache in self._caches.values():
+        for cache in filter(None, (*self._caches.values(), self._hashes)):
             cache.flush()
-        if self._hashes is not None:
-            self._hashes.flush()
+            cache.touch()
 
     def tables(self, listing: pa.Table, photos: Photos) -> Iterator[pa.Table]:
         """Blocks of the backend, of all files; photos that are in the caches are not decoded."""

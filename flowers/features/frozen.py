@@ -115,7 +115,7 @@ class FrozenNetwork:
         uri = storage.join(self._uri(cuts), _MANIFEST)
         try:
             return dict(json.loads(storage.read(uri)))
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError) as error:
             raise DamagedFile(f"the converted network {uri} cannot be read: {error}") from error
 
 

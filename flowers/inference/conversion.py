@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import openvino
 import tensorflow as tf
 
+from flowers import storage
 from flowers.inference.openvino_engine import NETWORK
 
 # From a tensor uint8 [n, size, size, 3] to the outputs of a network.
@@ -37,7 +39,13 @@ def convert(model: Any, function_of: Callable[[Any], Function], image_size: int,
     named = {name: output for output in read.outputs for name in output.get_names()}
     wanted = itertools.takewhile(named.__contains__, (f"output_{number}:0" for number in itertools.count()))
     network = openvino.Model([named[name] for name in wanted], read.get_parameters(), "network")
-    openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
+    with storage.says_why(folder, weights_bytes(plain)):
+        openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
+
+
+def weights_bytes(model: Any) -> int:
+    """Bytes of the weights of a `keras.Model` in float32: what its files have at least."""
+    return 4 * sum(math.prod(variable.shape) for variable in model.weights)
 
 
 def frozen_graph(function: Function, weights: Sequence[Any], image_size: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from flowers import runs, storage
-from flowers.bundle import load_bundle
+from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, joined, ray_session
 from flowers.config import TrainConfig
@@ -22,6 +23,7 @@ from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of
 from flowers.data.split import SUBSETS
+from flowers.errors import DamagedFile, InputError
 from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import (
@@ -67,7 +69,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     Args:
         config: what to do.
         out: where progress is printed.
-        began: `time.time()` at the start of the process.
+        began: `time.monotonic()` at the start of the process.
         command: how the job was called, for the report.
 
     Returns:
@@ -80,11 +82,35 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     check_weights(config.weights)
     cut_of(config.backbone, config.trainable)
     known = runs.read_split(config.split_file) if config.split_file else {}
-    run.open(config)
-    if run.finished():
-        out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
-        return read_report(run)
-    known |= run.assigned()
+    if not config.fresh and (report := finished(run, config, out)) is not None:
+        return report
+    with run.held(), storage.enough_space(run.uri):
+        run.open(config)
+        return _train(config, run, known | run.assigned(), out, stopwatch, command)
+
+
+def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
+    """The report of a run that has all it should leave; what is damaged is made again from what is whole."""
+    if not run.finished() or not storage.exists(run.config):
+        return None
+    run.compare(config)
+    try:
+        report = read_report(run)
+        if not storage.exists(storage.join(run.bundle, MANIFEST)):
+            raise DamagedFile(f"there is no bundle at {run.bundle}")
+        with suppress(InputError):  # of another version of this program, but whole
+            load_bundle(run.bundle)
+    except DamagedFile as error:
+        _warn(f"{error}; it is made again", out)
+        return None
+    out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
+    return report
+
+
+def _train(
+    config: TrainConfig, run: Run, known: dict[bytes, int], out: Console, stopwatch: Stopwatch, command: str
+) -> Report:
+    """Trains a run whose folder is open and held; see `train`."""
     listing = list_source(config, config.storage)
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
@@ -104,6 +130,7 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
         plan = make_plan(config, _measured(facts, config, network))
         if plan.inputs_reason:
             out.print(f"  training  {config.trainable}: {plan.inputs_reason}", highlight=False)
+        run.use([listing.source, *plan.caches])
         backend, caches = _extraction(plan, build, network, listing, out)
         stopwatch.lap("start")
 

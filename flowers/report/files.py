@@ -27,4 +27,4 @@ def read_report(run: Run) -> Report:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"there is no finished run at {run.uri!r}: {storage.name(run.report)} is missing") from error
     except DamagedFile as error:
-        raise DamagedFile(f"{run.report} is damaged ({error}); --fresh starts over") from error
+        raise DamagedFile(f"{run.report} is damaged ({error})") from error

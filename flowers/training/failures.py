@@ -32,7 +32,7 @@ def lose(run: Run) -> None:
 
 def losses(run: Run) -> int:
     """Times that workers were lost since `forget`."""
-    return int(_read(run, _LOST) or 0)
+    return _number(run, _LOST) or 0
 
 
 def forget(run: Run) -> None:
@@ -43,7 +43,7 @@ def forget(run: Run) -> None:
 
 def microbatches(run: Run) -> int:
     """Parts in which a worker's photos of a step go through the network, after it ran out of memory."""
-    return int(_read(run, _MICROBATCHES) or 1)
+    return _number(run, _MICROBATCHES) or 1
 
 
 def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
@@ -66,4 +66,10 @@ def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
 
 def _read(run: Run, name: str) -> str:
     uri = run.note(name)
-    return storage.read(uri).decode() if storage.exists(uri) else ""
+    return storage.read(uri).decode(errors="replace").strip("\0") if storage.exists(uri) else ""
+
+
+def _number(run: Run, name: str) -> int | None:
+    """A note that is a number; what a damaged disk made of it is none."""
+    text = _read(run, name)
+    return int(text) if text.isascii() and text.isdecimal() else None

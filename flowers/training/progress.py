@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from flowers import storage
 from flowers.runs import Run
@@ -59,7 +63,11 @@ class _Follower:
         self._target = run.tensorboard
         storage.delete(self._target)
         self._folder = tempfile.mkdtemp(prefix="flowers-") if storage.is_remote(run.uri) else self._target
-        self._board = SummaryWriter(self._folder, flush_secs=5)
+        # Not its SummaryWriter: that writes in a thread, for which everybody waits when it has ended on a full disk.
+        self._board: EventsWriter | None = None
+        with self._optional():
+            os.makedirs(self._folder, exist_ok=True)
+            self._board = EventsWriter(os.path.join(self._folder, "events"))
 
     def look(self, show: bool = True) -> None:
         """Takes in the lines that have come since the last look."""
@@ -72,10 +80,8 @@ class _Follower:
             self.lines.append(line)
             better = self._sign * line[self._monitor] > self._best
             self._best = max(self._best, self._sign * line[self._monitor])
-            for name, value in line.items():
-                if name not in ("epoch", "phase", "seconds"):
-                    group = "validation" if name.startswith("val_") else "training"
-                    self._board.add_scalar(f"{group}/{name.removeprefix('val_')}", value, line["epoch"])
+            with self._optional():
+                self._note(line)
             if show:
                 self._out.print(
                     f"epoch {line['epoch']:3d}   {line['phase']}   loss {line['loss']:.4f}   validation: accuracy "
@@ -84,9 +90,34 @@ class _Follower:
                     highlight=False,
                 )
 
+    def _note(self, line: dict[str, Any]) -> None:
+        """Writes a line of metrics for TensorBoard."""
+        if self._board is None:
+            return
+        for name, value in line.items():
+            if name not in ("epoch", "phase", "seconds"):
+                group = "validation" if name.startswith("val_") else "training"
+                summary = scalar(f"{group}/{name.removeprefix('val_')}", value)
+                self._board.write_event(Event(wall_time=time.time(), step=line["epoch"], summary=summary))
+        self._board.flush()
+
+    @contextmanager
+    def _optional(self) -> Iterator[None]:
+        """Goes on without TensorBoard where it cannot be written: metrics.jsonl says the same."""
+        try:
+            yield
+        except OSError as error:
+            self._board = None
+            self._out.print(
+                f"[yellow]warning[/]: nothing more for TensorBoard: {error.strerror or error}", highlight=False
+            )
+
     def close(self) -> None:
         """Ends the TensorBoard file and puts it where the run is."""
-        self._board.close()
+        with self._optional():
+            if self._board is not None:
+                self._board.close()
+            if self._folder != self._target:
+                storage.publish(self._folder, self._target, last="")
         if self._folder != self._target:
-            storage.publish(self._folder, self._target, last="")
             shutil.rmtree(self._folder, ignore_errors=True)

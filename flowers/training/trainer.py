@@ -42,13 +42,14 @@ class _Trainer(TensorflowTrainer):
 
 
 def prepare(plan: Plan, say: Callable[[str], None]) -> None:
-    """Forgets what went wrong before, and takes out of metrics.jsonl what will be trained again.
+    """Forgets what went wrong before, and takes out what will be trained again: half a checkpoint, lines of metrics.
 
     Args:
         plan: of the run.
         say: told of checkpoints that cannot be used, a line each.
     """
     failures.forget(plan.run)
+    storage.sweep(plan.run.checkpoints)
     history, _, skipped = History.resume(plan.run, plan.config)
     for line in skipped:
         say(f"warning: {line}")

@@ -1,16 +1,22 @@
-"""The disk is full while a checkpoint is written."""
+"""The disk is full, at a checkpoint and at any other write: one line, nothing torn, and the same command goes on."""
 
 from __future__ import annotations
 
+import functools
+import os
 import resource
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from flowers.training import checkpoints
-from tests.e2e.conftest import Done
+from tests.e2e.conftest import SMALL, Done, Job, draw
 from tests.faults.conftest import Place, Progress, result
+from tests.faults.test_power_cut import system
 
 # More than anything else the job writes from then on, less than a checkpoint of the tail.
 LIMIT = 1 << 20
@@ -54,3 +60,47 @@ def test_full_disk(place: Place, reference: Done) -> None:
     again = place.finish("full")
     assert "going on after epoch 3" in again.out
     assert result(again) == result(reference)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Callable[[int], None]]:
+    """A file system of its own at `folder`; yields the function that makes so much room on it."""
+    folder.mkdir()
+    try:
+        system("mount", "-t", "tmpfs", "-o", "size=4k", "none", folder)
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield functools.partial(_make_room, folder)
+    finally:
+        system("umount", "--lazy", folder)
+
+
+def _make_room(folder: Path, room: int) -> None:
+    state = os.statvfs(folder)
+    used = (state.f_blocks - state.f_bfree) * state.f_frsize
+    system("mount", "-o", f"remount,size={used + room}", folder)
+
+
+# Bytes of room: after none, at the probe, it ends at the converted network, the features, the checkpoints, the bundle.
+ROOM = (4 << 10, 9000 << 10, 60 << 10, 120 << 10, 16 << 20)
+
+
+def test_a_small_disk_that_grows(job: Job, tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", classes=2, each=8)
+    words = ("--data", data, *SMALL, "--epochs", 2, "--augment", "flip")
+    expected = job(tmp_path / "runs", "run", *words)
+    with small_disk(tmp_path / "small") as make_room:
+        (tmp_path / "small" / "other").write_bytes(bytes(4 << 10))
+        for room in ROOM:
+            failed = job(tmp_path / "small", "run", *words, code=1)
+            assert failed.err.count("\n") == 1, failed.err
+            assert "no space left for " in failed.err
+            assert "make room and run the same command again" in failed.err
+            assert not (failed.run / "report.json").exists()
+            assert not list((tmp_path / "small").rglob(".writing-*"))
+            make_room(room)
+        failed = job(tmp_path / "small", "run", *words, code=1)
+        assert "no space left for " in failed.err, failed.err
+        make_room(64 << 20)
+        assert result(job(tmp_path / "small", "run", *words)) == result(expected)

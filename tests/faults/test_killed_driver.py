@@ -1,4 +1,7 @@
-"""The job's process is killed; the same command goes on and ends with the same result, bit by bit."""
+"""The job's process is killed; the same command goes on and ends with the same result, bit by bit.
+
+Nobody else writes into its folder meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,12 @@ def test_killed_in_mid_epoch_and_then_while_a_checkpoint_is_written(
 ) -> None:
     progress = Progress(place.storage / "killed")
     with running(place.command("killed"), tmp_path / "1") as job:
+        job.until(lambda: progress.checkpoint() >= 1, pause=0.05)
+        for more in ([], ["--fresh"], ["--epochs", "9"]):
+            refused = place.job(place.storage, "killed", *place.arguments(), *more, code=2)
+            assert f"the run 'killed' is in use by process {job.pid} on " in refused.err
+            assert refused.err.count("\n") == 1
+        assert progress.checkpoint() >= 1
         job.kill_while(lambda: progress.in_the_middle(first=4), pause=0.01)
     first = progress.checkpoint()
     assert 4 <= first < EPOCHS
@@ -25,6 +34,8 @@ def test_killed_in_mid_epoch_and_then_while_a_checkpoint_is_written(
     second = progress.checkpoint()
     assert first <= second < EPOCHS
 
+    assert (place.storage / ".killed.lock").exists(), "kill -9 leaves the file, and nobody holds it"
     again = place.finish("killed")
+    assert not list(place.storage.glob(".*"))
     assert f"going on after epoch {second}" in again.out
     assert result(again) == result(reference)

@@ -137,7 +137,7 @@ def test_what_later_versions_add_is_ignored() -> None:
 )
 def test_a_damaged_report(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "report.json").write_bytes(text.encode("latin-1"))
-    with pytest.raises(DamagedFile, match=rf"report\.json is damaged \({says}.*--fresh starts over") as caught:
+    with pytest.raises(DamagedFile, match=rf"report\.json is damaged \({says}") as caught:
         read_report(Run(str(tmp_path)))
     assert len(str(caught.value).splitlines()) == 1
 

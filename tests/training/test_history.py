@@ -298,7 +298,8 @@ def test_what_a_killed_process_left_half_written_is_swept(finished: Place, monke
     again = run_of(finished, "again")
     folder = Path(again.run.checkpoints)
     shutil.copytree(folder / "epoch-0005", folder / ".writing-0123")
-    shutil.move(folder / "epoch-0005", folder / "epoch-0005.4567.old")  # killed between the two renames of `publish`
+    aside = "epoch-0005.0123456789abcdef0123456789abcdef.old"  # killed between the two renames of `publish`
+    shutil.move(folder / "epoch-0005", folder / aside)
     judge(monkeypatch, SCRIPTS["best at last"])
     assert fit(again) == []
     assert kept(again) == [2, 4, 5]
