@@ -30,7 +30,7 @@ test: check  ## all checks, then all tests (ARGS goes to pytest)
 quick: check  ## all checks, then the tests that start no Ray and build no networks of full depth
 	TF_NUM_INTRAOP_THREADS=1 $(PY) -m pytest -m "not ray and not networks" $(PARALLEL) $(ARGS)
 
-check: $(VENV)/.installed  ## ruff and mypy only
+check: $(VENV)/.audited  ## ruff and mypy; with changed versions also what is known against them
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m mypy
@@ -45,6 +45,15 @@ lock:  ## resolve constraints.txt for every supported Python (ARGS="--upgrade": 
 clean:  ## remove .venv, caches and build output (runs/ stays)
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Once for each constraints.txt; without a network nothing is known.
+$(VENV)/.audited: $(VENV)/.installed
+	@said=$$($(PY) -m pip_audit --no-deps --disable-pip --progress-spinner off --timeout 5 -r constraints.txt 2>&1); \
+	case "$$said" in \
+	  *"No known vulnerabilities"*) touch $@ ;; \
+	  *"known vulnerabilit"*) echo "$$said" >&2; exit 1 ;; \
+	  *) echo 'Advisories on the pinned versions could not be had: not checked.'; touch $@ ;; \
+	esac
 
 # The stamp is written last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt

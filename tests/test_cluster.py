@@ -89,6 +89,15 @@ def test_the_token_guards_every_node(prepared: dict[str, Any]) -> None:
         assert not any("0.0.0.0" in command for command in prepared[key])
 
 
+def test_every_node_is_closed_and_its_disk_encrypted(prepared: dict[str, Any]) -> None:
+    """Ray itself would open port 22 to the world where no group is named."""
+    for node_type in prepared["available_node_types"].values():
+        config = node_type["node_config"]
+        assert config["SecurityGroupIds"] == ["sg-EDIT"]
+        assert config["MetadataOptions"]["HttpTokens"] == "required"
+        assert [disk["Ebs"]["Encrypted"] for disk in config["BlockDeviceMappings"]] == [True]
+
+
 def test_mounted_files_exist(cluster: dict[str, Any]) -> None:
     of_the_user = [source for source in cluster["file_mounts"].values() if source.startswith("~")]
     assert of_the_user == ["~/.ray/auth_token"]
