@@ -124,8 +124,14 @@ def _wait_for_the_end() -> None:
         FlowersError: Ray does not run any more, so that nothing would start a replica again.
     """
     stop = threading.Event()
+
+    def told(number: int, _: object) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait
+        stop.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, told)
     while not stop.wait(_LOOK_S):
         if what := lost():
             raise FlowersError(f"{what} has ended, so the server ends; whatever watches it should start it again")

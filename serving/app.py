@@ -56,7 +56,7 @@ def _deployment(args: ServeOptions) -> dict[str, Any]:
         "max_queued_requests": args.max_waiting,
         "backpressure_config": {"status_code": 503, "retry_after_s": RETRY_AFTER_S},
         "logging_config": {"enable_access_log": False},  # a tenth of a request's CPU; /metrics counts requests
-        "graceful_shutdown_timeout_s": args.timeout_s,
+        "graceful_shutdown_timeout_s": args.grace_s,
         "graceful_shutdown_wait_loop_s": 0.1,
         "ray_actor_options": {
             "num_cpus": args.cpus,

@@ -71,6 +71,10 @@ class ServeOptions(OptionSet):
     timeout_s: float = option(30.0, "A request that takes longer gets 503, in seconds.", gt=0)
     body_timeout_s: float = option(20.0, "A request must have arrived in this time, in seconds.", gt=0)
 
+    grace_s: float = option(
+        30.0, "When the server is told to end, what was accepted is answered within this time, in seconds.", gt=0
+    )
+
     tokens_file: str | None = option(None, "A file of bearer tokens, one a line; without, all may ask.", group="Access")
     admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.")
 
