@@ -95,7 +95,7 @@ def train(data: Path, storage: Path, log: Log, stop: threading.Event) -> None:
     command = [sys.executable, "-m", "jobs.train", "--storage", str(storage), "--name", "soak", "--fresh"]
     while not stop.is_set():
         more = ["--data", str(data), "--per-class", "20", "--epochs", "5", "--weights", "random"]
-        more += ["--backbone", "mobilenet_v2"]
+        more += ["--backbone", "mobilenetv2"]
         log.trained[subprocess.run([*command, *more], cwd=ROOT, capture_output=True).returncode] += 1
 
 
