@@ -44,6 +44,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
+    "published": [*BASE, "bundle", "evaluation", "runs"],
     "training": [*BASE, "config", "cluster", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],
     "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],
 }
