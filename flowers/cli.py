@@ -201,7 +201,8 @@ def _hide_logs() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     os.dup2(_log().fileno(), 2)
     faulthandler.enable(file=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow", "tf2onnx", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _log_lines() -> list[str]:

@@ -358,3 +358,43 @@ class PublishOptions(OptionSet):
     def instead(self) -> tuple[str, ...]:
         """Names of the options given that ask for something else than publishing."""
         return tuple(name for name in ("list", "rollback", "pin", "unpin") if getattr(self, name) not in (None, False))
+
+
+class ExportOptions(OptionSet):
+    """What of which bundle is exported, where, and on which photos that is tried."""
+
+    bundle: Annotated[str, AfterValidator(_not_empty)] = option(
+        ...,
+        "Run folder, bundle, or MODELS/NAME: its version that answers.",
+        group="Export",
+        required="a run folder, a bundle or MODELS/NAME",
+    )
+    format: Literal["saved_model", "onnx", "openvino", "litert", "keras"] = option(..., "What to make of it.")
+    to: Annotated[str, AfterValidator(_not_empty)] = option(
+        ..., "Folder or URI to make; only an earlier export is replaced.", required="a folder or a URI"
+    )
+    quantize: Literal["none", "float16", "int8"] = option(
+        "none", "Smaller weights: float16 halves them, int8 quarters them (openvino and litert)."
+    )
+    layout: Literal["plain", "triton", "tensorflow-serving"] = option(
+        "plain",
+        "How the files lie: plain, or as the model --to of a model repository: for Triton (onnx, saved_model, "
+        "openvino) or TensorFlow Serving (saved_model).",
+    )
+    photos: str | None = option(
+        None,
+        "Folder of photos to try the export on.",
+        group="Photos",
+        absent="test and validation photos of the run, or drawn pictures",
+    )
+    calibration: str | None = option(
+        None, "Folder of photos by which int8 chooses its scales.", absent="training photos of the run"
+    )
+    min_agreement: float | None = option(
+        None,
+        "Export only if the top class of at least this part of the photos is the bundle's.",
+        absent="1; 0.99 with float16, 0.95 with int8",
+        ge=0,
+        le=1,
+    )
+    verbose: bool = option(False, "Show what libraries log.")

@@ -90,6 +90,16 @@ def pinned(folder: str) -> int | None:
     return int(text)
 
 
+def answering(uri: str) -> str:
+    """The bundle that is meant by the folder of a model: its version that should answer; other URIs mean themselves.
+
+    Raises:
+        InputError: that version is not there.
+    """
+    found = versions(uri)
+    return found[wanted(found)] if found else uri
+
+
 def wanted(found: Mapping[int, str], number: int | None = None) -> int:
     """The version that should answer: `number`, or the one that is pinned, or the newest.
 
@@ -181,10 +191,10 @@ def _copied(bundle: Bundle, folder: str) -> Iterator[str]:
     """A checked copy of the files of a bundle, on the disk, in a working folder beside where it is going to be."""
     storage.make_folder(folder)
     copy = storage.working_folder(storage.join(folder, "new"))
-    hashes = {name: recorded["sha256"] for name, recorded in bundle.manifest["files"].items()}
+    names = list(bundle.manifest["files"])
     try:
-        with storage.enough_space(folder), storage.local_files(bundle.uri, hashes) as source:
-            for name in hashes:
+        with storage.enough_space(folder), bundle.local_files(*names) as source:
+            for name in names:
                 storage.write(storage.join(copy, name), storage.read(storage.join(source, name)))
             storage.write(storage.join(copy, MANIFEST), storage.read(storage.join(bundle.uri, MANIFEST)))
         if load_bundle(copy).manifest != bundle.manifest:

@@ -160,7 +160,7 @@ def _found(to: str) -> tuple[str, dict[int, str]]:
 def _whole(uri: str) -> Bundle:
     """A bundle all of whose files were read and checked, also in an object store."""
     bundle = load_bundle(uri)
-    with storage.local_files(uri, {name: file["sha256"] for name, file in bundle.manifest["files"].items()}):
+    with bundle.local_files(*bundle.manifest["files"]):
         return bundle
 
 
@@ -192,10 +192,8 @@ def _check_accuracy(origin: Origin, least: float, out: Console) -> None:
 
 def _check_not_worse(origin: Origin, predictor: Predictor, than: str, folder: str, out: Console) -> None:
     """Lets both bundles classify the run's test photos."""
-    uri = storage.absolute(than)
-    if others := published.versions(uri):
-        uri = others[published.wanted(others)]
-    elif uri == folder:
+    uri = published.answering(storage.absolute(than))
+    if uri == folder:
         out.print("there is no version yet that it could be worse than", highlight=False)
         return
     old = Origin(load_bundle(uri))
