@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def _quantized(network: Any, calibration: Photos | None) -> Any:
     if calibration is None:
         raise ValueError("int8 needs photos to calibrate with")
     photos = nncf.Dataset(calibration, lambda photo: photo[None])
-    return nncf.quantize(network, photos, subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED)
+    with redirect_stdout(None):  # its bars are shown where nobody watches, too
+        return nncf.quantize(network, photos, subset_size=len(calibration), preset=nncf.QuantizationPreset.MIXED)
 
 
 def runner(path: str) -> Any:

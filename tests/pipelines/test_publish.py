@@ -62,7 +62,7 @@ def run(*words: object, code: int = 0) -> str:
 
 def patched(printed: list[str]) -> Console:
     console = Console(quiet=True)
-    console.print = lambda text, **_: printed.append(str(text))  # type: ignore[method-assign, assignment]
+    console.print = lambda text, **_: printed.append(str(text))  # type: ignore[method-assign]
     return console
 
 
