@@ -256,9 +256,12 @@ def _check(record: Export, least: float | None) -> None:
     required = _AGREEMENT[record.quantize] if least is None else least
     agreement = record.agreement
     if agreement.top_class < required:
+        cure = "calibrate with other photos (--calibration)" if record.quantize == "int8" else "leave out --quantize"
+        if record.quantize == "none":
+            cure = "report this, with the backbone"
         raise GateNotMet(
             f"--min-agreement: {percent(agreement.top_class)} of {agreement.n} top classes agree with the bundle, "
-            f"required are {percent(required)}; nothing was written"
+            f"required are {percent(required)}; nothing was written; allow less, or {cure}"
         )
 
 
