@@ -36,6 +36,11 @@ RECORD = "export.json"
 # Photos that an export is tried on, and photos that int8 is calibrated with, at most.
 TRIED, CALIBRATING = 200, 100
 _AGREEMENT = {"none": 1.0, "float16": 0.99, "int8": 0.95}
+_CURES = {
+    "none": "report this, with the backbone",
+    "float16": "leave out --quantize",
+    "int8": "calibrate with more photos, or others (--calibration)",
+}
 
 
 def export(options: ExportOptions, out: Console) -> Export:
@@ -256,12 +261,9 @@ def _check(record: Export, least: float | None) -> None:
     required = _AGREEMENT[record.quantize] if least is None else least
     agreement = record.agreement
     if agreement.top_class < required:
-        cure = "calibrate with other photos (--calibration)" if record.quantize == "int8" else "leave out --quantize"
-        if record.quantize == "none":
-            cure = "report this, with the backbone"
         raise GateNotMet(
             f"--min-agreement: {percent(agreement.top_class)} of {agreement.n} top classes agree with the bundle, "
-            f"required are {percent(required)}; nothing was written; allow less, or {cure}"
+            f"required are {percent(required)}; nothing was written; allow less, or {_CURES[record.quantize]}"
         )
 
 
