@@ -100,7 +100,7 @@ def module(name: str, quantize: str) -> Any:
     """
     if missing := FORMATS[name].missing(quantize):
         raise InputError(
-            f"--format {name}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"--format {name}: not installed: {', '.join(missing)}; "
             f'pip install -c constraints.txt -e ".[{EXTRA}]"'
         )
     return importlib.import_module(f"flowers.export.{name}")

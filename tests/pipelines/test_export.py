@@ -225,8 +225,8 @@ def test_a_missing_package_is_named_with_its_cure(tmp_path: Path, run: Run, monk
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in ("tf2onnx", "nncf") else there(name))
     words = ("--bundle", run.uri, "--to", tmp_path / "out")
-    assert "tf2onnx is not installed; pip install" in exported(*words, "--format", "onnx", code=2)
-    assert "nncf is not" in exported(*words, "--format", "openvino", "--quantize", "int8", code=2)
+    assert "--format onnx: not installed: tf2onnx; pip install" in exported(*words, "--format", "onnx", code=2)
+    assert "not installed: nncf; pip" in exported(*words, "--format", "openvino", "--quantize", "int8", code=2)
     exported(*words, "--format", "openvino")
 
 
