@@ -100,7 +100,6 @@ def module(name: str, quantize: str) -> Any:
     """
     if missing := FORMATS[name].missing(quantize):
         raise InputError(
-            f"--format {name}: not installed: {', '.join(missing)}; "
-            f'pip install -c constraints.txt -e ".[{EXTRA}]"'
+            f'--format {name}: not installed: {", ".join(missing)}; pip install -c constraints.txt -e ".[{EXTRA}]"'
         )
     return importlib.import_module(f"flowers.export.{name}")

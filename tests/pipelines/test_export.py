@@ -161,7 +161,7 @@ def test_phones_find_the_labels(tmp_path: Path, run: Run) -> None:
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(tmp_path: Path, run: Run) -> None:
-    out, words = tmp_path / "out", ("--bundle", run.bundle, "--format", "keras", "--to", tmp_path / "out")
+    out, words = tmp_path / "out", ("--bundle", run.bundle, "--format", "openvino", "--to", tmp_path / "out")
     out.mkdir()
     exported(*words)
     (out / "old").touch()

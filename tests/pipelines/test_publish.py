@@ -21,6 +21,7 @@ from flowers.runs import Run
 from jobs.publish import main
 from serving.inference.versions import Versions
 from serving.options import ServeOptions
+from tests.test_storage import bucket as bucket
 from tests.toys import by_colour, coloured, trained
 
 SIZE, CLASSES = 8, ["red", "green", "blue"]
@@ -125,6 +126,16 @@ def test_publishers_at_once_get_a_number_each(tmp_path: Path, good: Run) -> None
         load_bundle(uri)
     assert Counter(published.read_record(uri).run for uri in found.values()) == dict.fromkeys("0123", 3)  # type: ignore[union-attr]
     assert [path.name for path in (model / "2").iterdir()] == ["model.keras"]
+
+
+def test_a_bucket(bucket: Path, good: Run) -> None:
+    for number in (1, 2):
+        assert run(good.uri, "--to", "mem://b/flowers") == f"published mem://b/flowers/{number}"
+    assert run("--to", "mem://b/flowers", "--rollback") == "version 1 of mem://b/flowers answers: pinned"
+    assert (bucket / "b" / "flowers" / PINNED).read_text() == "1"
+    assert run("--to", "mem://b/flowers", "--list").splitlines()[0].endswith("pinned: answers")
+    (bucket / "b" / "flowers" / "2" / "model.keras").write_bytes(b"")
+    assert "DAMAGED" in run("--to", "mem://b/flowers", "--list").splitlines()[1]
 
 
 @pytest.mark.parametrize("damaged", ["model.keras", "network.bin", MANIFEST])
