@@ -6,7 +6,6 @@ Beside the numbers may lie a file `pinned`: who wrote a number into it wants tha
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from pydantic import BaseModel, ValidationError
 
 from flowers import storage
-from flowers.bundle import MANIFEST, Bundle, load_bundle
+from flowers.bundle import MANIFEST, Bundle, load_bundle, saved
 from flowers.errors import DamagedFile, InputError
 from flowers.evaluation.metrics import Metric
 from flowers.runs import Run
@@ -52,8 +51,8 @@ def find(source: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
         InputError: there is none.
     """
     for folder in (source, Run(source).bundle):
-        if storage.exists(manifest := storage.join(folder, MANIFEST)):
-            return {_saved(manifest): folder}
+        if storage.exists(storage.join(folder, MANIFEST)):
+            return {max(1, saved(folder)): folder}  # what is wrong with it is said when it is loaded
     for folder in (storage.join(source, name), source):
         if found := versions(folder, known):
             return found
@@ -210,13 +209,6 @@ def _numbers(folder: str) -> list[int]:
         return [int(entry) for entry in storage.names(folder) if entry.isascii() and entry.isdecimal()]
     except NotADirectoryError:
         return []
-
-
-def _saved(manifest: str) -> int:
-    try:
-        return int(json.loads(storage.read(manifest)).get("saved", 1))
-    except (ValueError, AttributeError, TypeError):
-        return 1  # what is wrong with it is said when it is loaded
 
 
 def _listed(found: Mapping[int, str]) -> str:

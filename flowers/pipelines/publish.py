@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -109,8 +107,10 @@ def describe(options: PublishOptions) -> list[str]:
         damage = _damage(uri)
         if damage is None:
             manifest = load_bundle(uri).manifest
-            saved = datetime.fromtimestamp(int(manifest.get("saved", 0)), UTC).isoformat(timespec="seconds")
-            said += [record.published if record else f"saved {saved}", f"{len(manifest['classes'])} classes"]
+            said += [
+                record.published if record else f"saved {manifest.get('saved', '?')}",
+                f"{len(manifest['classes'])} classes",
+            ]
         if record and record.accuracy:
             accuracy = record.accuracy
             said.append(f"test {value(accuracy, True)} ({interval(accuracy, True)}, n = {accuracy.n})")

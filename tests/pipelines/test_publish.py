@@ -19,9 +19,9 @@ from flowers.pipelines.publish import publish
 from flowers.published import PINNED, Record
 from flowers.runs import Run
 from jobs.publish import main
+from serving.inference.attempts import Attempts
 from serving.inference.versions import Versions
 from serving.options import ServeOptions
-from tests.test_storage import bucket as bucket
 from tests.toys import by_colour, coloured, trained
 
 SIZE, CLASSES = 8, ["red", "green", "blue"]
@@ -70,7 +70,7 @@ def patched(printed: list[str]) -> Console:
 def test_versions_are_published_listed_and_rolled_back(tmp_path: Path, good: Run, bad: Run) -> None:
     model = tmp_path / "models" / "flowers"
     assert run(good.uri, "--to", model) == f"published {model}/1"
-    versions = Versions(ServeOptions(bundle=str(model.parent), watch_s=0))
+    versions = Versions(ServeOptions(bundle=str(model.parent), watch_s=0), Attempts(str(tmp_path / "attempts")))
     assert versions.current.number == 1
     run(bad.bundle, "--to", model)
     assert versions.refresh()
