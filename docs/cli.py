@@ -10,6 +10,8 @@ from flowers.cli import Command, Parameter
 from flowers.options import Option, flag
 from jobs.check import main as check
 from jobs.clean import main as clean
+from jobs.export import main as export
+from jobs.publish import main as publish
 from jobs.train import main as train
 from serving.__main__ import main as serving
 
@@ -18,6 +20,8 @@ COMMANDS = {
     "python -m jobs.train": train,
     "python -m jobs.check": check,
     "python -m jobs.clean": clean,
+    "python -m jobs.publish": publish,
+    "python -m jobs.export": export,
     "python -m serving": serving,
 }
 FILE = Path(__file__).with_suffix(".md")

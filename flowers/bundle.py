@@ -16,7 +16,8 @@ import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -96,7 +97,7 @@ class Bundle:
         """
         import keras
 
-        with self._files(MODEL) as folder:
+        with self.local_files(MODEL) as folder:
             try:
                 model = keras.saving.load_model(os.path.join(folder, MODEL), compile=False)
             except Exception as error:
@@ -124,27 +125,41 @@ class Bundle:
             from flowers.model.heatmap import explained
 
             return TensorFlowEngine(explained(self.model), self.image_size, sizes)
-        from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
+        from flowers.inference.openvino_engine import OpenVINOEngine
+
+        with self.network() as folder:
+            engine = OpenVINOEngine(folder, sizes, self.precision, threads)
+        self._check_outputs(engine.outputs[0][0])
+        return engine
+
+    @contextmanager
+    def network(self) -> Iterator[str]:
+        """A local folder with the network for OpenVINO, checked; gone afterwards.
+
+        Raises:
+            InputError: it has to be converted, and cannot be loaded.
+            DamagedFile: a file does not have its recorded hash.
+        """
+        from flowers.inference.openvino_engine import NETWORK
 
         if self.converted:
-            with self._files(*NETWORK) as folder:
-                engine = OpenVINOEngine(folder, sizes, self.precision, threads)
-            self._check_outputs(engine.outputs[0][0])
-            return engine
+            with self.local_files(*NETWORK) as folder:
+                yield folder
+            return
         from flowers.inference.conversion import convert
         from flowers.model.heatmap import explained
 
         logging.getLogger(__name__).warning("%s is of an earlier version: its network is converted now", self.uri)
         with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
             convert(self.model, explained, self.image_size, folder)
-            return OpenVINOEngine(folder, sizes, self.precision, threads)
+            yield folder
 
     @property
     def converted(self) -> bool:
         """Whether the engine's files are there; bundles of the first versions have only the Keras model."""
         return any(name not in (MODEL, LABELS) for name in self.manifest["files"])
 
-    def _files(self, *names: str) -> Any:
+    def local_files(self, *names: str) -> Any:
         """A context with a local folder that holds these files, checked."""
         recorded = self.manifest["files"]
         absent = [name for name in names if name not in recorded]
@@ -327,7 +342,7 @@ def load_bundle(uri: str, max_bytes: int | None = None) -> Bundle:
     if storage.is_remote(uri):
         found._check_sizes()
     else:
-        with found._files(*found.manifest["files"]):
+        with found.local_files(*found.manifest["files"]):
             pass
     return found
 

@@ -1,6 +1,7 @@
 """Programs on the command line: one line for an error, an exit code, quiet libraries, and never an end without a word.
 
-Exit codes: 0 done; 2 the user's input is wrong; 130 stopped by Ctrl-C, 143 by SIGTERM; 1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong; 3 a quality gate is not met; 130 stopped by Ctrl-C, 143 by SIGTERM;
+1 anything else.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import IO, Any, NoReturn
 import click
 from rich.console import Console
 
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import FlowersError, GateNotMet, InputError, first_line
 from flowers.options import Option, OptionSet, described, flag
 from flowers.text import plain
 
-DONE, FAILED, WRONG_INPUT, STOPPED, TERMINATED = 0, 1, 2, 130, 143
+DONE, FAILED, WRONG_INPUT, NOT_MET, STOPPED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
 class Terminated(KeyboardInterrupt):
@@ -84,9 +85,16 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
-def command(help: str, *models: type[OptionSet]) -> Callable[[Callable[..., None]], Command]:
-    """Makes a function a command with the options of all `models`; one that is not given is None."""
-    parameters = [Parameter(option) for model in models for option in described(model).values()]
+def command(help: str, *models: type[OptionSet], argument: str = "") -> Callable[[Callable[..., None]], Command]:
+    """Makes a function a command with the options of all `models`; one that is not given is None.
+
+    Args:
+        help: what the command does, and examples.
+        models: of its options.
+        argument: name of a word that may be given without an option's name.
+    """
+    parameters: list[click.Parameter] = [click.Argument([argument], required=False)] if argument else []
+    parameters += [Parameter(option) for model in models for option in described(model).values()]
     settings = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 
     def decorate(function: Callable[..., None]) -> Command:
@@ -167,7 +175,9 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
     if isinstance(error, click.ClickException):
         return WRONG_INPUT, f"error: {error.format_message()} See {name} --help."
     if isinstance(error, FlowersError):
-        return WRONG_INPUT if isinstance(error, InputError) else FAILED, plain(f"error: {error}")
+        codes = {InputError: WRONG_INPUT, GateNotMet: NOT_MET}
+        code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
+        return code, plain(f"error: {error}")
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return TERMINATED if isinstance(error, Terminated) else STOPPED, f"Stopped. {resume}".rstrip()
     for line in (*_log_lines(), *traceback.format_exception(error)):
@@ -191,7 +201,8 @@ def _hide_logs() -> None:
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace")
     os.dup2(_log().fileno(), 2)
     faulthandler.enable(file=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    for name in ("absl", "tensorflow", "tf2onnx", "nncf"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _log_lines() -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -54,6 +55,12 @@ def _folder_name(text: str) -> str:
     if not text or text in (".", "..", "cache", "datasets") or set(text) & set("/\\\0"):
         raise ValueError
     return text
+
+
+def _model_folder(uri: str) -> str:
+    if not re.fullmatch(r"(?=.*[^0-9])[A-Za-z0-9_.-]+", storage.name(uri)) or storage.name(uri) in (".", ".."):
+        raise ValueError
+    return uri
 
 
 class DataOptions(OptionSet):
@@ -318,3 +325,76 @@ class CleanOptions(OptionSet):
     def oldest_s(self) -> float:
         """`older_than` in seconds."""
         return float(self.older_than[:-1]) * _UNITS[self.older_than[-1]]
+
+
+class PublishOptions(OptionSet):
+    """Where a bundle is published, how good it has to be, and what else is done to the versions there."""
+
+    to: Annotated[str, AfterValidator(_model_folder)] = option(
+        ...,
+        "Folder or URI of the model, MODELS/NAME: its versions are MODELS/NAME/1/, 2/, ...",
+        group="Where",
+        required="MODELS/NAME, where NAME has letters, digits, '.', '_' and '-' and is no number",
+    )
+    min_accuracy: float | None = option(
+        None,
+        "Publish only if the accuracy on the run's test photos is at least this: the lower end of its 95 % interval.",
+        group="Gate",
+        ge=0,
+        le=1,
+    )
+    not_worse_than: str | None = option(
+        None,
+        "Publish only if this run, bundle or MODELS/NAME (its version that answers) is not better on the run's test "
+        "photos, which both classify: McNemar's exact test at 5 %.",
+    )
+    list: bool = option(False, "List the versions.", group="Instead of publishing")
+    rollback: bool = option(False, "Pin the version before the one that answers; a damaged one is passed over.")
+    pin: int | None = option(None, "Let this version answer, whatever is published later.", ge=0)
+    unpin: bool = option(False, "Let the newest version answer.")
+    verbose: bool = option(False, "Show what libraries log.")
+
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """Names of the options given that ask for something else than publishing."""
+        return tuple(name for name in ("list", "rollback", "pin", "unpin") if getattr(self, name) not in (None, False))
+
+
+class ExportOptions(OptionSet):
+    """What of which bundle is exported, where, and on which photos that is tried."""
+
+    bundle: Annotated[str, AfterValidator(_not_empty)] = option(
+        ...,
+        "Run folder, bundle, or MODELS/NAME: its version that answers.",
+        group="Export",
+        required="a run folder, a bundle or MODELS/NAME",
+    )
+    format: Literal["saved_model", "onnx", "openvino", "litert", "keras"] = option(..., "What to make of it.")
+    to: Annotated[str, AfterValidator(_not_empty)] = option(
+        ..., "Folder or URI to make; only an earlier export is replaced.", required="a folder or a URI"
+    )
+    quantize: Literal["none", "float16", "int8"] = option(
+        "none", "Smaller weights: float16 halves them, int8 quarters them (openvino and litert)."
+    )
+    layout: Literal["plain", "triton", "tensorflow-serving"] = option(
+        "plain",
+        "How the files lie: plain, or as the model --to of a model repository: for Triton (onnx, saved_model, "
+        "openvino) or TensorFlow Serving (saved_model).",
+    )
+    photos: str | None = option(
+        None,
+        "Folder of photos to try the export on.",
+        group="Photos",
+        absent="test and validation photos of the run, or drawn pictures",
+    )
+    calibration: str | None = option(
+        None, "Folder of photos by which int8 chooses its scales.", absent="training photos of the run"
+    )
+    min_agreement: float | None = option(
+        None,
+        "Export only if the top class of at least this part of the photos is the bundle's.",
+        absent="1; 0.99 with float16, 0.95 with int8",
+        ge=0,
+        le=1,
+    )
+    verbose: bool = option(False, "Show what libraries log.")

@@ -5,6 +5,7 @@ FlowersError            base: its text is one line for the user
 │   └── DownloadError   a source could not be fetched                 (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
+├── GateNotMet          a bundle is not as good as was asked for    (exit code 3)
 ├── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
 └── OutOfMemory         the network does not fit into memory          (exit code 1)
 
@@ -47,6 +48,10 @@ class BadImage(FlowersError):
 
 class DamagedFile(FlowersError):
     """A stored file does not match its recorded hash or cannot be read."""
+
+
+class GateNotMet(FlowersError):
+    """A bundle is not as good as was asked for: says what was measured and what was required."""
 
 
 class TrainingDiverged(FlowersError):

@@ -20,6 +20,7 @@ from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
 from flowers.cluster.session import background, joined, lost, ray_session
 from flowers.errors import FlowersError, InputError
+from flowers.published import find
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
 
@@ -85,7 +86,6 @@ def main(**values: Any) -> None:
     if options.allowed_hosts is None:
         options = options.replace(allowed_hosts=own_hosts(address.host))
     from serving.http.middleware import read_tokens
-    from serving.inference.versions import find
 
     tokens = read_tokens(options.tokens_file)
     read_tokens(options.admin_token_file)

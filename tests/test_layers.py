@@ -44,8 +44,10 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
+    "published": [*BASE, "bundle", "evaluation", "runs"],
     "training": [*BASE, "config", "cluster", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],
     "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],
+    "export": [*BASE, "data", "inference", "bundle", "report"],
 }
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
 
@@ -61,6 +63,8 @@ LIGHT = [
     "flowers.predictor",
     "flowers.features.extraction",
     "flowers.pipelines.train",
+    "flowers.pipelines.publish",
+    "flowers.pipelines.export",
     "jobs.train",
     "serving.__main__",
 ]
@@ -69,6 +73,7 @@ HEAVY = {"tensorflow", "keras", "ray"}
 TENSORFLOW = {
     *(f"model/{name}" for name in ("augmentation", "backbones", "classifier", "cuts", "depthwise", "gradients")),
     *("model/heatmap", "inference/conversion", "inference/tensorflow_engine"),
+    *(f"export/{name}" for name in ("keras", "litert", "onnx", "saved_model")),
     *(f"training/{name}" for name in ("best", "contact_sheet", "history", "loop", "phase", "schedule", "step")),
     "training/trainer",
 }

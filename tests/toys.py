@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
-from flowers.bundle import Bundle
+from flowers import storage
+from flowers.bundle import Bundle, save_bundle
+from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.extractor import FeatureExtractor, cuts_of
 from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import FeatureSpec
 from flowers.model import classifier
 from flowers.model.registry import POOL
+from flowers.runs import Run
+from tests.report.test_record import written
 
 
 def classify(pixels: Any, features: Any, kernel: Any) -> Any:
@@ -73,3 +82,42 @@ def extractor(network: Any, specs: Sequence[FeatureSpec], folder: str | Path) ->
     )
     frozen.prepare(cuts_of(specs), lambda: network)
     return FeatureExtractor(frozen, specs, 1)
+
+
+def trained(folder: Path, made: Bundle, photos: dict[Path, tuple[str, str]], right: int = 0) -> Run:
+    """A finished run of a toy bundle.
+
+    Args:
+        folder: to make.
+        made: what "was trained".
+        photos: label and subset of each.
+        right: so many of the test photos its report calls right.
+    """
+    run, classes = Run(str(folder)), list(made.classes)
+    sums = {"weights_sha256": hashlib.sha256(str(folder).encode()).hexdigest()}
+    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}, **sums}, run.bundle)
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in photos]
+    labels, subsets = zip(*photos.values(), strict=True)
+    columns = {"sha256": pa.array(digests, pa.binary(32)), "label": labels, "split": subsets}
+    pq.write_table(pa.table({**columns, "path": [str(path) for path in photos]}).sort_by("sha256"), run.split)
+    storage.write(run.config, b'{"options": {}}')
+    tests = subsets.count("test")
+    answers = [0] * right + [1] * (tests - right)
+    counts = Counts.of([0] * tests, np.eye(len(classes))[answers])
+    changes = {**sums, "test": summarize(counts, classes).to_json(), "bundle": run.bundle}
+    storage.write(run.report, json.dumps({**written(), **changes}).encode())
+    return run
+
+
+def coloured(folder: Path, labels: Sequence[str], each: int, size: int = 12) -> dict[Path, str]:
+    """Photos whose strongest colour is red for the first label, green for the second, blue for the third."""
+    found, rng = {}, np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    for index, label in enumerate(labels):
+        for number in range(each):
+            pixels = rng.integers(0, 60, (size, size + 4, 3), np.uint8)
+            pixels[..., index] += 150
+            path = folder / f"{label}-{number}.png"
+            Image.fromarray(pixels).save(path)
+            found[path] = label
+    return found

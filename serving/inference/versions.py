@@ -7,22 +7,18 @@ cannot be loaded is refused: the old one goes on answering.
 from __future__ import annotations
 
 import gc
-import json
 import threading
-from collections.abc import Collection
 from dataclasses import dataclass
 
-from flowers import storage
+from flowers import published, storage
 from flowers.bounded import limited_memory
-from flowers.bundle import MANIFEST, load_bundle
+from flowers.bundle import load_bundle
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
-from flowers.runs import Run
 from serving.inference.attempts import Attempts
 from serving.options import ServeOptions
 
-PINNED = "pinned"
 # Memory that a network may take while it is compiled: some for the engine, and its weights in several forms.
 _SPARE_BYTES, _COPIES = 1 << 30, 8
 
@@ -42,37 +38,6 @@ class LoadedModel:
     state: str
     predictor: Predictor
     pace: float = 0.0
-
-
-def find(source: str, name: str, known: Collection[str] = ()) -> dict[int, str]:
-    """The bundles of a source: their URIs by version, ascending.
-
-    A run folder or a bundle is one version, numbered by the time it was saved. A folder of models has a sub-folder a
-    number, as for TensorFlow Serving; one without a manifest is still being written and does not count.
-
-    Args:
-        source: path or URI.
-        name: of the model.
-        known: bundles of this source that were found before: they are not opened again.
-
-    Raises:
-        InputError: there is none.
-    """
-    for folder in (source, Run(source).bundle):
-        if storage.exists(manifest := storage.join(folder, MANIFEST)):
-            return {_saved(manifest): folder}
-    for folder in (storage.join(source, name), source):
-        numbers = [int(entry) for entry in storage.names(folder) if entry.isascii() and entry.isdecimal()]
-        found = {number: storage.join(folder, str(number)) for number in sorted(numbers)}
-        found = {
-            number: uri for number, uri in found.items() if uri in known or storage.exists(storage.join(uri, MANIFEST))
-        }
-        if found:
-            return found
-    raise InputError(
-        f"there is nothing to serve at {source!r}; required is a run folder, a bundle, or a folder with "
-        f"{name}/<number>/ bundles"
-    )
 
 
 class Versions:
@@ -107,7 +72,7 @@ class Versions:
         with self._changing:
             try:
                 found = self._find()
-                number = self._choose(found)
+                number = published.wanted(found, self._options.version)
                 state = _state(found[number])
                 if state == self.current.state and number == self.current.number:
                     self.error = None
@@ -132,16 +97,7 @@ class Versions:
             InputError: there are no numbered versions, or not this one.
             OSError: the folder cannot be written.
         """
-        found = self._find()
-        folder = _folder(found)
-        if folder is None:
-            raise InputError(f"{self._options.bundle} has one version only: there is nothing to choose")
-        if number is None:
-            storage.delete_file(storage.join(folder, PINNED))
-        elif number in found:
-            storage.write(storage.join(folder, PINNED), str(number).encode())
-        else:
-            raise InputError(f"version {number}: there are {', '.join(map(str, found))}")
+        published.pin(self._find(), number)
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -149,12 +105,12 @@ class Versions:
         return tuple(self._found)
 
     def _find(self) -> dict[int, str]:
-        self._found = find(self._options.bundle, self._options.name, frozenset(self._found.values()))
+        self._found = published.find(self._options.bundle, self._options.name, frozenset(self._found.values()))
         return self._found
 
     def _first(self) -> LoadedModel:
         found = self._find()
-        chosen = self._choose(found)
+        chosen = published.wanted(found, self._options.version)
         others = sorted(set(found) - {chosen}, reverse=True)
         for number in (chosen, *others):
             state = _state(found[number])
@@ -168,17 +124,6 @@ class Versions:
                 self._refused[number] = state
                 self.error = self.error or first_line(error)
         raise InputError(self.error)
-
-    def _choose(self, found: dict[int, str]) -> int:
-        folder, number = _folder(found), self._options.version
-        if number is None and folder is not None and storage.exists(uri := storage.join(folder, PINNED)):
-            text = storage.read(uri).decode(errors="replace").strip()
-            if not text.isdecimal():
-                raise InputError(f"{uri} says {text[:20]!r}, required is the number of a version")
-            number = int(text)
-        if number is not None and number not in found:
-            raise InputError(f"version {number} is wanted, there are {', '.join(map(str, found))}")
-        return max(found) if number is None else number
 
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
@@ -219,19 +164,6 @@ def _collect_garbage() -> None:
     gc.unfreeze()
     gc.collect()
     gc.freeze()
-
-
-def _saved(manifest: str) -> int:
-    try:
-        return int(json.loads(storage.read(manifest)).get("saved", 1))
-    except (ValueError, AttributeError, TypeError):
-        return 1  # what is wrong with it is said when it is loaded
-
-
-def _folder(found: dict[int, str]) -> str | None:
-    """Where numbered versions lie."""
-    number, uri = next(iter(found.items()))
-    return storage.parent(uri) if storage.name(uri) == str(number) else None
 
 
 def _state(uri: str) -> str:

@@ -14,8 +14,9 @@ import pytest
 from flowers.bundle import MANIFEST, MODEL, _sha256, load_bundle, save_bundle
 from flowers.errors import FlowersError, InputError
 from flowers.predictor import Predictor
+from flowers.published import PINNED, find
 from serving.inference.attempts import Attempts
-from serving.inference.versions import PINNED, LoadedModel, Versions, _named, _state, find
+from serving.inference.versions import LoadedModel, Versions, _named, _state
 from serving.options import ServeOptions
 from tests.toys import by_colour
 
