@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from flowers.model import backbones
 from tests.e2e.conftest import SMALL, Job, draw
+from tests.parity.runs import tiny_network
 
 # In the order of the data flow; the first two run in threads of their own.
 STAGES = [
@@ -44,6 +46,7 @@ def test_it_says_what_happened(job: Job, data: Path, stage: str, monkeypatch: py
     storage = data.parent / ("cold" if "Extractor" in stage else "runs")
     words = ("--data", data, *SMALL, "--epochs", 1, *(["--verbose"] if len(stage) % 2 else []))
     name = stage.rpartition(".")[2].strip("_")
+    monkeypatch.setattr(backbones, "build_backbone", tiny_network)  # the stages are the same
     with monkeypatch.context() as patch:
         patch.setattr(stage, boom)
         failed = job(storage, name, *words, code=1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,19 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Place:
     place = Place(tmp_path_factory.mktemp("filled"), drawn(TRAIN, VALIDATION), tiny_network("mobilenetv2", "", 32, ""))
     place.plan("run", tail())
     return place
+
+
+@pytest.fixture(scope="module")
+def whole(filled: Place) -> Callable[[str], Plan]:
+    """The run that nothing happened to, with an optimizer: trained once."""
+
+    @cache
+    def run(optimizer: str) -> Plan:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backbones, "build_backbone", tiny_network)
+            return fitted(filled, optimizer, tail(optimizer=optimizer))
+
+    return run
 
 
 @pytest.fixture
@@ -80,8 +95,8 @@ def test_it_learns_what_can_be_learned(here: Place) -> None:
     assert not [name for name in best.arrays if name.startswith("tail")]
 
 
-def test_the_tail_follows_the_head(here: Place) -> None:
-    plan = fitted(here, "run", tail())
+def test_the_tail_follows_the_head(here: Place, whole: Callable[[str], Plan]) -> None:
+    plan = whole("adamw")
     lines = lines_of(plan)
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4, 5]
     assert [line["phase"] for line in lines] == ["head", "head", "tail", "tail", "tail"]
@@ -139,9 +154,9 @@ def test_the_reported_validation_is_that_of_the_saved_head(here: Place) -> None:
     np.testing.assert_array_equal(found.arrays["standardize:mean"], classifier.standardization(features)[0])
 
 
-def test_the_reported_validation_is_that_of_the_saved_tail(here: Place) -> None:
+def test_the_reported_validation_is_that_of_the_saved_tail(here: Place, whole: Callable[[str], Plan]) -> None:
     """Of the whole network, from pixels, with the arrays of the checkpoint and nothing else."""
-    plan = fitted(here, "run", tail(epochs=2))
+    plan = whole("adamw")
     arrays = newest(plan).arrays
     network = tiny_network("mobilenetv2", "", 32, "float32")
     blocks = cuts.trained_variables(network, "mobilenetv2", plan.cut)
@@ -188,10 +203,13 @@ class Killed(Exception):
     ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    here: Place, monkeypatch: pytest.MonkeyPatch, optimizer: str, when: str, epoch: int
+    here: Place,
+    whole: Callable[[str], Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    optimizer: str,
+    when: str,
+    epoch: int,
 ) -> None:
-    config = tail(optimizer=optimizer)
-    whole = fitted(here, "whole", config)
     commit = History.commit
 
     def dying(self: History, arrays: Any) -> str:
@@ -203,7 +221,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         return uri
 
     monkeypatch.setattr(History, "commit", dying)
-    killed = here.plan("killed", config)
+    killed = here.plan("killed", tail(optimizer=optimizer))
     with pytest.raises(Killed):
         fit(killed)
     monkeypatch.setattr(History, "commit", commit)
@@ -213,11 +231,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert len(before) == done
     fit(killed)
     assert lines_of(killed)[:done] == before  # not trained again
-    check_same_state(whole, killed)
+    check_same_state(whole(optimizer), killed)
 
 
-def test_a_finished_run_is_left_as_it_is(here: Place) -> None:
-    plan = fitted(here, "run", tail(head_epochs=1, epochs=1))
+def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Plan]) -> None:
+    plan = whole("adamw")
     before = lines_of(plan)
     fit(plan)
     assert lines_of(plan) == before
