@@ -188,6 +188,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     assert resumed.report["weights_sha256"] == whole.report["weights_sha256"]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(job: Job, tmp_path: Path) -> None:
     """Also where nothing is decoded any more, as all is in the caches."""
     for side, first, each in (("Training", 0, 14), ("val", 14, 6)):

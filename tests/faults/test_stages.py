@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowers.model import backbones
 from tests.e2e.conftest import SMALL, Job, draw
-from tests.parity.runs import tiny_network
 
 # In the order of the data flow; the first two run in threads of their own.
 STAGES = [
@@ -40,13 +38,13 @@ def boom(*_: Any, **__: Any) -> None:
     raise RuntimeError("boom")
 
 
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_says_what_happened(job: Job, data: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The features are cached from one stage to the next, but for the stage that computes them.
     storage = data.parent / ("cold" if "Extractor" in stage else "runs")
     words = ("--data", data, *SMALL, "--epochs", 1, *(["--verbose"] if len(stage) % 2 else []))
     name = stage.rpartition(".")[2].strip("_")
-    monkeypatch.setattr(backbones, "build_backbone", tiny_network)  # the stages are the same
     with monkeypatch.context() as patch:
         patch.setattr(stage, boom)
         failed = job(storage, name, *words, code=1)

@@ -102,10 +102,10 @@ def test_features_do_not_depend_on_company(tmp_path: Path, engine: str) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_real_features_do_not_depend_on_company(shared: Path, tmp_path: Path, engine: str, precision: str) -> None:
     weights = shared / "weights" / "mobilenet_v2_224_no_top.weights.h5"
-    base = replace(SPEC, backbone="mobilenetv2", image_size=64, precision=precision, engine=engine)
+    base = replace(SPEC, backbone="mobilenetv2", image_size=96, precision=precision, engine=engine)
     specs = [replace(base, cut=cut, view=view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
-    part = extractor(build_backbone("mobilenetv2", str(weights), 64, precision), specs, tmp_path)
-    pixels = photos(BATCH + 4, 64)
+    part = extractor(build_backbone("mobilenetv2", str(weights), 96, precision), specs, tmp_path)
+    pixels = photos(BATCH + 4, 96)
     plain, flipped = check_independence(part, pixels), part.features(pixels[:, :, ::-1])
     kinds = [rows.dtype for rows in plain]
     assert kinds == [np.float32] * 2 + [np.float32 if precision == "float32" else BFLOAT16] * 2
