@@ -170,9 +170,9 @@ def test_the_reported_validation_is_that_of_the_saved_tail(here: Place, whole: C
         variable.assign(arrays[f"tail:{number}"])
     model = classifier.build_head(arrays["standardize:mean"], arrays["standardize:variance"], 3, 0.2)
     model.get_layer("logits").set_weights([arrays["head:0"], arrays["head:1"]])
-    whole = classifier.join(network, model)
+    joined = classifier.join(network, model)
     labels = np.array([CLASSES.index(label) for label in here.photos.labels("validation")])
-    check_summary(plan, Counts.of(labels, np.asarray(whole(here.photos.of("validation"), training=False))))
+    check_summary(plan, Counts.of(labels, np.asarray(joined(here.photos.of("validation"), training=False))))
 
 
 def check_summary(plan: Plan, counts: Counts) -> None:
