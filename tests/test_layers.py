@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -84,6 +85,7 @@ LATE = {
 }
 
 
+@functools.cache
 def sources(*tops: str) -> list[Path]:
     return sorted(path for top in tops for path in (ROOT / top).rglob("*.py"))
 
@@ -102,6 +104,7 @@ def imported(tree: ast.AST, package: list[str]) -> set[str]:
     return names
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     package = list(path.relative_to(ROOT).parent.parts)
     return imported(ast.parse(path.read_text(encoding="utf-8")), package)
@@ -113,6 +116,7 @@ def part_of(path: Path) -> str:
     return "" if first == "__init__.py" else first.removesuffix(".py")
 
 
+@functools.cache
 def parts() -> set[str]:
     return {part_of(path) for path in sources("flowers")} - {""}
 

@@ -30,8 +30,8 @@ def copies(photo: bytes) -> Iterator[tuple[str, bytes]]:
     width, height = image.size
     mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     yield "low quality", encoded(image, quality=30)
-    yield "PNG", encoded(image, "PNG")
-    yield "WebP", encoded(image, "WEBP", quality=40)
+    yield "PNG", encoded(image, "PNG", compress_level=1)
+    yield "WebP", encoded(image, "WEBP", quality=40, method=0)
     yield "half", encoded(image.resize((width // 2, height // 2)), quality=85)
     yield "twice", encoded(image.resize((2 * width, 2 * height)), quality=85)
     yield "thumbnail", encoded(image.resize((120, 120 * height // width)), quality=75)

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from flowers import cli
+from flowers.model import backbones
 from jobs.train import main
 from tests.conftest import start_ray
+from tests.parity.runs import tiny_network
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +89,12 @@ def job() -> Job:
         return Done(found, out.getvalue(), f"{text}\n" if text else "", storage / name)
 
     return run
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of this process build a network of hardly any weights, where what it computes is not what is tested."""
+    monkeypatch.setattr(backbones, "build_backbone", tiny_network)
 
 
 def draw(folder: Path, classes: int, each: int, first: int = 0) -> Path:

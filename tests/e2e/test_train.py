@@ -159,7 +159,7 @@ def test_finished_run_does_nothing_and_another_one_is_refused(job: Job, first: D
 
 def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done) -> None:
     storage, data = first.run.parent, first.run.parent.parent / "data"
-    options = ("--data", data, *SMALL, "--epochs", 150, "--patience", 0)
+    options = ("--data", data, *SMALL, "--epochs", 80, "--patience", 0)
     words = command(storage, "stopped", *options)
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
@@ -167,7 +167,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     try:
         metrics = storage / "stopped" / "metrics.jsonl"
         deadline = time.monotonic() + 120
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 20):
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 5):
             assert process.poll() is None, process.communicate()
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     assert "the same command goes on" in err
     assert "Traceback" not in err
     done = len(metrics.read_text().splitlines())
-    assert done < 150
+    assert done < 80
     resumed = job(storage, "stopped", *options)
     (after,) = re.findall(r"going on after epoch (\d+)", resumed.out)
     assert int(after) - done in (0, 1), "the checkpoint is written just before its line of metrics"
@@ -188,6 +188,7 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     assert resumed.report["weights_sha256"] == whole.report["weights_sha256"]
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(job: Job, tmp_path: Path) -> None:
     """Also where nothing is decoded any more, as all is in the caches."""
     for side, first, each in (("Training", 0, 14), ("val", 14, 6)):

@@ -7,6 +7,8 @@ import pytest
 
 from tests.e2e.conftest import SMALL, Job, draw
 
+pytestmark = pytest.mark.usefixtures("tiny")
+
 
 @pytest.mark.parametrize(
     ("arguments", "said"),

@@ -18,6 +18,7 @@ from flowers.config import TrainConfig
 from flowers.options import flag
 from tests.e2e.conftest import Done, Job, command, draw
 from tests.e2e.conftest import job as job
+from tests.e2e.conftest import tiny as tiny
 from tests.parity.runs import calibrated
 
 SIZE = 64

@@ -29,7 +29,7 @@ def test_killed_in_mid_epoch_and_then_while_a_checkpoint_is_written(
 
     with running(place.command("killed"), tmp_path / "2") as job:
         job.until(lambda: f"going on after epoch {first}" in job.out.read_text(), pause=0.05)
-        job.kill_while(lambda: progress.checkpoint() >= first and bool(progress.writing()), pause=0.0005)
+        job.kill_while(lambda: bool(progress.writing()) and progress.checkpoint() >= first, pause=0.0005)
     assert progress.writing()
     second = progress.checkpoint()
     assert first <= second < EPOCHS

@@ -38,6 +38,7 @@ def boom(*_: Any, **__: Any) -> None:
     raise RuntimeError("boom")
 
 
+@pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("stage", STAGES)
 def test_it_says_what_happened(job: Job, data: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The features are cached from one stage to the next, but for the stage that computes them.

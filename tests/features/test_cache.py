@@ -67,7 +67,8 @@ def by_hand(pixels: npt.NDArray[np.uint8], spec: FeatureSpec) -> npt.NDArray[Any
     return scaled.reshape(-1, SIZE // 2, 2, SIZE // 2, 2, 3).mean(axis=(2, 4)).reshape(len(seen), -1)
 
 
-def check_independence(part: FeatureExtractor, pixels: npt.NDArray[np.uint8]) -> None:
+def check_independence(part: FeatureExtractor, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+    """Returns the features."""
     whole = part.features(pixels)
     assert len(whole) == len(part.specs)
     slices = (0, 1), (5, 6), (3, 10), (0, BATCH), (1, BATCH + 1), (BATCH - 1, len(pixels))
@@ -77,6 +78,7 @@ def check_independence(part: FeatureExtractor, pixels: npt.NDArray[np.uint8]) ->
     for rows, backwards in zip(whole, part.features(pixels[::-1]), strict=True):
         np.testing.assert_array_equal(backwards, rows[::-1])
         assert len(np.unique(rows.astype(np.float64), axis=0)) == len(rows) == len(pixels)
+    return whole
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -104,10 +106,9 @@ def test_real_features_do_not_depend_on_company(shared: Path, tmp_path: Path, en
     specs = [replace(base, cut=cut, view=view) for cut in ("pool", "block_15_add") for view in ("plain", "flip")]
     part = extractor(build_backbone("mobilenetv2", str(weights), 96, precision), specs, tmp_path)
     pixels = photos(BATCH + 4, 96)
-    check_independence(part, pixels)
-    kinds = [rows.dtype for rows in part.features(pixels[:1])]
+    plain, flipped = check_independence(part, pixels), part.features(pixels[:, :, ::-1])
+    kinds = [rows.dtype for rows in plain]
     assert kinds == [np.float32] * 2 + [np.float32 if precision == "float32" else BFLOAT16] * 2
-    plain, flipped = part.features(pixels), part.features(pixels[:, :, ::-1])
     for number in (0, 2):
         np.testing.assert_array_equal(plain[number], flipped[number + 1])
         np.testing.assert_array_equal(plain[number + 1], flipped[number])

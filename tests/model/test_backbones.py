@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import sys
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +22,22 @@ from flowers.model.registry import BACKBONES
 from flowers.model.weights import weights_key
 
 pytestmark = pytest.mark.networks
-SIZES = {"mobilenetv2": 96, "resnet50v2": 64, "resnet50": 64, "convnexttiny": 64}
 # Keras puts the preprocessing into these, and into the wider ones of their kind.
 SCALING_THEMSELVES = ["mobilenetv3small", "efficientnetv2b0", "convnexttiny"]
 
 
 @pytest.fixture(scope="module")
-def built() -> dict[str, Any]:
-    """Some random float32 backbones."""
-    return {name: build_backbone(name, "random", size, "float32") for name, size in SIZES.items()}
+def built() -> Iterator[Callable[[str], Any]]:
+    """Random float32 backbones at 64 pixels or what they need, each built once; who changes one changes it back."""
+
+    @cache
+    def build(name: str) -> Any:
+        model = build_backbone(name, "random", max(BACKBONES[name].smallest, 64), "float32")
+        enliven(model.get_layer(name))
+        return model
+
+    yield build
+    build.cache_clear()
 
 
 def photos(size: int, count: int = 2) -> Any:
@@ -66,12 +75,14 @@ def check_against_keras(model: Any, body: Any, name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
-# The deep ResNets have the rows of the shallow ones, but for the number of blocks.
-@pytest.mark.parametrize("name", [name for name in BACKBONES if not name.startswith(("resnet101", "resnet152"))])
-def test_scaling_is_that_of_keras_applications(name: str) -> None:
-    size = max(BACKBONES[name].smallest, 64)
-    model, body = build_backbone(name, "random", size, "float32"), bare(name, size)
-    enliven(model.get_layer(name))
+# The deep ResNets have the rows of the shallow ones, but for the number of blocks; those that scale themselves are
+# compared in the next test.
+@pytest.mark.parametrize(
+    "name", [name for name in BACKBONES if not name.startswith(("resnet101", "resnet152", *SCALING_THEMSELVES))]
+)
+def test_scaling_is_that_of_keras_applications(built: Callable[[str], Any], name: str) -> None:
+    model = built(name)
+    body = bare(name, model.input_shape[1])
     body.set_weights(model.get_layer(name).get_weights())
     check_against_keras(model, body, name)
 
@@ -92,11 +103,12 @@ def test_weights_of_a_network_that_scales_itself_fit(tmp_path: Path, name: str, 
 @pytest.mark.parametrize(
     ("name", "precision"), [*((name, "float32") for name in SCALING_THEMSELVES), ("mobilenetv3small", "bfloat16")]
 )
-def test_a_saved_model_opens_in_plain_keras(tmp_path: Path, name: str, precision: str) -> None:
+def test_a_saved_model_opens_in_plain_keras(
+    built: Callable[[str], Any], tmp_path: Path, name: str, precision: str
+) -> None:
     import keras
 
-    network = build_backbone(name, "random", 64, precision)
-    enliven(network.get_layer(name))
+    network = built(name) if precision == "float32" else build_backbone(name, "random", 64, precision)
     depth = network.output_shape[-1]
     model = join(network, build_head(np.zeros(depth, np.float32), np.ones(depth, np.float32), 3, 0.5))
     model.get_layer("head").get_layer("logits").kernel.assign(np.random.default_rng(0).normal(size=(depth, 3)))
@@ -111,16 +123,19 @@ def test_a_saved_model_opens_in_plain_keras(tmp_path: Path, name: str, precision
     )  # grouped convolutions are added up in another order
 
 
-def test_random_weights_do_not_depend_on_the_global_generators(built: dict[str, Any], monkeypatch: Any) -> None:
+def test_random_weights_do_not_depend_on_the_global_generators(
+    built: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     import keras
 
+    first = built("mobilenetv2").get_weights()
     keras.utils.set_random_seed(99)
     before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
     calls = iter(range(10**9))
     monkeypatch.setattr(random, "randint", lambda low, high: next(calls))  # what another thread would do to it
-    again = build_backbone("mobilenetv2", "random", 96, "float32").get_weights()
+    again = build_backbone("mobilenetv2", "random", 64, "float32").get_weights()
     assert (random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()) == before
-    for ours, theirs in zip(built["mobilenetv2"].get_weights(), again, strict=True):
+    for ours, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     kernels = [value for value in again if value.ndim > 1]
     same = [value for value in kernels if value.shape == kernels[-1].shape]
@@ -133,11 +148,11 @@ def test_random_weights_do_not_depend_on_the_global_generators(built: dict[str, 
 
 
 @pytest.mark.parametrize("name", ["mobilenetv2", "resnet50v2", "convnexttiny"])
-def test_batch_normalization_stays_as_it_is(built: dict[str, Any], name: str) -> None:
-    model = built[name]
+def test_batch_normalization_stays_as_it_is(built: Callable[[str], Any], name: str) -> None:
+    model = built(name)
     head = build_head(np.zeros(model.output_shape[-1], np.float32), np.ones(model.output_shape[-1], np.float32), 3, 0.5)
     whole = join(model, head)
-    before, pixels = model.get_weights(), photos(SIZES[name])
+    before, pixels = model.get_weights(), photos(64)
     answer = np.asarray(model(pixels, training=False))
     for training in (True, False, None):
         np.testing.assert_array_equal(np.asarray(model(pixels, training=training)), answer)
@@ -147,8 +162,8 @@ def test_batch_normalization_stays_as_it_is(built: dict[str, Any], name: str) ->
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_weights_files_of_every_form(tmp_path: Path, built: dict[str, Any]) -> None:
-    model = built["mobilenetv2"]
+def test_weights_files_of_every_form(tmp_path: Path, built: Callable[[str], Any]) -> None:
+    model = built("mobilenetv2")
     body = model.get_layer("mobilenetv2")
     rng = np.random.default_rng(1)
     before = body.get_weights()
@@ -163,7 +178,7 @@ def test_weights_files_of_every_form(tmp_path: Path, built: dict[str, Any]) -> N
     finally:
         body.set_weights(before)
     for name in ("a.weights.h5", "legacy.h5", "body.keras", "whole.keras"):
-        loaded = build_backbone("mobilenetv2", str(tmp_path / name), 96, "float32")
+        loaded = build_backbone("mobilenetv2", str(tmp_path / name), 64, "float32")
         for ours, theirs in zip(marked, loaded.get_layer("mobilenetv2").get_weights(), strict=True):
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
@@ -180,13 +195,13 @@ def refused(name: str, weights: Path | str, size: int = 96, body: Any = None) ->
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
-def test_wrong_weights_files_are_refused_in_one_line(tmp_path: Path, built: dict[str, Any]) -> None:
-    body = built["mobilenetv2"].get_layer("mobilenetv2")
+def test_wrong_weights_files_are_refused_in_one_line(tmp_path: Path, built: Callable[[str], Any]) -> None:
+    body = built("mobilenetv2").get_layer("mobilenetv2")
     good, whole = tmp_path / "good.weights.h5", tmp_path / "good.keras"
     body.save_weights(good)
     body.save(whole)
-    mobile, residual = bare("mobilenetv2", 96), built["resnet50v2"].get_layer("resnet50v2")
-    before = [value.copy() for value in residual.get_weights()]
+    mobile, residual = bare("mobilenetv2", 64), built("resnet50v2").get_layer("resnet50v2")
+    before = residual.get_weights()
     for source in (good, whole):
         half = tmp_path / f"half-{source.name}"
         half.write_bytes(source.read_bytes()[: source.stat().st_size // 2])

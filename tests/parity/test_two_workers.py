@@ -9,10 +9,20 @@ import pytest
 
 from flowers.config import TrainConfig
 from flowers.model import backbones
-from tests.parity.runs import Place, apart, calibrated, drawn, fit, lines_of, newest, start_of
+from tests.parity.runs import Photos, Place, apart, calibrated, drawn, fit, lines_of, newest, start_of
 
 # Neither divides by the batch of 32, nor by two workers: the last batch leaves the second worker without a photo.
 TRAIN, VALIDATION, SIZE = 32 * 3 + 13, 41, 32
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Photos:
+    return drawn(TRAIN, VALIDATION, SIZE, light=40)
+
+
+@pytest.fixture(scope="module")
+def weights(drawings: Photos, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(calibrated(drawings.pixels[:64], tmp_path_factory.mktemp("weights") / "mobilenetv2.weights.h5"))
 
 
 @pytest.mark.usefixtures("ray")
@@ -26,11 +36,15 @@ TRAIN, VALIDATION, SIZE = 32 * 3 + 13, 41, 32
     ],
 )
 def test_two_workers_equal_one(
-    tmp_path: Path, precision: str, tail_learning_rate: float, limit: float, distance: float
+    tmp_path: Path,
+    drawings: Photos,
+    weights: str,
+    precision: str,
+    tail_learning_rate: float,
+    limit: float,
+    distance: float,
 ) -> None:
     """Three epochs of each phase, with all that takes part in a step."""
-    photos = drawn(TRAIN, VALIDATION, SIZE, light=40)
-    weights = str(calibrated(photos.pixels[:64], tmp_path / "mobilenetv2.weights.h5"))
     config = TrainConfig(
         backbone="mobilenetv2",
         weights=weights,
@@ -48,7 +62,7 @@ def test_two_workers_equal_one(
         tail_learning_rate=tail_learning_rate,
     )
     network = backbones.build_backbone("mobilenetv2", weights, SIZE, precision)
-    place = Place(tmp_path, photos, network)
+    place = Place(tmp_path, drawings, network)
     one = place.plan("one", config, precision=precision)
     two = place.plan("two", config, precision=precision, workers=2, worker_cpus=1)
     assert fit(one) == []
