@@ -16,7 +16,7 @@ from rich.console import Console
 from flowers import storage
 from flowers.bundle import LABELS, Bundle, load_bundle
 from flowers.config import ExportOptions
-from flowers.data import images
+from flowers.data import decoding, images
 from flowers.data.builtin.sample import draw_sample
 from flowers.errors import BadImage, GateNotMet, InputError, first_line
 from flowers.export import texts
@@ -115,7 +115,7 @@ class _Taken:
             try:
                 if isinstance(data, BadImage):
                     raise data
-                decoded.append(images.decode(data, bundle.image_size))
+                decoded.append(decoding.decode(data, bundle.image_size))
                 self.files.append(data)
             except BadImage:
                 bad += 1
