@@ -269,9 +269,10 @@ def publish(folder: str, uri: str, *, last: str, beside: str = "") -> None:
 def _publish_locally(folder: str, path: str) -> None:
     above = os.path.dirname(path)
     _make_folders(above)
-    for name in os.listdir(folder):
-        _sync(os.path.join(folder, name))
-    _sync(folder)
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(os.path.join(place, name))
+        _sync(place)
     old = f"{path}.{uuid.uuid4().hex}.old"
     if os.path.exists(path):
         os.replace(path, old)
