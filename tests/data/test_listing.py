@@ -36,7 +36,7 @@ def touch(path: Path | bytes) -> None:
 
 
 def listed(data: object, **options: Any) -> Listing:
-    return list_photos(str(data), **{"datasets": "unused", "per_class": None, "seed": 0, **options})
+    return list_photos(str(data), **{"datasets": f"{data}.datasets", "per_class": None, "seed": 0, **options})
 
 
 def rows(data: object, **options: Any) -> list[tuple[Any, ...]]:

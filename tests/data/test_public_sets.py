@@ -26,7 +26,7 @@ def photos(folder: Path, count: int = 3, form: str = "{}.jpg") -> None:
 
 
 def listed(data: Path, **options: Any) -> Listing:
-    return list_photos(str(data), **{"datasets": "unused", "per_class": None, "seed": 0, **options})
+    return list_photos(str(data), **{"datasets": f"{data}.datasets", "per_class": None, "seed": 0, **options})
 
 
 def counted(listing: Listing) -> Counter[tuple[Any, ...]]:
