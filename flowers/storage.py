@@ -235,7 +235,8 @@ def publish(folder: str, uri: str, *, last: str, beside: str = "") -> None:
     Where an old file would be overwritten before that, the old `last` is removed first.
 
     Args:
-        folder: a local directory, on the disk of a local `uri`; in an object store without sub-directories; it is gone afterwards.
+        folder: a local directory, on the disk of a local `uri`, for an object store without sub-directories; it is
+            gone afterwards.
         uri: the place to fill.
         last: the file whose presence says that the others are complete.
         beside: in an object store, a new folder in `uri` that takes all files but `last`: what was there stays whole

@@ -7,6 +7,7 @@ import ctypes
 import hmac
 import ipaddress
 import math
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
@@ -26,9 +27,9 @@ from serving.service import Overloaded, ServingError, TooLarge
 _OPEN = ("/page/", "/v2/health/")
 
 
-# A refusal waits so long. A client that comes back at once, a hundred of its kind beside it, could else keep a core
-# busy with refusals alone; waiting costs nothing.
-_REFUSAL_S = 0.025
+# A refusal waits so long, and longer from so many a second on, up to a little more than clients are told to wait. Those
+# that come back at once, hundreds of them, would else keep a core busy with refusals alone; waiting costs nothing.
+_REFUSAL_S, _MANY_REFUSALS, _LONGEST_REFUSAL_S = 0.025, 50, 2.0
 
 
 # When a request of so many bytes is answered, what it took is given back to the system.
@@ -80,6 +81,20 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
     return tokens
 
 
+class Refusals:
+    """How long a refusal waits: the more there are, the longer."""
+
+    def __init__(self) -> None:
+        self._rate = self._last = 0.0
+
+    def wait_s(self) -> float:
+        """Seconds for one that is to be sent now."""
+        now = time.monotonic()
+        self._rate = 1 + self._rate * math.exp(self._last - now)  # in the last second, more or less
+        self._last = now
+        return min(_LONGEST_REFUSAL_S, _REFUSAL_S * max(1.0, self._rate / _MANY_REFUSALS) ** 2)
+
+
 class RequestLimitsMiddleware:
     """ASGI middleware: refuses what is too large, too slow, too much or has no token.
 
@@ -94,6 +109,7 @@ class RequestLimitsMiddleware:
         self._tokens = read_tokens(options.tokens_file)
         self._admin = read_tokens(options.admin_token_file)
         self._hosts = options.hosts()
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -124,7 +140,7 @@ class RequestLimitsMiddleware:
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
                 if isinstance(error, Overloaded):
-                    await asyncio.sleep(_REFUSAL_S)
+                    await asyncio.sleep(self._refusals.wait_s())
                 set_error_code(scope, error)
                 response = error_response(path, error)
                 if isinstance(error, Unauthorized):

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
-from serving.http.middleware import RequestLimitsMiddleware, read_tokens
+from serving.http.middleware import Refusals, RequestLimitsMiddleware, read_tokens
 from serving.http.responses import error_response, route_path
 from serving.inference.admission import Admission
 from serving.options import ServeOptions
@@ -319,3 +319,15 @@ def test_a_request_for_another_host_is_refused(host: str, status: int) -> None:
 def test_any_host_is_served_where_none_is_named() -> None:
     assert ask({}, headers={"Host": "any.example"})[0] == 200
     assert ask({"allowed_hosts": "a.example,*"}, headers={"Host": "any.example"})[0] == 200
+
+
+def test_refusals_wait_the_longer_the_more_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    refusals = Refusals()
+    assert [refusals.wait_s() for _ in range(50)] == [0.025] * 50
+    waits = [refusals.wait_s() for _ in range(1000)]
+    assert waits == sorted(waits)
+    assert waits[-1] == 2.0
+    now += 10
+    assert refusals.wait_s() == 0.025
