@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import tempfile
 import zipfile
@@ -21,10 +20,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, Field, ValidationError
 
 from flowers import storage
 from flowers.data.images import CHANGES, DECODER_VERSION
@@ -37,6 +37,26 @@ MODEL, LABELS, MANIFEST = "model.keras", "labels.txt", "manifest.json"
 
 # How far a score of the engine may be from Keras' own: other kernels round otherwise.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
+
+
+class _File(BaseModel, strict=True):
+    """What a manifest says of a file of its bundle."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(default=0, ge=0)  # bundles of the first versions do not say
+
+
+class _Manifest(BaseModel, strict=True):
+    """What a manifest has to be, whoever wrote it; it may hold more. No name in it leads out of the bundle."""
+
+    decoder_version: str
+    classes: list[str] = Field(min_length=1)
+    image_size: int = Field(ge=1, le=4096)
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], _File] = Field(min_length=1)
+    folder: str = Field(default="", pattern="^(files-[0-9a-f]{16})?$")
+    precision: Literal["float32", "bfloat16"] = "float32"
+    saved: int = Field(default=1, ge=0)
+    check: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -291,24 +311,22 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise DamagedFile(f"{uri}/{MANIFEST} is not valid JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise InputError(f"the bundle {uri!r} has an unknown schema, required is {SCHEMA}")
-    absent = [name for name in ("decoder_version", "classes", "image_size", "files") if name not in manifest]
-    if absent:
-        raise DamagedFile(f"{uri}/{MANIFEST} lacks {', '.join(absent)}")
+    try:
+        _Manifest.model_validate(manifest)
+    except ValidationError as error:
+        found, *_ = error.errors(include_url=False)
+        place = ".".join(map(str, found["loc"]))
+        raise DamagedFile(f"{uri}/{MANIFEST} is none of a bundle: {place:.80}: {found['msg']}") from error
     if manifest["decoder_version"] not in ("1", *CHANGES):
         raise InputError(
             f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "
             f"{DECODER_VERSION}: it would see other pixels than it was trained on; train it again"
         )
     # Bundles of the first versions have no hash of their own.
-    if manifest.get("sha256", found := _sha256(manifest)) != found:
+    if manifest.get("sha256", actual := _sha256(manifest)) != actual:
         raise DamagedFile(
-            f"{uri}/{MANIFEST} was changed after it was saved: it says sha256 {manifest['sha256']}, not {found}"
+            f"{uri}/{MANIFEST} was changed after it was saved: it says sha256 {manifest['sha256']!s:.80}, not {actual}"
         )
-    if not re.fullmatch("(files-[0-9a-f]{16})?", str(manifest.get("folder", ""))):
-        raise DamagedFile(f"{uri}/{MANIFEST} names a folder that is none of a bundle: {manifest['folder']!r:.80}")
-    classes = manifest["classes"]
-    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise DamagedFile(f"{uri}/{MANIFEST} has no list of names as classes: {classes!r:.80}")
     return manifest
 
 

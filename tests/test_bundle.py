@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from flowers import bundle, storage
 from flowers.bundle import LABELS, MANIFEST, MODEL, load_bundle, save_bundle
@@ -133,7 +135,7 @@ def test_a_manifest_that_leads_elsewhere(saved: Path) -> None:
     manifest = json.loads((saved / MANIFEST).read_text())
     del manifest["sha256"]
     (saved / MANIFEST).write_text(json.dumps({**manifest, "folder": "../../secret"}))
-    with pytest.raises(DamagedFile, match="names a folder that is none of a bundle"):
+    with pytest.raises(DamagedFile, match="is none of a bundle: folder: "):
         load_bundle(str(saved))
 
 
@@ -237,8 +239,8 @@ def test_a_manifest_that_was_changed_is_not_believed(saved: Path, change: dict[s
     [
         (["daisy"], "3 outputs, and its manifest names 1"),
         (["a", "b", "c", "d"], "names 4"),
-        ("abc", "no list"),
-        ([1, 2, 3], "no list"),
+        ("abc", "classes: Input should be a valid list"),
+        ([1, 2, 3], "classes.0: Input should be a valid string"),
     ],
 )
 def test_as_many_classes_as_outputs(tmp_path: Path, classes: Any, words: str) -> None:
@@ -317,3 +319,41 @@ def test_where_there_is_no_bundle(saved: Path) -> None:
     for uri in (saved, saved.parent):
         with pytest.raises(InputError, match="there is no bundle"):
             load_bundle(str(uri))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.sampled_from(["schema", "decoder_version", "classes", "image_size", "files", "folder", "precision", "saved"]),
+    JSON,
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_manifest_is_a_bundle_or_one_line(saved: Path, key: str, value: Any, remove: bool) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    try:
+        changed = {name: old for name, old in manifest.items() if name not in (key, "sha256")}
+        (saved / MANIFEST).write_text(json.dumps(changed if remove else {**changed, key: value}))
+        bundle = load_bundle(str(saved))
+        said = f"{len(bundle.classes)} classes, {bundle.image_size} pixels, {bundle.size} bytes"
+    except FlowersError as error:
+        said = str(error)
+    finally:
+        (saved / MANIFEST).write_text(json.dumps(manifest))
+    assert len(said.splitlines()) == 1
+    assert len(said) < 600
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ".", ""])
+def test_a_file_that_a_manifest_names_elsewhere_is_not_touched(saved: Path, name: str) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    del manifest["sha256"]
+    manifest["files"][name] = {"sha256": "0" * 64, "bytes": 0}
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DamagedFile, match="is none of a bundle: files"):
+        load_bundle(str(saved))
