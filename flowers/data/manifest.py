@@ -273,17 +273,27 @@ def _paths(found: Sequence[str | None], folder: str) -> list[str | None]:
         if not os.path.splitext(storage.name(path))[1]:
             parent = storage.parent(path)
             if parent not in stems:
-                names = storage.names(parent)
-                stems[parent] = {os.path.splitext(name)[0]: name for name in names if _is_picture(name)}
+                stems[parent] = {os.path.splitext(name)[0]: name for name in _names(parent) if _is_picture(name)}
             name = storage.name(path)
             path = storage.join(parent, stems[parent].get(name, name)) if name in stems[parent] else path
         paths.append(path)
     return paths
 
 
+def _names(folder: str) -> list[str]:
+    """What lies in a folder; nothing where there is none: its photos are unreadable, each with its path."""
+    try:
+        return storage.names(folder)
+    except (OSError, ValueError, InputError):
+        return []
+
+
 def _from_label_studio(path: str) -> str:
     """A path as Label Studio serves it, as it lies on the disk."""
-    address = urlsplit(path)
+    try:
+        address = urlsplit(path)
+    except ValueError:  # brackets that hold no address
+        return path
     if address.path.endswith("/data/local-files/") and (local := parse_qs(address.query).get("d")):
         return local[0]
     if address.path.startswith("/data/upload/"):

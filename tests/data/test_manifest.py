@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -187,3 +188,37 @@ def test_an_address_that_chooses_who_is_asked_is_refused(tmp_path: Path, path: s
     with pytest.raises(InputError, match="of its choosing") as caught:
         read(tmp_path, "a.csv", f"path,label\n{path},rose\n")
     assert "word" not in str(caught.value)
+
+
+SEEDS = [
+    b"path,label\na.jpg,rose\nb.jpg,tulip\n",
+    b"\xef\xbb\xbfpath;label;split\r\na.jpg;rose;train\r\n",
+    b"a.jpg\trose\nb.jpg\ttulip\n",
+    b'{"path":"a.jpg","label":"rose"}\n{"path":"b.jpg","label":1}\n',
+    b'[{"image":"a.jpg","label":"r"},{"image":"b.jpg","label":null}]',
+    b'{"images":[{"id":1,"file_name":"a.jpg"}],"annotations":[{"image_id":1,"category_id":2}],'
+    b'"categories":[{"id":2,"name":"x"}]}',
+    b'[{"data":{"image":"/data/upload/1/a.jpg"},"annotations":[{"result":[{"value":{"choices":["rose"]}}]}]}]',
+    b"filename,daisy,rose\na.jpg,1,0\nb.jpg,0,1\n",
+]
+PIECES = [b",", b"\n", b'"', b"[", b"]", b"{", b"}", b"null", b"1e999", b"\0", b"\xff\xfe", b"../", b"s3://", b"NaN"]
+
+
+def test_any_bytes_are_rows_or_one_line(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for _ in range(1500):
+        data = bytearray(rng.choice(SEEDS))
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randint(0, len(data))
+            data[at : at + rng.choice((0, 0, 1, 8))] = rng.choice((*PIECES, bytes([rng.randrange(256)]), b""))
+        try:
+            read(tmp_path, rng.choice(("a.csv", "a.tsv", "a.json", "a.jsonl")), bytes(data))
+        except InputError as error:
+            said = str(error)
+            if "\n" in said:
+                pytest.fail(f"{bytes(data)!r}: {said}")
+
+
+@pytest.mark.parametrize("path", ["s3://[x/a", "b\0/a", "//", "a" * 300 + "/a"])
+def test_odd_paths_are_paths(tmp_path: Path, path: str) -> None:
+    assert read(tmp_path, "a.jsonl", json.dumps({"path": path, "label": "rose"}) + "\n")[0][0][1] == "rose"
