@@ -40,7 +40,7 @@ _RAY = {
 }
 # Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
 _SPARE_S = 5
-_LOOK_S = 1.0  # between looks at Ray
+_LOOK_S, _REFUSED_LOOKS = 1.0, 3  # between looks at Ray
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -105,7 +105,7 @@ def main(**values: Any) -> None:
         url = f"http://{_reachable(address.host)}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
-        _wait_for_the_end()
+        _wait_for_the_end(address if options.max_replicas else None)
         say("Stopping: what was accepted is answered.")
 
 
@@ -117,11 +117,14 @@ def _reachable(host: str) -> str:
     return f"[{plain.replace('%', '%25')}]" if ":" in plain else plain
 
 
-def _wait_for_the_end() -> None:
+def _wait_for_the_end(proxy: Address | None) -> None:
     """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once.
 
+    Args:
+        proxy: where Ray Serve's proxy listens, if there is one: Ray takes a minute to find out that it has ended.
+
     Raises:
-        FlowersError: Ray does not run any more, so that nothing would start a replica again.
+        FlowersError: Ray does not run any more, so that nothing would start a replica again, or the proxy has ended.
     """
     stop = threading.Event()
 
@@ -132,9 +135,25 @@ def _wait_for_the_end() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, told)
+    refused = 0
     while not stop.wait(_LOOK_S):
-        if what := lost():
+        what = lost()
+        refused = refused + 1 if proxy and _refuses(proxy) else 0
+        if refused == _REFUSED_LOOKS:
+            what = "Ray Serve's proxy"
+        if what:
             raise FlowersError(f"{what} has ended, so the server ends; whatever watches it should start it again")
+
+
+def _refuses(address: Address) -> bool:
+    """Whether nobody takes connections there."""
+    try:
+        socket.create_connection((_reachable(address.host).strip("[]"), address.port), timeout=_LOOK_S).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # it is busy
+        return False
+    return False
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from flowers.cluster.session import on_one_machine
 from flowers.errors import BadImage, InputError
 from serving.inference.admission import Admission
 from serving.inference.attempts import Attempts
@@ -38,6 +39,8 @@ class Classifier:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = ServeOptions(**options)
+        if on_one_machine():
+            _keep_to_this_machine()
         self.max_items = self.options.max_items
         self._wrong_tuning: str | None = None
         from serving.metrics import FOLDER, Metrics
@@ -167,7 +170,6 @@ class ListeningClassifier(Classifier):
 
     def __init__(self, options: dict[str, Any], host: str, port: int) -> None:
         super().__init__(options)
-        _keep_to_this_machine()
         from serving.http.app import build
         from serving.http.listener import Listener
 

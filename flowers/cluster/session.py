@@ -29,6 +29,15 @@ _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_NAME = 107
 
 
+# With "0" Ray listens at this machine's loopback address only, as it does on Windows.
+_CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+
+
+def on_one_machine() -> bool:
+    """Whether the Ray of this process, or the one whose worker it is, was started by `ray_session` for one machine."""
+    return os.environ.get(_CLUSTERS) == "0"
+
+
 def background(function: Callable[[], T], name: str) -> Future[T]:
     """Runs `function` in a daemon thread; its result or its error waits in the future."""
     future: Future[T] = Future()
@@ -173,8 +182,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
         FlowersError: Ray cannot be started or joined.
     """
     if not joined():
-        # Ray listens at this machine's loopback address only, as it does on Windows; read when Ray is imported.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault(_CLUSTERS, "0")  # read when Ray is imported
     import ray
     import ray.data
 
