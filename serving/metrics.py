@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from starlette.types import Message, Scope, Send
 
+from flowers.bundle import Bundle
 from serving.http.responses import error_code
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SCORES = tuple(tenth / 10 for tenth in range(1, 11))
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -25,6 +28,11 @@ FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 def default_folder(name: str) -> str:
     """Where the replicas of a model keep their counts on each machine, unless the variable `FOLDER` says otherwise."""
     return os.path.join(tempfile.gettempdir(), f"flowers-metrics-{os.getuid()}-{name}")
+
+
+def shown(label: str) -> str:
+    """The name of a class as UTF-8 can hold it."""
+    return label.encode("utf-8", "replace").decode()
 
 
 class Metrics:
@@ -62,7 +70,25 @@ class Metrics:
         self._failed = Gauge(
             "flowers_reload_failed", "1 while the newest version is refused.", registry=own, multiprocess_mode="livemax"
         )
+        self._predicted = Counter("flowers_predictions", "Photos by the class they got.", ("label",), registry=own)
+        self._score = Histogram("flowers_score", "Score of the class that a photo got.", buckets=_SCORES, registry=own)
+        self._expected = Gauge(
+            "flowers_validation_share",
+            "Share of validation photos by the class they got: what predictions are to be compared with.",
+            ("label",),
+            registry=own,
+            multiprocess_mode="livemax",
+        )
+        self._accuracy = Gauge(
+            "flowers_validation_accuracy", "Accuracy on validation photos.", registry=own, multiprocess_mode="livemax"
+        )
         self._own = own
+        self._compared: object = None
+
+    def prediction(self, label: str, score: float) -> None:
+        """Counts an answer."""
+        self._predicted.labels(shown(label)).inc()
+        self._score.observe(score)
 
     def batch(self, size: int, seconds: float) -> None:
         """Counts a batch."""
@@ -101,8 +127,20 @@ class Metrics:
         """Notes how this replica is now: any other one on the machine may be asked for it."""
         self._waiting.set(self._service.admission.waiting)
         self._held.set(self._service.admission.held)
-        self._version.set(self._service.versions.current.number)
+        model = self._service.versions.current
+        self._version.set(model.number)
         self._failed.set(self._service.versions.error is not None)
+        if model is not self._compared:
+            self._compared = model
+            self._compare_with(model.predictor.bundle)
+
+    def _compare_with(self, bundle: Bundle) -> None:
+        """Notes how a bundle did on the validation photos of its run."""
+        confusion = np.array(bundle.manifest.get("validation", {}).get("confusion_matrix", []), np.float64)
+        if confusion.shape == (len(bundle.classes),) * 2 and confusion.sum():
+            for label, share in zip(bundle.classes, confusion.sum(axis=0) / confusion.sum(), strict=True):
+                self._expected.labels(shown(label)).set(share)
+            self._accuracy.set(confusion.trace() / confusion.sum())
 
     def text(self) -> bytes:
         """All counts of this machine, in Prometheus' text format."""

@@ -95,6 +95,15 @@ class ServeOptions(OptionSet):
         pattern="^(/[A-Za-z0-9._~-]+)*$",
     )
 
+    sample_to: str | None = option(
+        None,
+        "Keep some photos, with what was answered, in this local folder, to label them. The page says so.",
+        group="Samples",
+        absent="none is kept",
+    )
+    sample_rate: float = option(0.01, "Share of photos to keep.", ge=0, le=1)
+    sample_max_bytes: int = option(1 << 30, "Bytes of all samples, at most.", ge=1)
+
     replicas: int = option(1, "Copies of the model to start with, and to keep at least.", group="Machine", ge=1)
     max_replicas: int | None = option(None, "Add replicas up to this number under load.", ge=1)
     cpus: float = option(0.0, "CPUs of a replica; 0 takes all of one machine, divided by the replicas.", ge=0)

@@ -21,6 +21,7 @@ from serving.inference.batching import Batcher
 from serving.inference.decoding import Decoders
 from serving.inference.versions import LoadedModel, Versions
 from serving.options import ServeOptions, Tuning
+from serving.sampling import Sampler
 from serving.service import Answer, BadRequest, ModelDescription, Refusal, UnknownVersion
 
 T = TypeVar("T")
@@ -48,6 +49,10 @@ class Classifier:
         self.versions = Versions(self.options, Attempts(os.environ[FOLDER]))
 
         self.metrics = Metrics(self)
+        folder = self.options.sample_to
+        self._sampler = (
+            Sampler(folder, self.options.sample_rate, self.options.sample_max_bytes) if folder is not None else None
+        )
         self.admission = Admission(self.options, self.versions.current.pace)
         self.metrics.update_gauges()
         tuning = self.options.tuning
@@ -106,6 +111,7 @@ class Classifier:
             image_size=bundle.image_size,
             manifest=bundle.manifest,
             last_reload_error=self.versions.error or self._wrong_tuning,
+            keeps_photos=self._sampler is not None,
         )
 
     @property
@@ -136,11 +142,15 @@ class Classifier:
         except BadImage as error:
             self.metrics.refusal(error.code)
             return Refusal(error.code, error.detail)
-        return await self._answer(model, pixels, 1000 * (time.perf_counter() - began))
+        answer = await self._answer(model, pixels, 1000 * (time.perf_counter() - began))
+        if self._sampler:
+            self._sampler.offer(photo, answer, model.number)
+        return answer
 
     async def _answer(self, model: LoadedModel, pixels: npt.NDArray[np.uint8], decode_ms: float) -> Answer:
         outputs = await self._batcher.run(model, pixels)
         prediction = model.predictor.prediction(outputs.probabilities, outputs.heat)
+        self.metrics.prediction(prediction.label, prediction.score)
         return Answer(
             **vars(prediction),
             queue_ms=outputs.queue_ms,

@@ -52,6 +52,7 @@ class ModelDescription:
         image_size: height and width of the input, in pixels.
         manifest: the bundle's manifest.
         last_reload_error: one line on the newest version that could not be loaded; None if the last attempt succeeded.
+        keeps_photos: whether some photos are kept.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ModelDescription:
     image_size: int
     manifest: dict[str, Any]
     last_reload_error: str | None
+    keeps_photos: bool = False
 
 
 class ServingError(Exception):

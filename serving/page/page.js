@@ -80,6 +80,7 @@ async function showModel(answering) {
   by("classes").hidden = few;
   by("classes").firstElementChild.textContent = "Names of the classes";
   by("classes").lastElementChild.textContent = classes.join(", ");
+  by("kept").hidden = !more.keeps_photos;
   by("reload").hidden = !more.last_reload_error;
   by("reload").textContent = `Version ${version} stays in use, as a newer one could not be loaded (${more.last_reload_error}).`;
 }

@@ -184,5 +184,6 @@ def _metadata(model: ModelDescription) -> dict[str, Any]:
             "image_size": model.image_size,
             "stored_versions": [str(version) for version in model.versions],
             "last_reload_error": model.last_reload_error,
+            "keeps_photos": model.keeps_photos,
         },
     }

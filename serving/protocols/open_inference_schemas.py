@@ -46,6 +46,7 @@ class ModelParameters(BaseModel):
     image_size: int
     stored_versions: list[str]
     last_reload_error: str | None
+    keeps_photos: bool
 
 
 class ModelMetadataResponse(BaseModel):

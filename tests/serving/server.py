@@ -30,11 +30,11 @@ LIMITS = (
 )
 
 
-def publish(models: Path, number: int, seed: int | None = None) -> Path:
-    """A version whose answers differ from those of the others."""
+def publish(models: Path, number: int, seed: int | None = None, **more: Any) -> Path:
+    """A version whose answers differ from those of the others; its manifest says `more`."""
     made = layered(SIZE, CLASSES, number if seed is None else seed)
     folder = models / "flowers" / str(number)
-    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}}, str(folder))
+    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}, **more}, str(folder))
     return folder
 
 

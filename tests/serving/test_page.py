@@ -116,6 +116,7 @@ class Site(ThreadingHTTPServer):
         self.most = 100  # files that a request may have
         self.version = 3
         self.reload_error: str | None = None
+        self.keeps_photos = False
         self.expected: set[str] = set()  # what the browser may complain of
         self.requests: list[tuple[str, dict[str, str], list[str]]] = []
 
@@ -149,7 +150,7 @@ class Site(ThreadingHTTPServer):
         return answer
 
     def model(self) -> dict[str, Any]:
-        parameters = {"classes": CLASSES, "last_reload_error": self.reload_error}
+        parameters = {"classes": CLASSES, "last_reload_error": self.reload_error, "keeps_photos": self.keeps_photos}
         return {"name": "flowers", "versions": [str(self.version)], "parameters": parameters}
 
 
@@ -583,6 +584,15 @@ def test_a_new_version_is_noticed(page: Page, photo: Path) -> None:
     page.settled(1)
     page.until(lambda: "version 4" in page.find("#model").text)
     assert "version 5: weights.npz is missing" in page.find("#reload").text
+
+
+def test_it_says_that_photos_are_kept(page: Page, photo: Path) -> None:
+    page.until(lambda: "version 3" in page.find("#model").text)
+    assert not page.find("#kept").is_displayed()
+    page.site.version, page.site.keeps_photos = 4, True
+    page.choose(photo)
+    page.settled(1)
+    page.until(lambda: "keeps some of the photos" in page.find("#kept").text)
 
 
 def test_csv(page: Page, photo: Path, broken: Path, tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_metadata(client: TestClient, url: str) -> None:
                 "image_size": SIZE,
                 "stored_versions": ["1", "2", "3"],
                 "last_reload_error": "version 4 is damaged",
+                "keeps_photos": False,
             },
         },
     )
