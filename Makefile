@@ -50,10 +50,10 @@ clean:  ## remove .venv, caches and build output (runs/ stays)
 $(VENV)/.audited: $(VENV)/.installed
 	@said=$$($(PY) -m pip_audit --no-deps --disable-pip --progress-spinner off --timeout 5 -r constraints.txt 2>&1); \
 	case "$$said" in \
-	  *"No known vulnerabilities"*) touch $@ ;; \
-	  *"known vulnerabilit"*) echo "$$said" >&2; exit 1 ;; \
-	  *) echo 'Advisories on the pinned versions could not be had: not checked.'; touch $@ ;; \
-	esac
+	  *"Found "*"known vulnerabilit"*) echo "$$said" >&2; exit 1 ;; \
+	  *"could not be audited"*|*Error*) echo 'Advisories on the pinned versions could not be had: not checked, or not all.' ;; \
+	esac; \
+	touch $@
 
 # The stamp is written last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt
