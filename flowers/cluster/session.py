@@ -182,7 +182,7 @@ def ray_session(verbose: bool) -> Iterator[None]:
         FlowersError: Ray cannot be started or joined.
     """
     if not joined():
-        os.environ.setdefault(_CLUSTERS, "0")  # read when Ray is imported
+        os.environ.setdefault(_CLUSTERS, "0")  # read when Ray is imported, also by its processes
     import ray
     import ray.data
 
