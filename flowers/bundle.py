@@ -87,6 +87,11 @@ class Bundle:
         return str(self.manifest.get("precision", "float32"))
 
     @property
+    def sha256(self) -> str:
+        """Hash of what its manifest says, which holds the hashes of its files: the same wherever it lies."""
+        return str(self.manifest.get("sha256") or _sha256(self.manifest))
+
+    @property
     def size(self) -> int:
         """Bytes of its files, as the manifest says."""
         return sum(int(file.get("bytes", 0)) for file in self.manifest["files"].values())

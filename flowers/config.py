@@ -295,6 +295,69 @@ class CheckOptions(DataOptions):
     verbose: bool = neutral(False, "Show what Ray logs.")
 
 
+class BulkOptions(OptionSet):
+    """A bundle, and the machine that runs it on many photos."""
+
+    bundle: Annotated[str, AfterValidator(_not_empty)] = deciding(
+        ..., "A run folder or a bundle, local or a URI.", group="What", required="a run folder or a bundle"
+    )
+    engine: Literal["auto", "openvino", "tensorflow"] = deciding(
+        "auto", "What runs the network: openvino or tensorflow; auto takes openvino on CPUs.", group="Machine"
+    )
+    actors: str = neutral(
+        "auto",
+        "Processes that run the network: 0 is the job's own process, N a pool of Ray actors; auto takes the pool where "
+        "there are several nodes or GPUs.",
+        required="auto or a number",
+        pattern="^(auto|[0-9]+)$",
+    )
+    max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)
+    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+        TrainConfig.model_fields["storage"].default,
+        "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
+    )
+    verbose: bool = neutral(False, "Show what Ray logs.")
+
+
+class PredictOptions(BulkOptions):
+    """How photos are predicted."""
+
+    data: Annotated[str, AfterValidator(_not_empty)] = deciding(
+        ...,
+        "Photos: a folder, however they lie in it, a photo, a manifest with a column path, an archive, or a URI of "
+        "these. Labels are not needed, and not looked at.",
+        group="Photos",
+        required="a folder, a photo, a manifest or an archive",
+    )
+    root: str | None = deciding(
+        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+    )
+    out: Annotated[str, AfterValidator(_not_empty)] = neutral(
+        ..., "Folder or URI to write to.", group="Result", required="a folder or a URI"
+    )
+    format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
+    top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
+    scores: bool = deciding(False, "Write the scores of all classes, too.")
+    update: bool = neutral(False, "Predict the photos that were added since --out was complete.")
+    part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
+    sort_into: str | None = neutral(
+        None, "Copy each photo into a folder of its predicted class below this folder or URI.", group="Sorting"
+    )
+    link: bool = neutral(False, "Make symbolic links in --sort-into, not copies.")
+    min_score: float | None = neutral(
+        None, "Photos of lower scores go into unsure/ in --sort-into.", absent="none go there", ge=0, le=1
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.sort_into is None and (self.link or self.min_score is not None):
+            name = "link" if self.link else "min_score"
+            raise wrong(name, getattr(self, name), "also --sort-into, as it says how photos are sorted there")
+        if self.link and any(storage.is_remote(uri) for uri in (self.sort_into or "", self.data)):
+            raise wrong("link", True, "photos and --sort-into on a disk; leave it out for a bucket")
+        return self
+
+
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
-from flowers.cluster.placement import Node, place
+from flowers.cluster.placement import Node, actor_cpus, network_actors, place, reading_tasks
 from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
@@ -163,9 +163,8 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         InputError: options that do not fit the cluster, the backbone or each other.
     """
     gpus = gpu_count(facts.nodes)
-    cpus = int(sum(node.cpus for node in facts.nodes))
     placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, facts.nodes)
-    actors = _feature_actors(config, len(facts.nodes), gpus)
+    actors = network_actors(config.feature_actors, len(facts.nodes), gpus)
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
@@ -178,8 +177,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         precision=precision,
         precision_reason=precision_reason,
         engine=facts.engine[0],
-        # Where the network runs in this process it takes all CPUs: half of them, at Ray's low priority, feed it.
-        readers=cpus if actors else max(1, cpus // 2),
+        readers=reading_tasks(facts.nodes, actors),
         workers=placement.workers,
         nodes=len(facts.nodes),
         worker_cpus=placement.cpus,
@@ -194,22 +192,12 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     )
 
 
-def _feature_actors(config: TrainConfig, nodes: int, gpus: int) -> int:
-    """Actors that run the frozen network; 0 runs it in this process, which is faster on one machine without GPUs."""
-    if config.feature_actors != "auto":
-        return int(config.feature_actors)
-    if gpus > 1 or (gpus and nodes > 1):
-        return gpus
-    return nodes if nodes > 1 else 0
-
-
 def _feature_cpus(config: TrainConfig, facts: Facts, actors: int) -> int:
-    """CPUs for the network in each actor: half of all, the others read and decode. This process shares all of its."""
+    """CPUs for the network in each actor; this process shares all of its."""
     if not actors:
         alone = config.workers in ("auto", "1")
         return (config.cpus_per_worker if alone else None) or facts.cpus
-    cpus = [int(node.cpus) for node in facts.nodes if node.cpus >= 1]
-    return max(1, min(min(cpus, default=1) // 2, sum(cpus) // (2 * actors)))
+    return actor_cpus(facts.nodes, actors)
 
 
 def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) -> tuple[bool, bool, str]:

@@ -7,13 +7,30 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Speed(TextColumn):
+    """Images a second."""
+
+    def render(self, task: Task) -> Text:
+        """See `TextColumn`."""
+        return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
 
 
 @contextmanager
-def progress_bar(out: Console, what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on a terminal, nothing elsewhere; yields the function that moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def progress_bar(out: Console, what: str, total: int, speed: bool = False) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on a terminal, nothing elsewhere; yields the function that moves it on.
+
+    Args:
+        out: the terminal.
+        what: stands before the bar.
+        total: steps to the end.
+        speed: whether it says how many images a second it moves.
+    """
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    columns += [_Speed("")] if speed else []
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)

@@ -13,6 +13,20 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
+# What a spreadsheet takes for the start of a formula (OWASP, "CSV Injection").
+_FORMULA = "[=+\\-@\t\r\n＝＋－＠]"
+
+
+def spreadsheet_safe(text: str) -> str:
+    """Text for a cell of a CSV file: before what a spreadsheet would take for a formula stands a single quote."""
+    return f"'{text}" if re.match(f"'*{_FORMULA}", text) else text
+
+
+def spreadsheet_text(cell: str) -> str:
+    """The text that `spreadsheet_safe` was given."""
+    return cell[1:] if re.match(f"'+{_FORMULA}", cell) else cell
+
+
 # Parts of an address that let whoever reads it in.
 _USER = re.compile(r"(?<=://)[^/?#@]*@")
 _SECRET_OPTION = re.compile(

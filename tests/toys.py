@@ -121,3 +121,10 @@ def coloured(folder: Path, labels: Sequence[str], each: int, size: int = 12) -> 
             Image.fromarray(pixels).save(path)
             found[path] = label
     return found
+
+
+def saved_by_colour(folder: Path, classes: list[str], size: int = 8) -> Path:
+    """The bundle of `by_colour`, on the disk."""
+    bundle = by_colour(size, classes)
+    save_bundle(bundle.model, {"classes": classes, "image_size": size, "backbone": "none"}, str(folder))
+    return folder

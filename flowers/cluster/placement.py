@@ -95,6 +95,36 @@ def place(
     return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
 
 
+def network_actors(wanted: str, nodes: int, gpus: int) -> int:
+    """Actors that run a network; 0 runs it in the job's process, which is faster on one machine without GPUs.
+
+    Args:
+        wanted: a number, or "auto".
+        nodes: of the cluster.
+        gpus: whole ones, of the cluster.
+    """
+    if wanted != "auto":
+        return int(wanted)
+    if gpus > 1 or (gpus and nodes > 1):
+        return gpus
+    return nodes if nodes > 1 else 0
+
+
+def actor_cpus(nodes: Sequence[Node], actors: int) -> int:
+    """CPUs for the network in each of some actors: half of all, the others read and decode."""
+    cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
+    return max(1, min(min(cpus, default=1) // 2, sum(cpus) // (2 * actors)))
+
+
+def reading_tasks(nodes: Sequence[Node], actors: int) -> int:
+    """Tasks that read and decode at once.
+
+    Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it.
+    """
+    cpus = int(sum(node.cpus for node in nodes))
+    return cpus if actors else max(1, cpus // 2)
+
+
 def _room(node: Node, cpus: int, gpus: float) -> int:
     """How many workers fit on a node. Ray gives each a part of one GPU or whole ones, never parts of two."""
     room = int(node.cpus // cpus)

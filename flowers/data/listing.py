@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import stat
@@ -50,6 +51,7 @@ class Listing:
         drawn: whether the pictures are drawn ones.
         notes: what was understood of its folders, a line each.
         warnings: what looks wrong with its folders, a line each.
+        folder: the folder that was walked; None where a manifest lists the files.
     """
 
     source: str
@@ -58,6 +60,7 @@ class Listing:
     drawn: bool = False
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 def list_photos(
@@ -90,6 +93,61 @@ def list_photos(
     Raises:
         InputError: no such place, not a manifest, no photos, one class only, or a class of one file.
     """
+    found = list_files(
+        data, datasets=datasets, layout=layout, runs=runs, run_files=run_files, root=root, class_names=class_names
+    )
+    table, folder = found.table, found.folder
+    if per_class is not None:
+        table = _subset(table, per_class, seed)
+    if table.num_rows == 0 or table["label"].null_count == table.num_rows:
+        raise no_photos(found, data)
+    check_classes(table)
+    if group_by is not None:
+        below = [unquote(storage.relative(path, folder)) if folder else path for path in table["path"].to_pylist()]
+        groups = from_paths(below, table["label"].to_pylist(), group_by)
+        table = table.set_column(LISTING.get_field_index("group"), "group", pa.array(groups, pa.string()))
+    warnings = (*found.warnings, *look_alikes(sorted(set(table["label"].drop_null().to_pylist()))))
+    return dataclasses.replace(found, table=table, warnings=warnings)
+
+
+def no_photos(found: Listing, data: str) -> InputError:
+    """The error of a source without labelled photos."""
+    return InputError(
+        f"--data: found no photos in {data!r} ({found.listed} files); "
+        + (
+            "put the photos of each class into a sub-folder of its own"
+            if found.folder
+            else "give each a path and a label"
+        )
+    )
+
+
+def list_files(
+    data: str,
+    *,
+    datasets: str,
+    labelled: bool = True,
+    layout: str = "auto",
+    runs: str | None = None,
+    run_files: frozenset[str] = frozenset(),
+    root: str | None = None,
+    class_names: str | None = None,
+) -> Listing:
+    """Lists a source, whatever it holds.
+
+    Args:
+        data: as the option ``--data``; without labels also a single photo.
+        datasets: local folder in which named sets and what was unpacked are kept.
+        labelled: whether folders and columns name classes; else nobody looks at them, and no row has a label.
+        layout: as the option ``--layout``.
+        runs: storage of runs, absolute: it may lie among the photos, and holds none.
+        run_files: names of files that make a folder a run, wherever it lies.
+        root: folder that relative paths of a manifest start at; None takes the manifest's.
+        class_names: file with the names of a manifest's numbered classes.
+
+    Raises:
+        InputError: no such place, or not a manifest.
+    """
     drawn = data == "sample"
     notes, warnings = list[str](), list[str]()
     folder = None
@@ -111,9 +169,11 @@ def list_photos(
         if kind == pafs.FileType.Directory:
             folder = source
         elif path.lower().endswith(manifest.SUFFIXES):
-            rows, said = manifest.read_manifest(source, root and storage.absolute(root), class_names)
+            rows, said = manifest.read_manifest(source, root and storage.absolute(root), class_names, labelled)
             notes += said
             table = _table(rows)
+        elif not labelled and os.path.splitext(path)[1].lower() in _LIKE_A_PHOTO - {""}:
+            table = _table([(source, None, None, None, None, None)])
         else:
             raise InputError(
                 f"--data: received the file {data!r}, required is a folder, a manifest "
@@ -122,27 +182,9 @@ def list_photos(
     if folder:
         if root or class_names:
             raise InputError(f"--root and --class-names belong to a manifest, {data!r} is a folder; leave them out")
-        table, said, warnings = _list_folder(folder, layout, runs, run_files)
+        table, said, warnings = _list_folder(folder, layout if labelled else None, runs, run_files)
         notes += said
-    listed = table.num_rows
-    if per_class is not None:
-        table = _subset(table, per_class, seed)
-    if table.num_rows == 0 or table["label"].null_count == table.num_rows:
-        raise InputError(
-            f"--data: found no photos in {data!r} ({listed} files); "
-            + (
-                "put the photos of each class into a sub-folder of its own"
-                if folder
-                else "give each a path and a label"
-            )
-        )
-    check_classes(table)
-    if group_by is not None:
-        below = [unquote(storage.relative(path, folder)) if folder else path for path in table["path"].to_pylist()]
-        groups = from_paths(below, table["label"].to_pylist(), group_by)
-        table = table.set_column(LISTING.get_field_index("group"), "group", pa.array(groups, pa.string()))
-    warnings += look_alikes(sorted(set(table["label"].drop_null().to_pylist())))
-    return Listing(source, table, listed, drawn, tuple(notes), tuple(warnings))
+    return Listing(source, table, table.num_rows, drawn, tuple(notes), tuple(warnings), folder)
 
 
 def listing_of(rows: pa.Table) -> pa.Table:
@@ -160,12 +202,17 @@ class _Found:
 
 
 def _list_folder(
-    root: str, layout: str, runs: str | None, run_files: frozenset[str]
+    root: str, layout: str | None, runs: str | None, run_files: frozenset[str]
 ) -> tuple[pa.Table, list[str], list[str]]:
-    """All files below `root`; what was understood of its folders, and warnings about them."""
+    """All files below `root`; what was understood of its folders, and warnings about them.
+
+    Without a layout folders mean nothing, and no file has a label.
+    """
     remote = storage.is_remote(root)
     found = _without_runs(_walk_remote(root) if remote else _walk_local(root), root, runs, run_files)
     split = [(relative, tuple(relative.split("/")), problem) for relative, problem in found.files]
+    if layout is None:
+        return _table(_plain_row(root, remote, *row) for row in split), [], []
     photos = [parts for _, parts, problem in split if problem is None and left_beside(parts) is None]
     named = [parts for parts in photos if os.path.splitext(parts[-1])[1].lower() in _LIKE_A_PHOTO]
     understood = understand(named or photos, layout, f"--data {root}")
@@ -192,6 +239,13 @@ def _list_folder(
             empty.add(label)
     warnings = [f"class folders without a file: {few(sorted(empty))}; left out"] if empty else []
     return _table(rows), notes, warnings
+
+
+def _plain_row(root: str, remote: bool, relative: str, parts: tuple[str, ...], problem: str | None) -> manifest.Row:
+    """A file of a folder whose folders mean nothing."""
+    hidden = left_beside(parts) if problem is None else None
+    code = "unreadable" if problem is not None else "hidden" if hidden is not None else None
+    return storage.join(root, quote(relative) if remote else relative), None, None, None, code, problem or hidden
 
 
 def _without_runs(found: _Found, root: str, runs: str | None, run_files: frozenset[str]) -> _Found:

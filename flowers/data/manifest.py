@@ -67,13 +67,16 @@ class _Table:
     lines: list[str] = field(default_factory=list)
 
 
-def read_manifest(source: str, root: str | None = None, class_names: str | None = None) -> tuple[list[Row], list[str]]:
+def read_manifest(
+    source: str, root: str | None = None, class_names: str | None = None, labelled: bool = True
+) -> tuple[list[Row], list[str]]:
     """The files that a manifest lists, in its order.
 
     Args:
         source: the manifest.
         root: folder that relative paths start at; None takes the manifest's.
         class_names: file with the names of numbered classes: one a line, "number name", or JSON.
+        labelled: whether labels count; else only paths do, each once.
 
     Returns:
         Rows, and lines that say what was understood of the columns.
@@ -87,9 +90,16 @@ def read_manifest(source: str, root: str | None = None, class_names: str | None 
         raise InputError(f"--data: {source} cannot be read: {first_line(error)}") from error
     if not table.rows:
         raise InputError(f"--data: {source} has no rows; {_REQUIRED}")
-    roles, notes = _roles(source, table)
-    labels = _labels(source, table, roles, class_names)
+    roles, notes = _roles(source, table, labelled)
     paths = _paths([_cell(row, roles.path) for row in table.rows], root or storage.parent(source))
+    if not labelled:
+        for cells, line, path in zip(table.rows, table.lines, paths, strict=True):
+            if path is None:
+                raise InputError(
+                    f"--data: {line} of {source} has no path: {_shown(cells)}; required is one in each row"
+                )
+        return [(path, None, None, None, None, None) for path in dict.fromkeys(paths)], notes
+    labels = _labels(source, table, roles, class_names)
     rows: list[Row] = []
     for cells, line, path, label in zip(table.rows, table.lines, paths, labels, strict=True):
         if path is None:
@@ -118,10 +128,10 @@ class _Roles:
     one_hot: tuple[int, ...] = ()
 
 
-def _roles(source: str, table: _Table) -> tuple[_Roles, list[str]]:
+def _roles(source: str, table: _Table, labelled: bool) -> tuple[_Roles, list[str]]:
     width = max(len(row) for row in table.rows)
     if not table.names:
-        return _roles_by_content(source, table, width), [
+        return _roles_by_content(source, table, width, labelled), [
             "the manifest has no header: columns are known by what they hold"
         ]
     plain = [_plain(name) for name in table.names]
@@ -137,6 +147,9 @@ def _roles(source: str, table: _Table) -> tuple[_Roles, list[str]]:
             found[role] = candidates[0][1]
     if "path" not in found:
         found |= _path_column(table)
+    if not labelled and "path" in found:
+        name = table.names[found["path"]]
+        return _Roles(found["path"]), [] if name.strip().casefold() == "path" else [f"path is the column {name!r}"]
     rest = [column for column in range(len(plain)) if column not in found.values()]
     one_hot: tuple[int, ...] = ()
     if "label" not in found and len(rest) == 1:
@@ -178,12 +191,14 @@ def _path_column(table: _Table) -> dict[str, int]:
     return {"path": columns[0]} if len(columns) == 1 else {}
 
 
-def _roles_by_content(source: str, table: _Table, width: int) -> _Roles:
+def _roles_by_content(source: str, table: _Table, width: int, labelled: bool) -> _Roles:
     found = _path_column(table)
     if not found:
         raise InputError(
             f"--data: the first row of {source} is {_shown(table.rows[0])}; {_REQUIRED}, with a header that names them"
         )
+    if not labelled:
+        return _Roles(found["path"])
     rest = [column for column in range(width) if column not in found.values()]
     if len(rest) > 1:
         sides = [column for column in rest if all(side_of(_cell(row, column) or "train") for row in table.rows)]
@@ -336,7 +351,8 @@ def _decoded(data: bytes) -> str:
 def _of_text(text: str) -> _Table:
     sample = [line for line in text.splitlines()[:50] if line.strip()]
     delimiter = max(_DELIMITERS, key=lambda mark: (sum(mark in line for line in sample), mark == ","))
-    if not any(delimiter in line for line in sample) and all(len(line.split()) == 2 for line in sample):
+    blank = all(len(line.split()) == 2 and not _is_picture(line.split()[1]) for line in sample)
+    if not any(delimiter in line for line in sample) and blank:
         delimiter = " "  # path and label, as in ImageNet's lists
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows, lines = list[list[str | None]](), list[str]()
@@ -360,13 +376,15 @@ def _of_text(text: str) -> _Table:
 
 
 def _of_json(found: Any) -> _Table:
-    """COCO's form, Label Studio's exports, a list of objects, or an object from paths to labels."""
+    """COCO's form, Label Studio's exports, a list of objects or of paths, or an object from paths to labels."""
     if isinstance(found, dict) and {"images", "annotations", "categories"} <= found.keys():
         return _of_coco(found)
     if isinstance(found, dict) and all(isinstance(value, str | int) for value in found.values()):
         return _numbered(["path", "label"], [[path, str(label)] for path, label in found.items()], "entry")
     if isinstance(found, list) and found and all(isinstance(task, dict) and "annotations" in task for task in found):
         return _numbered(["path", "label"], [_of_task(task) for task in found], "task")
+    if isinstance(found, list) and found and all(isinstance(path, str) for path in found):
+        return _numbered(["path"], [[path] for path in found], "entry")
     if isinstance(found, list) and all(isinstance(record, dict) for record in found):
         return _of_records(found, [f"entry {number}" for number in range(1, len(found) + 1)])
     raise ValueError("it is neither a list of objects, nor from paths to labels, nor COCO's or Label Studio's form")

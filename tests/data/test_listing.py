@@ -16,7 +16,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data.listing import LISTING, Listing, list_photos
+from flowers.data.listing import LISTING, Listing, list_files, list_photos
 from flowers.errors import InputError
 
 
@@ -450,3 +450,41 @@ def test_the_named_set_sample(tmp_path: Path) -> None:
     assert set(Counter(listing.table["label"].to_pylist()).values()) == {40}
     assert listing.table["code"].null_count == 200
     assert all(os.path.isfile(path) for path in listing.table["path"].to_pylist())
+
+
+def unlabelled(data: object, **options: Any) -> list[tuple[str, str | None]]:
+    """Names and codes of what is listed where labels do not count."""
+    table = list_files(str(data), datasets="unused", labelled=False, **options).table
+    assert table["label"].null_count == table["split"].null_count == table.num_rows
+    return [
+        (storage.name(path), code)
+        for path, code in zip(*map(pa.ChunkedArray.to_pylist, table.columns[::4]), strict=True)
+    ]
+
+
+def test_without_labels_folders_mean_nothing(folder: Path) -> None:
+    (folder / "roses").rename(folder / "train")  # half a split on disk, which training would ask about
+    touch(folder / "flat.jpg")
+    touch(folder / "@eaDir" / "flat.jpg")
+    names = [("0.jpg", None), ("1.jpg", None), ("2.jpg", None)]
+    assert unlabelled(folder) == [("flat.jpg", None), ("flat.jpg", "hidden"), *names, *names]
+    assert unlabelled(folder / "flat.jpg") == [("flat.jpg", None)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "a 1.jpg\nb 2.jpg\n"),
+        ("a.csv", "Image,Width\na 1.jpg,5\nb 2.jpg,6\na 1.jpg,7\n"),
+        ("a.csv", "path,label,split\na 1.jpg,,whatever\nb 2.jpg,x,\n"),
+        ("a.json", '["a 1.jpg", "b 2.jpg"]'),
+        ("a.jsonl", '{"path": "a 1.jpg"}\n{"path": "b 2.jpg"}\n'),
+    ],
+)
+def test_a_manifest_of_paths_alone(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert unlabelled(tmp_path / name) == [("a 1.jpg", None), ("b 2.jpg", None)]
+    (tmp_path / name).write_text("path,label\n,rose\n")
+    if name == "a.csv":
+        with pytest.raises(InputError, match=r"line 2 of .* has no path"):
+            unlabelled(tmp_path / name)

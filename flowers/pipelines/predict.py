@@ -1,0 +1,175 @@
+"""Bulk prediction: from photos to files of predictions, and to folders by predicted class."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.markup import escape
+
+from flowers import locks, runs, storage
+from flowers.bundle import load_bundle
+from flowers.cluster.session import joined, ray_session
+from flowers.config import PredictOptions
+from flowers.data.listing import Listing, list_files
+from flowers.errors import InputError
+from flowers.options import wrong
+from flowers.prediction.folders import Folders, sort_into
+from flowers.prediction.parts import Predictions, lock_of, predicted, read_part
+from flowers.prediction.scorer import Machine, Scorer
+from flowers.progress import progress_bar
+from flowers.text import plain
+
+
+@dataclass
+class Predicted:
+    """What was done.
+
+    Attributes:
+        files: of the source.
+        errors: files that are no usable photo, of those that were looked at now.
+        looked: files that were looked at now.
+        seconds: that took, from the first file to the last.
+        waiting: files that were added since all was complete, and wait for --update.
+        example: what is wrong with a bad file.
+    """
+
+    files: int
+    errors: int = 0
+    looked: int = 0
+    seconds: float = 0.0
+    waiting: int = 0
+    example: str = ""
+
+
+def predict(options: PredictOptions, out: Console) -> Predicted:
+    """Predicts every file of a source that has no prediction yet.
+
+    Args:
+        options: which photos, by which bundle, and where predictions go.
+        out: where progress is printed.
+
+    Raises:
+        InputError: there are no photos, no bundle, or the target is of other options.
+    """
+    bundle = load_bundle(storage.absolute(options.bundle))
+    listing = _listing(options)
+    target = Predictions(storage.absolute(options.out), options.format)
+    identity = {"--bundle": bundle.sha256, "--data": listing.source} | {
+        f"--{name.replace('_', '-')}": getattr(options, name)
+        for name in ("format", "top", "scores", "engine", "max_pixels")
+    }
+    if cluster := joined():
+        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    with _held(target), storage.enough_space(target.uri):
+        target.open(identity, runs.now())
+        complete = storage.exists(target.summary)
+        todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
+        found = Predicted(listing.table.num_rows)
+        if complete and not options.update:
+            found.waiting, todo = todo.num_rows, todo.slice(0, 0)
+        if todo.num_rows:
+            storage.delete_file(target.summary)
+        if todo.num_rows or options.sort_into:
+            with ray_session(options.verbose):
+                from flowers.cluster.nodes import cluster_nodes
+
+                machine = Machine.of(cluster_nodes(), options.engine, options.actors)
+                _predict(options, Scorer(bundle, machine, options.max_pixels), todo, target, found, out)
+                if options.sort_into:
+                    _sort(options, target, out)
+        if not complete or todo.num_rows:
+            target.finish({"files": found.files, "finished": runs.now(), "bundle": bundle.uri})
+    return found
+
+
+def _listing(options: PredictOptions) -> Listing:
+    """All files of the source but those that this job writes."""
+    local = "~/.cache/flowers" if storage.is_remote(options.storage) else options.storage
+    found = list_files(
+        options.data,
+        datasets=storage.join(storage.absolute(local), "datasets"),
+        labelled=False,
+        root=options.root,
+        runs=storage.absolute(options.storage),
+        run_files=runs.FILES,
+    )
+    table = found.table
+    for name, written in (("out", options.out), ("sort_into", options.sort_into)):
+        if written is None:
+            continue
+        uri = storage.absolute(written)
+        if uri == found.source:
+            raise wrong(name, written, "another folder than that of the photos")
+        ours = pc.or_(pc.starts_with(table["path"], storage.join(uri, "")), pc.equal(table["path"], lock_of(uri)))
+        table = table.filter(pc.invert(ours))
+    if not table.num_rows:
+        raise InputError(
+            f"--data: found no files in {options.data!r}; give a folder, a photo, a manifest or an archive"
+        )
+    return Listing(found.source, table, table.num_rows)
+
+
+@contextmanager
+def _held(target: Predictions) -> Iterator[None]:
+    """Keeps all other processes from writing predictions into the folder."""
+    try:
+        storage.make_folder(storage.parent(target.uri))
+        with locks.hold(lock_of(target.uri)):
+            yield
+    except locks.InUse as error:
+        raise InputError(
+            f"--out: {target.uri} is in use by {error}; wait until that ends, or choose another --out"
+        ) from error
+    except OSError as error:
+        raise InputError(f"--out: {target.uri} cannot be written: {error.strerror or error}") from error
+
+
+def _predict(
+    options: PredictOptions, scorer: Scorer, todo: pa.Table, target: Predictions, found: Predicted, out: Console
+) -> None:
+    """Writes parts of all files in `todo`, the last one of fewer than the others."""
+    waiting: list[pa.Table] = []
+    numbers = itertools.count(target.next())
+    began = time.monotonic()
+
+    def write(rows: int) -> None:
+        table = pa.concat_tables(waiting)
+        part, rest = table.slice(0, rows), table.slice(rows)
+        waiting[:] = [rest] if rest.num_rows else []
+        errors = part["error"].drop_null()
+        target.write(next(numbers), part)
+        found.looked += part.num_rows
+        found.errors += len(errors)
+        if len(errors) and not found.example:
+            found.example = f"{part.filter(pc.is_valid(part['error']))['path'][0]}: {errors[0]}"
+        found.seconds = time.monotonic() - began
+
+    with progress_bar(out, "reading, decoding, predicting", todo.num_rows, speed=True) as advance:
+        for table in scorer.tables(todo):
+            waiting.append(predicted(table, scorer.bundle.classes, options.top, options.scores))
+            advance(table.num_rows)
+            while sum(one.num_rows for one in waiting) >= options.part_photos:
+                write(options.part_photos)
+        if waiting:
+            write(options.part_photos)
+
+
+def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
+    """Sorts the photos of all parts, those of earlier calls included."""
+    folders, gone = Folders(options.min_score), 0
+    place = storage.absolute(options.sort_into or "")
+    parts = target.parts()
+    with progress_bar(out, "sorting", len(parts)) as advance:
+        for uri in parts:
+            gone += sort_into(place, list(folders.places(read_part(uri, ["path", "label", "score"]))), options.link)
+            advance(1)
+    if gone:
+        text = f"{gone} photos are not in --sort-into: they can no longer be read"
+        out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)

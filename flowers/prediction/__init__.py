@@ -1,0 +1,1 @@
+"""Bulk prediction: any number of photos through a bundle."""

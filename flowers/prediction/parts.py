@@ -1,0 +1,222 @@
+"""Predictions as files: parts of a fixed number of rows, each of which appears whole, and the options that made them.
+
+What has a row in a part is done. So a job that was killed goes on, and no file has two rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from flowers import storage
+from flowers.errors import DamagedFile, InputError, first_line
+from flowers.text import spreadsheet_safe, spreadsheet_text
+
+Format = Literal["parquet", "csv", "jsonl"]
+FORMATS: tuple[Format, ...] = ("parquet", "csv", "jsonl")
+# Names that readers of a folder of Parquet files leave alone.
+_CONFIG, _SUMMARY = "_config.json", "_summary.json"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A folder of predictions.
+
+    Attributes:
+        uri: where it lies.
+        form: of its parts.
+    """
+
+    uri: str
+    form: Format
+
+    @property
+    def config(self) -> str:
+        """_config.json: the options that decide what the rows say."""
+        return storage.join(self.uri, _CONFIG)
+
+    @property
+    def summary(self) -> str:
+        """_summary.json, written last: what marks the folder as complete."""
+        return storage.join(self.uri, _SUMMARY)
+
+    def open(self, options: Mapping[str, Any], created: str) -> None:
+        """Makes the folder, or finds that it is one of these options.
+
+        Raises:
+            InputError: it was made with others, or is none of predictions.
+        """
+        if not storage.exists(self.config):
+            names = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
+            if names:
+                raise InputError(
+                    f"--out: {self.uri} holds {names[0]!r} and is no folder of predictions; choose another --out"
+                )
+            body = {"options": dict(options), "created": created}
+            storage.write(self.config, json.dumps(body, indent=2).encode())
+            return
+        try:
+            before = dict(json.loads(storage.read(self.config))["options"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"--out: {self.config} is damaged ({first_line(error)}); choose another --out") from error
+        changed = [
+            f"{name} was {before.get(name)!r}, now {options.get(name)!r}"
+            for name in sorted({*before, *options})
+            if before.get(name) != options.get(name)
+        ]
+        if changed:
+            raise InputError(
+                f"--out: {self.uri} holds predictions made with other options ({'; '.join(changed)}); choose another "
+                "--out"
+            )
+        storage.sweep(self.uri)
+
+    def parts(self) -> list[str]:
+        """URIs of its parts, in their order."""
+        pattern = re.compile(rf"part-\d+\.{self.form}")
+        return [storage.join(self.uri, name) for name in storage.names(self.uri) if pattern.fullmatch(name)]
+
+    def done(self) -> pa.Array:
+        """Paths that have a row."""
+        found = [read_part(uri, ["path"])["path"].combine_chunks() for uri in self.parts()]
+        return pa.concat_arrays(found) if found else pa.array([], pa.string())
+
+    def next(self) -> int:
+        """The number of the first part that is not there."""
+        return max((int(storage.name(uri).partition(".")[0][5:]) for uri in self.parts()), default=-1) + 1
+
+    def write(self, number: int, table: pa.Table) -> None:
+        """Writes a part; `table` is what `predicted` returns."""
+        name = f"part-{number:05}.{self.form}"
+        with storage.enough_space(f"the predictions {self.uri}"):
+            storage.write(storage.join(self.uri, name), encoded(table, self.form))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Writes _summary.json."""
+        storage.write(self.summary, json.dumps(dict(summary), indent=2).encode())
+
+
+def lock_of(uri: str) -> str:
+    """The lock of a folder of predictions, beside it."""
+    return storage.join(storage.parent(uri), f".{storage.name(uri)}.lock")
+
+
+def predicted(scored: pa.Table, classes: Sequence[str], top: int, scores: bool) -> pa.Table:
+    """What is said of some files.
+
+    Args:
+        scored: schema `flowers.prediction.scorer.scored_schema`.
+        classes: names of the K scores.
+        top: how many classes are named, the likeliest first; at most K.
+        scores: whether all scores are kept, too.
+
+    Returns:
+        Columns path, sha256 (hexadecimal), label, score, top (a list of label and score), scores if wanted (K, in the
+        order of the classes) and error ("code: detail"). Of label, top, scores and error either the last is null or
+        the others are.
+    """
+    good = pc.is_valid(scored["scores"]).to_numpy()
+    rows = scored.filter(pa.array(good))
+    values = rows["scores"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, len(classes))
+    best = np.argsort(-values, axis=1, kind="stable")[:, : min(top, len(classes))]
+    names = pa.array(list(classes), pa.string()).take(pa.array(best.reshape(-1)))
+    likely = pa.array(np.take_along_axis(values, best, axis=1).reshape(-1), pa.float32())
+    pairs = pa.StructArray.from_arrays([names, likely], ["label", "score"])
+    offsets = pa.array(np.arange(rows.num_rows + 1) * best.shape[1], pa.int32())
+    at = np.full(scored.num_rows, -1)
+    at[good] = np.arange(rows.num_rows)
+    place = pa.array(at, mask=~good)
+    listed = pa.ListArray.from_arrays(offsets, pairs)
+    first = pa.array(np.arange(rows.num_rows) * best.shape[1])
+    columns = {
+        "path": scored["path"],
+        "sha256": pa.array([None if one is None else one.hex() for one in scored["sha256"].to_pylist()], pa.string()),
+        "label": names.take(first).take(place),
+        "score": likely.take(first).take(place),
+        "top": listed.take(place),
+    }
+    if scores:
+        columns["scores"] = scored["scores"]
+    columns["error"] = pc.binary_join_element_wise(scored["code"], scored["detail"], ": ")
+    # A bad file whose reason has no details.
+    columns["error"] = pc.coalesce(columns["error"], scored["code"])
+    table = pa.table(columns)
+    return table.replace_schema_metadata({"classes": json.dumps(list(classes)), "top": str(best.shape[1])})
+
+
+def encoded(table: pa.Table, form: Format) -> bytes:
+    """The bytes of a part."""
+    if form == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        return sink.getvalue().to_pybytes()
+    text = io.StringIO(newline="")
+    if form == "jsonl":
+        for row in table.to_pylist():
+            text.write(json.dumps(row, ensure_ascii=False) + "\n")
+    else:
+        classes = json.loads(table.schema.metadata[b"classes"])
+        top = int(table.schema.metadata[b"top"])
+        writer = csv.writer(text)
+        writer.writerow(_csv_names(table, classes, top))
+        writer.writerows(_csv_row(row, classes, top) for row in table.to_pylist())
+    return text.getvalue().encode("utf-8", "replace")
+
+
+def _csv_names(table: pa.Table, classes: Sequence[str], top: int) -> Iterator[str]:
+    for name in table.column_names:
+        if name == "top":
+            yield from (f"{what}_{rank}" for rank in range(1, top + 1) for what in ("label", "score"))
+        elif name == "scores":
+            yield from (f"score of {one}" for one in classes)  # begins with a letter: no formula
+        else:
+            yield name
+
+
+def _csv_row(row: Mapping[str, Any], classes: Sequence[str], top: int) -> Iterator[object]:
+    for name, value in row.items():
+        if name == "top":
+            pairs = [cell for pair in value or () for cell in (spreadsheet_safe(pair["label"]), pair["score"])]
+            yield from pairs + [None] * (2 * top - len(pairs))
+        elif name == "scores":
+            yield from value or [None] * len(classes)
+        else:
+            yield spreadsheet_safe(value) if isinstance(value, str) else value
+
+
+def read_part(uri: str, columns: Sequence[str]) -> pa.Table:
+    """Some of the columns path, label (text) and score (a number) of a part.
+
+    Raises:
+        DamagedFile: it is none.
+    """
+    form = storage.name(uri).rpartition(".")[2]
+    try:
+        data = storage.read(uri)
+        if form == "parquet":
+            return pq.read_table(io.BytesIO(data), columns=list(columns), page_checksum_verification=True)
+        rows: list[dict[str, Any]]
+        if form == "jsonl":
+            rows = [json.loads(line) for line in data.decode().split("\n") if line]
+        else:
+            cells = csv.DictReader(io.StringIO(data.decode(), newline=""))
+            rows = [{name: spreadsheet_text(row[name]) or None for name in columns} for row in cells]
+        types = {"score": float}
+        made = {name: [row[name] and types.get(name, str)(row[name]) for row in rows] for name in columns}
+        return pa.table(
+            {name: pa.array(made[name], pa.float64() if name in types else pa.string()) for name in columns}
+        )
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise DamagedFile(
+            f"{uri} cannot be read ({first_line(error)}); remove it, and the same command predicts its files again"
+        ) from error

@@ -1,0 +1,184 @@
+"""The scorer: each file of a listing is read, hashed, decoded and put through a bundle's network, once and in order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageStat
+
+from flowers.bundle import Bundle
+from flowers.cluster.placement import Node, actor_cpus, network_actors, reading_tasks
+from flowers.cluster.session import background
+from flowers.data import decoding, reading
+from flowers.errors import BadImage
+from flowers.inference.engine import resolve_engine, usable_cpus
+from flowers.predictor import Predictor
+
+# Rows that an actor takes at once: its last batch, which is not full, then costs little.
+_ACTOR_ROWS = 256
+# Files that go through one Ray dataset: its blocks are all listed in the object store.
+_ROUND = 1 << 16
+
+# What is known of a file besides its scores. Width and height are in pixels as stored, brightness is the mean grey
+# level (0 to 255) of what the network sees. All three, and `pixels`, are null where there is a `code`.
+_FOUND = (
+    *(("path", pa.string()), ("label", pa.string()), ("split", pa.string()), ("group", pa.string())),
+    *(("sha256", pa.binary(32)), ("code", pa.string()), ("detail", pa.string())),
+    *(("width", pa.int32()), ("height", pa.int32()), ("brightness", pa.float32())),
+)
+DECODED = pa.schema([*_FOUND, ("pixels", pa.large_binary())])
+
+
+def scored_schema(classes: int) -> pa.Schema:
+    """The schema of scored files: `scores` are the probabilities float32 [K], null where there is a `code`."""
+    return pa.schema([*_FOUND, ("scores", pa.list_(pa.float32(), classes))])
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a network runs, and who feeds it.
+
+    Attributes:
+        engine: that runs it.
+        actors: Ray actors that do; 0 is the job's own process.
+        cpus: of each actor, and threads of its network.
+        readers: tasks that read and decode at once.
+        gpus: of the cluster, shared by the actors.
+    """
+
+    engine: str
+    actors: int
+    cpus: int
+    readers: int
+    gpus: int
+
+    @classmethod
+    def of(cls, nodes: list[Node], engine: str = "auto", actors: str = "auto") -> Machine:
+        """The best use of the nodes of a cluster, as far as the options leave it open."""
+        gpus = sum(int(node.gpus) for node in nodes)
+        count = network_actors(actors, len(nodes), gpus)
+        cpus = actor_cpus(nodes, count) if count else usable_cpus()
+        return cls(resolve_engine(engine, gpus)[0], count, cpus, reading_tasks(nodes, count), gpus)
+
+
+class Scorer:
+    """Runs a bundle on the files of listings.
+
+    On one machine without GPUs the network runs in this process; else in actors, and only scores come here.
+
+    Args:
+        bundle: the network.
+        machine: where it runs.
+        max_pixels: photos with more are refused before decoding.
+    """
+
+    def __init__(self, bundle: Bundle, machine: Machine, max_pixels: int) -> None:
+        self.bundle, self.machine, self.max_pixels = bundle, machine, max_pixels
+        self.schema = scored_schema(len(bundle.classes))
+
+    @functools.cached_property
+    def _predictor(self) -> Callable[[], Predictor]:
+        """Gives the network in this process, which is compiled while the first photos are read."""
+        make = functools.partial(Predictor, engine=self.machine.engine, threads=self.machine.cpus)
+        return background(lambda: make(self.bundle, self.max_pixels), "compile the network").result
+
+    def tables(self, listing: pa.Table) -> Iterator[pa.Table]:
+        """Blocks of scored files, in the order of the listing.
+
+        Args:
+            listing: schema `flowers.data.listing.LISTING`.
+        """
+        for start in range(0, listing.num_rows, _ROUND):
+            yield from self._round(listing.slice(start, _ROUND))
+
+    def _round(self, listing: pa.Table) -> Iterator[pa.Table]:
+        decode = functools.partial(_read, size=self.bundle.image_size, max_pixels=self.max_pixels)
+        photos = reading.stream_blocks(listing, decode, readers=self.machine.readers)
+        if not self.machine.actors:
+            predictor = self._predictor
+            yield from (score(table, predictor()) for table in reading.tables(photos))
+            return
+        import ray.data
+
+        machine = self.machine
+        scored = photos.map_batches(
+            _Actor,
+            fn_constructor_args=(self.bundle, machine.engine, self.max_pixels, machine.cpus),
+            batch_format="pyarrow",
+            batch_size=_ACTOR_ROWS,
+            compute=ray.data.ActorPoolStrategy(size=machine.actors),
+            num_gpus=min(1.0, machine.gpus / machine.actors) if machine.gpus else None,
+            num_cpus=None if machine.gpus else machine.cpus,
+        )
+        yield from reading.tables(scored)
+
+
+class _Actor:
+    """The network in a Ray actor."""
+
+    def __init__(self, bundle: Bundle, engine: str, max_pixels: int, threads: int) -> None:
+        self._predictor = Predictor(bundle, max_pixels, engine=engine, threads=threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        return score(block, self._predictor)
+
+
+def _read(block: pa.Table, size: int, max_pixels: int) -> pa.Table:
+    return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels)
+
+
+def decode_block(block: pa.Table, *, size: int, max_pixels: int) -> pa.Table:
+    """Decodes the photos of one block, and measures them.
+
+    Args:
+        block: schema `flowers.data.reading.BYTES`.
+        size: height and width of the result, in pixels.
+        max_pixels: refuse larger pictures.
+
+    Returns:
+        A table of schema `DECODED`.
+    """
+    columns = {
+        name: block[name].to_pylist() for name in ("path", "label", "split", "group", "sha256", "code", "detail")
+    }
+    measured = ("width", "height", "brightness", "pixels")
+    made: dict[str, list[object]] = {name: [None] * block.num_rows for name in measured}
+    for index, data in enumerate(block["bytes"]):
+        if columns["code"][index] is not None:
+            continue
+        try:
+            pixels, extent = decoding.decode_with_extent(data.as_py(), size, max_pixels=max_pixels)
+        except BadImage as error:
+            columns["code"][index], columns["detail"][index] = reading.blame(error, columns["path"][index])
+            continue
+        grey = ImageStat.Stat(Image.fromarray(pixels).convert("L")).mean[0]
+        for name, value in zip(measured, (*extent, grey, pixels.tobytes()), strict=True):
+            made[name][index] = value
+    return pa.table({**columns, **made}, schema=DECODED)
+
+
+def score(block: pa.Table, predictor: Predictor) -> pa.Table:
+    """Replaces the pixels of a block of schema `DECODED` by scores."""
+    size, classes = predictor.bundle.image_size, len(predictor.bundle.classes)
+    good = pc.is_valid(block["pixels"]).to_numpy()
+    scores = np.zeros((block.num_rows, classes), np.float32)
+    if good.any():
+        values = (value.as_buffer() for value in block["pixels"] if value.is_valid)
+        photos = [np.frombuffer(value, np.uint8).reshape(size, size, 3) for value in values]
+        scores[good] = predictor.run(np.stack(photos))[0]
+    column = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), classes, mask=pa.array(~good))
+    # Copies: a view of the other columns would keep the pixels in the object store.
+    kept = reading.detached(block, [name for name, _ in _FOUND])
+    return pa.table([*kept.columns, column], schema=scored_schema(classes))
+
+
+def scores_of(table: pa.Table) -> npt.NDArray[np.float32]:
+    """The scores of rows that all have some: float32 [n, K]."""
+    column = table["scores"].combine_chunks()
+    return column.flatten().to_numpy().reshape(table.num_rows, column.type.list_size)

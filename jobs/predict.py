@@ -1,0 +1,42 @@
+"""Predict many photos: `python -m jobs.predict --bundle RUN --data DIR --out DIR`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowers import cli
+from flowers.config import PredictOptions
+
+_HELP = """Run a trained bundle on any number of photos, and write a row for each file: its class, its score, the
+likeliest classes, or why it is no usable photo.
+
+\b
+A folder of photos:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions
+What was added since:    python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
+Into folders by class:   python -m jobs.predict --bundle runs/NAME --data photos --out predictions --sort-into sorted
+"""
+_RESUME = "What was written is whole: the same command goes on from there."
+
+
+@cli.command(_HELP, PredictOptions)
+def main(**values: Any) -> None:
+    """Parses, predicts, says how much."""
+    out = cli.console(bool(values["verbose"]))
+    options = PredictOptions(**cli.given(values, PredictOptions))
+    from flowers.errors import InputError
+    from flowers.pipelines.predict import predict
+
+    found = predict(options, out)
+    speed = f", {found.looked / found.seconds:.1f} images/s" if found.looked and found.seconds else ""
+    line = f"{found.looked} photos, {found.errors} errors, {found.seconds:.1f} s{speed}, in {options.out}"
+    if not found.looked:
+        line = f"nothing to do: all of {found.files} files have their row in {options.out}"
+    if found.waiting:
+        line = f"{options.out} was complete; {found.waiting} files were added since, --update predicts them"
+    out.print(line, highlight=False, markup=False)
+    if found.looked and found.errors == found.looked:
+        raise InputError(f"none of {found.looked} files is a usable photo: {found.example}")
+
+
+if __name__ == "__main__":
+    cli.run_command(main, "python -m jobs.predict", _RESUME)

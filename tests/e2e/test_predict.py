@@ -1,0 +1,163 @@
+"""Bulk prediction: every file once, with the answer that it would get alone, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from flowers import cli, locks
+from flowers.bundle import load_bundle
+from flowers.predictor import Prediction, Predictor
+from jobs.predict import main
+from tests.conftest import start_ray
+from tests.faults.processes import running
+from tests.toys import saved_by_colour
+
+CLASSES = ["../red", "green", "=blue"]
+FILES = 90
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    start_ray()
+    return saved_by_colour(tmp_path_factory.mktemp("bundle") / "best", CLASSES)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Pictures of one colour each, in nested folders, and three files that are none."""
+    data = tmp_path / "photos"
+    rng = np.random.default_rng(0)
+    for index in range(FILES - 3):
+        folder = data / ("a", "b/c", ".")[index % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = np.roll([230, *rng.integers(20, 200, 2)], index % 3)
+        Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(folder / f"{index // 2:03}.png")
+    for name, content in (("cut.jpg", b"\xff\xd8\xff"), ("empty.png", b""), ("notes.txt", b"text")):
+        (data / name).write_bytes(content)
+    return data
+
+
+def words(bundle: Path, data: Path, out: Path, *more: object) -> list[str]:
+    given = ("--bundle", bundle, "--data", data, "--out", out, "--storage", out.parent / "runs", *more)
+    return [str(word) for word in given]
+
+
+def predicted(*arguments: Any, code: int = 0) -> str:
+    """Runs the command in this process; what it prints last."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(cli, "_hide_logs", lambda: None)
+        found, text = cli.outcome(main, "python -m jobs.predict", words(*arguments))
+    assert found == code, (out.getvalue(), err.getvalue(), text)
+    return text or out.getvalue().splitlines()[-1]
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(out).to_pylist())  # the whole folder: what else is in it does not disturb
+
+
+def check(bundle: Path, data: Path, out: Path) -> None:
+    """Each file has one row, and it says what the predictor says of its bytes."""
+    found = {row["path"]: row for row in rows(out)}
+    files = [path for path in data.rglob("*") if path.is_file()]
+    assert len(rows(out)) == len(found) == len(files)
+    answers = Predictor(load_bundle(str(bundle))).predict([path.read_bytes() for path in files])
+    for path, answer in zip(files, answers, strict=True):
+        row = found[str(path)]
+        assert row["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        if isinstance(answer, Prediction):
+            assert (row["label"], row["error"]) == (answer.label, None)
+            np.testing.assert_allclose(row["scores"], answer.probabilities, atol=1e-6)
+        else:
+            assert row["label"] is row["score"] is row["top"] is row["scores"] is None
+            assert row["error"]
+
+
+@pytest.mark.usefixtures("ray")
+def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "photos" / "out", ("--part-photos", 40, "--scores", "--top", 2)
+    line = predicted(bundle, photos, out, *more)
+    assert line.startswith(f"{FILES} photos, 3 errors, ")
+    assert line.endswith(f" images/s, in {out}")
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("_config.json", "_summary.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"),
+    ]
+    errors = {Path(row["path"]).name: row["error"] for row in rows(out) if row["error"]}
+    assert {name: error.partition(":")[0] for name, error in errors.items()} == {
+        "cut.jpg": "truncated", "empty.png": "empty", "notes.txt": "side_file",
+    }  # fmt: skip
+    assert predicted(bundle, photos, out, *more).startswith(f"nothing to do: all of {FILES} files")
+    (photos / "b" / "new.png").write_bytes((photos / "a" / "000.png").read_bytes())
+    before = {path: path.read_bytes() for path in out.glob("part-*")}
+    assert "1 files were added since, --update predicts them" in predicted(bundle, photos, out, *more)
+    assert predicted(bundle, photos, out, *more, "--update").startswith("1 photos, 0 errors, ")
+    assert {path: path.read_bytes() for path in before} == before
+    assert "--top was 2, now 1" in predicted(bundle, photos, out, *more[:3], "--top", 1, code=2)
+    with locks.hold(str(photos / ".out.lock")):
+        assert "is in use by" in predicted(bundle, photos, out, *more, code=2)
+    for path in [*out.iterdir(), out]:  # `check` counts the files of the folder
+        path.rename(tmp_path / path.name) if path.is_file() else path.rmdir()
+    (tmp_path / "moved").mkdir()
+    for path in tmp_path.glob("part-*"):
+        path.rename(tmp_path / "moved" / path.name)
+    check(bundle, photos, tmp_path / "moved")
+
+
+@pytest.mark.usefixtures("ray")
+def test_killed_and_run_again_in_actors(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out, more = tmp_path / "out", ("--part-photos", 2, "--scores")
+    command = [sys.executable, "-m", "jobs.predict", *words(bundle, photos, out, *more)]
+    with running(command, tmp_path / "logs") as job:
+        job.kill_while(lambda: 0 < len(list(out.glob("part-?????.parquet"))) < FILES // 2, pause=0.001)
+    done = {path: path.read_bytes() for path in out.glob("part-?????.parquet")}
+    assert 0 < len(done) < FILES // 2
+    assert not (out / "_summary.json").exists()
+    line = predicted(bundle, photos, out, *more, "--actors", 1)
+    assert line.startswith(f"{FILES - 2 * len(done)} photos, ")
+    assert {path: path.read_bytes() for path in done} == done
+    check(bundle, photos, out)
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_flat_list_of_paths_into_folders(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    listed = sorted(path for path in photos.rglob("*.png"))[:30]
+    manifest = tmp_path / "list.txt"
+    manifest.write_text("".join(f"{path}\n" for path in [*listed, listed[0]]))  # one of them twice
+    target, more = tmp_path / "sorted", ("--format", "jsonl", "--sort-into", tmp_path / "sorted", "--min-score", 0.9)
+    predicted(bundle, manifest, tmp_path / "out", *more)
+    found = [json.loads(line) for line in (tmp_path / "out" / "part-00000.jsonl").read_text().splitlines()]
+    assert [row["path"] for row in found] == [str(path) for path in listed]
+    copies = sorted(path for path in target.rglob("*") if path.is_file())
+    assert len(copies) == sum(row["label"] is not None for row in found)
+    assert {path.parent.name for path in copies} <= {"%2E./red".replace("/", "%2F"), "green", "=blue", "unsure"}
+    assert (target / "unsure").exists()
+    names = ["list.txt", "out", "photos", "runs", "sorted"]
+    assert [path.name for path in sorted(tmp_path.iterdir()) if path.name != "runs"] == [
+        n for n in names if n != "runs"
+    ]
+    assert "nothing to do" in predicted(bundle, manifest, tmp_path / "out", *more)
+    assert sorted(path for path in target.rglob("*") if path.is_file()) == copies
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.jpg").write_bytes(b"x")
+    text = predicted(bundle, tmp_path / "bad", tmp_path / "out", code=2)
+    assert "none of 1 files is a usable photo" in text
+    (tmp_path / "none").mkdir()
+    assert "found no files" in predicted(bundle, tmp_path / "none", tmp_path / "out", code=2)
+    assert "there is no bundle" in predicted(tmp_path / "none", tmp_path / "bad", tmp_path / "out", code=2)
+    assert "--out: received" in predicted(bundle, tmp_path / "bad", tmp_path / "bad", code=2)
+    assert "--min-score: received" in predicted(bundle, tmp_path / "bad", tmp_path / "out", "--min-score", 0.5, code=2)
