@@ -10,15 +10,17 @@ from flowers.cli import Command, Parameter
 from flowers.options import Option, flag
 from jobs.check import main as check
 from jobs.clean import main as clean
+from jobs.evaluate import main as evaluate
 from jobs.export import main as export
-from jobs.publish import main as publish
 from jobs.predict import main as predict
+from jobs.publish import main as publish
 from jobs.train import main as train
 from serving.__main__ import main as serving
 
 # A new command is added here.
 COMMANDS = {
     "python -m jobs.train": train,
+    "python -m jobs.evaluate": evaluate,
     "python -m jobs.predict": predict,
     "python -m jobs.check": check,
     "python -m jobs.clean": clean,

@@ -295,11 +295,18 @@ class CheckOptions(DataOptions):
     verbose: bool = neutral(False, "Show what Ray logs.")
 
 
+def _as_in_training(name: str) -> Any:
+    return TrainConfig.model_fields[name]
+
+
 class BulkOptions(OptionSet):
     """A bundle, and the machine that runs it on many photos."""
 
     bundle: Annotated[str, AfterValidator(_not_empty)] = deciding(
-        ..., "A run folder or a bundle, local or a URI.", group="What", required="a run folder or a bundle"
+        ...,
+        "Run folder, bundle, or MODELS/NAME: its version that answers.",
+        group="What",
+        required="a run folder, a bundle or MODELS/NAME",
     )
     engine: Literal["auto", "openvino", "tensorflow"] = deciding(
         "auto", "What runs the network: openvino or tensorflow; auto takes openvino on CPUs.", group="Machine"
@@ -317,6 +324,34 @@ class BulkOptions(OptionSet):
         "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
+
+
+class EvaluateOptions(BulkOptions):
+    """On which photos a bundle is evaluated."""
+
+    data: Annotated[str, AfterValidator(_not_empty)] | None = deciding(
+        None,
+        "Labelled photos: a folder with one sub-folder a class, a manifest, an archive, or a URI of these.",
+        group="Photos",
+        absent="the run's own test photos",
+        required="a folder, a manifest or an archive",
+    )
+    layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
+    root: str | None = _as_in_training("root")
+    class_names: str | None = _as_in_training("class_names")
+    allow_training_rows: bool = deciding(False, "Count photos too that the bundle was trained on.")
+    baseline: str | None = deciding(
+        None, "A run, a bundle or MODELS/NAME to compare with, photo by photo.", group="Result"
+    )
+    top: int = deciding(
+        5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
+    )
+    out: Annotated[str, AfterValidator(_not_empty)] | None = neutral(
+        None,
+        "Folder or URI to write to.",
+        absent="evaluations/ in the folder of the run",
+        required="a folder or a URI",
+    )
 
 
 class PredictOptions(BulkOptions):

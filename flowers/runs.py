@@ -101,6 +101,10 @@ class Run:
         """report.json, written last: what marks a run as finished."""
         return storage.join(self.uri, "report.json")
 
+    def evaluation(self, name: str) -> str:
+        """evaluations/<name>/: its bundle on other photos."""
+        return storage.join(self.uri, "evaluations", name)
+
     @property
     def status(self) -> str:
         """status.json: whether it runs, is done, failed or was stopped."""

@@ -68,8 +68,10 @@ LIGHT = [
     "flowers.pipelines.publish",
     "flowers.pipelines.export",
     "flowers.pipelines.predict",
+    "flowers.pipelines.evaluate",
     "jobs.train",
     "jobs.predict",
+    "jobs.evaluate",
     "serving.__main__",
 ]
 HEAVY = {"tensorflow", "keras", "ray"}

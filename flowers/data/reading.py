@@ -182,7 +182,7 @@ def decode_block(
     codes, details = block["code"].to_pylist(), block["detail"].to_pylist()
     pixels: list[bytes | None] = [None] * block.num_rows
     hashes: list[bytes | None] = [None] * block.num_rows
-    skip = _contained(block["sha256"], known)
+    skip = contained(block["sha256"], known)
     for index, data in enumerate(block["bytes"]):
         if codes[index] is not None or skip[index]:
             continue
@@ -212,7 +212,7 @@ def blame(error: BadImage, path: str) -> tuple[str, str]:
     return error.code, error.detail
 
 
-def _contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
+def contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
     """Which of `digests` are in the sorted array `known`."""
     if not len(known):
         return np.zeros(len(digests), dtype=np.bool_)

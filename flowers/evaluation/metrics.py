@@ -212,7 +212,7 @@ def wilson(hits: npt.ArrayLike, n: npt.ArrayLike) -> tuple[Floats, Floats]:
 def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> Summary:
     """Every metric with its number of rows and 95 % interval.
 
-    The intervals of the macro metrics and of F1 are described at `_mover` and `_f1`.
+    The intervals of the macro metrics and of F1 are described at `mover` and `_f1`.
 
     Args:
         counts: the summed counts of K classes.
@@ -233,7 +233,7 @@ def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> Summary
     log_loss = _mean(counts.log_loss.sum(), counts.log_loss_sq.sum(), n)
     shares = support[occurs] / max(1, n)
     entropy = float(-(shares * np.log(shares)).sum())
-    reduction = _metric(None, n, None, None)
+    reduction = metric_of(None, n, None, None)
     if entropy > 0:
         reduction = _mapped(log_loss, lambda loss: (entropy - loss) / entropy)
     off = matrix - np.diag(hits)
@@ -241,18 +241,18 @@ def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> Summary
     confused = [(int(i) // k, int(i) % k) for i in order if off.flat[i]]
     return Summary(
         n=n,
-        accuracy=_proportion(int(hits.sum()), n),
-        macro_accuracy=_mover(recall, *wilson(hits[occurs], support[occurs]), n),
-        macro_f1=_mover(_f1(jaccard[0]), _f1(jaccard[1]), _f1(jaccard[2]), n),
+        accuracy=proportion(int(hits.sum()), n),
+        macro_accuracy=mover(recall, *wilson(hits[occurs], support[occurs]), n),
+        macro_f1=mover(_f1(jaccard[0]), _f1(jaccard[1]), _f1(jaccard[2]), n),
         log_loss=log_loss,
         log_loss_reduction=reduction,
-        top_k={i: _proportion(int(counts.rank_counts[:i].sum()), n) for i in range(2, min(top_k, k - 1) + 1)},
+        top_k={i: proportion(int(counts.rank_counts[:i].sum()), n) for i in range(2, min(top_k, k - 1) + 1)},
         per_class={
             name: ClassSummary(
                 n=int(support[i]),
-                precision=_proportion(hits[i], predicted[i]),
-                recall=_proportion(hits[i], support[i]),
-                f1=_mapped(_proportion(hits[i], union[i]), _f1),
+                precision=proportion(hits[i], predicted[i]),
+                recall=proportion(hits[i], support[i]),
+                f1=_mapped(proportion(hits[i], union[i]), _f1),
                 log_loss=_mean(counts.log_loss[i], counts.log_loss_sq[i], support[i]),
             )
             for i, name in enumerate(classes)
@@ -263,7 +263,7 @@ def summarize(counts: Counts, classes: Sequence[str], top_k: int = 5) -> Summary
     )
 
 
-def _metric(value: float | None, n: int, low: float | None, high: float | None) -> Metric:
+def metric_of(value: float | None, n: int, low: float | None, high: float | None) -> Metric:
     """A metric of plain numbers; rounding must not push the value out of its own interval."""
     if value is not None and low is not None and high is not None:
         low, high = float(min(low, value)), float(max(high, value))
@@ -275,7 +275,7 @@ def _mapped(metric: Metric, f: Callable[[Any], Any]) -> Metric:
     value, low, high = (None if x is None else f(x) for x in (metric.value, metric.low, metric.high))
     if low is not None and low > high:
         low, high = high, low
-    return _metric(value, metric.n, low, high)
+    return metric_of(value, metric.n, low, high)
 
 
 def _f1(jaccard: Any) -> Any:
@@ -286,14 +286,15 @@ def _f1(jaccard: Any) -> Any:
     return 2 * jaccard / (1 + jaccard)
 
 
-def _proportion(hits: int, n: int) -> Metric:
+def proportion(hits: int, n: int) -> Metric:
+    """`hits` of `n` with Wilson's interval."""
     if not n:
-        return _metric(None, 0, None, None)
+        return metric_of(None, 0, None, None)
     low, high = wilson(hits, n)
-    return _metric(hits / n, n, float(low), float(high))
+    return metric_of(hits / n, n, float(low), float(high))
 
 
-def _mover(values: Floats, low: Floats, high: Floats, n: int) -> Metric:
+def mover(values: Floats, low: Floats, high: Floats, n: int) -> Metric:
     """Plain mean of class values, float64[K], with the interval recovered from theirs (MOVER).
 
     Zou & Donner, "Construction of confidence limits about effect measures" (Statistics in Medicine 27,
@@ -302,16 +303,16 @@ def _mover(values: Floats, low: Floats, high: Floats, n: int) -> Metric:
     approximation.
     """
     if not len(values):
-        return _metric(None, 0, None, None)
+        return metric_of(None, 0, None, None)
     mean, k = values.mean(), len(values)
     below, above = np.sqrt(((values - low) ** 2).sum()), np.sqrt(((high - values) ** 2).sum())
-    return _metric(mean, n, max(0.0, mean - below / k), min(1.0, mean + above / k))
+    return metric_of(mean, n, max(0.0, mean - below / k), min(1.0, mean + above / k))
 
 
 def _mean(total: float, total_sq: float, n: int) -> Metric:
     """Mean log-loss +- 1.96 s / sqrt(n), s the sample standard deviation; one row has no interval."""
     if n < 2:
-        return _metric(total / n if n else None, n, None, None)
+        return metric_of(total / n if n else None, n, None, None)
     mean = total / n
     half = Z_95 * math.sqrt(max(0.0, (total_sq - total * mean) / (n - 1)) / n)
-    return _metric(mean, n, max(0.0, mean - half), mean + half)
+    return metric_of(mean, n, max(0.0, mean - half), mean + half)

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
+from flowers.evaluation.metrics import Metric, metric_of, proportion, wilson
+
 LEVEL = 0.05
 """A difference as large or larger by chance alone at most this often is called one."""
 
@@ -45,10 +47,50 @@ class Paired(BaseModel, frozen=True):
         )
 
     @property
+    def accuracy(self) -> Metric:
+        """Of the new one."""
+        return proportion(self.new_right, self.n)
+
+    @property
+    def old_accuracy(self) -> Metric:
+        """Of the old one."""
+        return proportion(self.old_right, self.n)
+
+    @property
     def p_worse(self) -> float:
         """How often chance alone would lose as many of the photos they differ on, or more: one-sided, exact."""
         differ = self.gained + self.lost
         return sum(math.comb(differ, count) for count in range(self.lost, differ + 1)) / 2**differ
+
+    @property
+    def p_value(self) -> float:
+        """How often chance alone would part the photos they differ on as unequally, or more: two-sided, exact."""
+        differ, less = self.gained + self.lost, min(self.gained, self.lost)
+        return min(1.0, 2 * sum(math.comb(differ, count) for count in range(less + 1)) / 2**differ)
+
+    @property
+    def difference(self) -> Metric:
+        """Accuracy of the new one less that of the old one, with its 95 % interval for paired proportions.
+
+        Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired data"
+        (Statistics in Medicine 17, 1998), method 10.
+        """
+        if not self.n:
+            return metric_of(None, 0, None, None)
+        n, b, c = self.n, self.gained, self.lost
+        a, d = self.new_right - b, self.n - self.new_right - c
+        new, old = (a + b) / n, (a + c) / n
+        (low, high), (old_low, old_high) = ([float(end) for end in wilson(hits, n)] for hits in (a + b, a + c))
+        spread = math.sqrt((a + b) * (c + d) * (a + c) * (b + d))
+        product = a * d - b * c
+        phi = (max(product - n / 2, 0) if product > 0 else product) / spread if spread else 0.0
+
+        def half(first: float, second: float) -> float:
+            return math.sqrt(max(0.0, first**2 - 2 * phi * first * second + second**2))
+
+        return metric_of(
+            new - old, n, new - old - half(new - low, old_high - old), new - old + half(high - new, old - old_low)
+        )
 
     @property
     def worse(self) -> bool:

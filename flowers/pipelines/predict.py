@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import locks, runs, storage
+from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.session import joined, ray_session
 from flowers.config import PredictOptions
@@ -58,7 +58,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     Raises:
         InputError: there are no photos, no bundle, or the target is of other options.
     """
-    bundle = load_bundle(storage.absolute(options.bundle))
+    bundle = load_bundle(published.answering(storage.absolute(options.bundle)))
     listing = _listing(options)
     target = Predictions(storage.absolute(options.out), options.format)
     identity = {"--bundle": bundle.sha256, "--data": listing.source} | {

@@ -88,17 +88,26 @@ class Scorer:
         make = functools.partial(Predictor, engine=self.machine.engine, threads=self.machine.cpus)
         return background(lambda: make(self.bundle, self.max_pixels), "compile the network").result
 
-    def tables(self, listing: pa.Table) -> Iterator[pa.Table]:
+    def tables(self, listing: pa.Table, skipped: reading.Known = reading.NONE_KNOWN) -> Iterator[pa.Table]:
         """Blocks of scored files, in the order of the listing.
 
         Args:
             listing: schema `flowers.data.listing.LISTING`.
+            skipped: sorted digests of photos that get no scores (`flowers.data.reading.digests_array`).
         """
         for start in range(0, listing.num_rows, _ROUND):
-            yield from self._round(listing.slice(start, _ROUND))
+            yield from self._round(listing.slice(start, _ROUND), skipped)
 
-    def _round(self, listing: pa.Table) -> Iterator[pa.Table]:
-        decode = functools.partial(_read, size=self.bundle.image_size, max_pixels=self.max_pixels)
+    def _round(self, listing: pa.Table, skipped: reading.Known) -> Iterator[pa.Table]:
+        import ray
+
+        size, max_pixels = self.bundle.image_size, self.max_pixels
+        reference = ray.put(skipped) if len(skipped) else None
+
+        def decode(block: pa.Table) -> pa.Table:
+            known = reading.NONE_KNOWN if reference is None else ray.get(reference)
+            return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels, skipped=known)
+
         photos = reading.stream_blocks(listing, decode, readers=self.machine.readers)
         if not self.machine.actors:
             predictor = self._predictor
@@ -129,17 +138,16 @@ class _Actor:
         return score(block, self._predictor)
 
 
-def _read(block: pa.Table, size: int, max_pixels: int) -> pa.Table:
-    return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels)
-
-
-def decode_block(block: pa.Table, *, size: int, max_pixels: int) -> pa.Table:
+def decode_block(
+    block: pa.Table, *, size: int, max_pixels: int, skipped: reading.Known = reading.NONE_KNOWN
+) -> pa.Table:
     """Decodes the photos of one block, and measures them.
 
     Args:
         block: schema `flowers.data.reading.BYTES`.
         size: height and width of the result, in pixels.
         max_pixels: refuse larger pictures.
+        skipped: sorted digests of photos that are not decoded; they get no code.
 
     Returns:
         A table of schema `DECODED`.
@@ -149,8 +157,9 @@ def decode_block(block: pa.Table, *, size: int, max_pixels: int) -> pa.Table:
     }
     measured = ("width", "height", "brightness", "pixels")
     made: dict[str, list[object]] = {name: [None] * block.num_rows for name in measured}
+    skip = reading.contained(block["sha256"], skipped)
     for index, data in enumerate(block["bytes"]):
-        if columns["code"][index] is not None:
+        if columns["code"][index] is not None or skip[index]:
             continue
         try:
             pixels, extent = decoding.decode_with_extent(data.as_py(), size, max_pixels=max_pixels)

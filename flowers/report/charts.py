@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import re
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
+from flowers.evaluation.calibration import Bin
 from flowers.report.formatting import short
 from flowers.report.record import Report
 
@@ -57,9 +60,50 @@ def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
 
     Uses Figure directly: pyplot keeps global state and is not safe in threads.
     """
-    import matplotlib  # slow to import, and only this needs it
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    figure, axes = _frame("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    for (name, points), colour, dash in zip(lines.items(), (_FIRST, _SECOND), ("-", "--"), strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3)
+    at_best = dict(list(lines.values())[-1])
+    if best in at_best:
+        axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
+        axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
+    return _drawn(figure, axes, alt, salt)
+
+
+def reliability_curve(before: Sequence[Bin], after: Sequence[Bin]) -> Curve:
+    """Accuracy over score, of the scores as they are and with a temperature if there is one."""
+    figure, axes = _frame("score")
+    axes.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8, label="as it should be")
+    for name, bins, colour, dash in (("as they are", before, _FIRST, "-"), ("with temperature", after, _SECOND, "--")):
+        known = [(one.score, one.accuracy) for one in bins if one.score is not None]
+        if known:
+            axes.plot(
+                *zip(*known, strict=True), dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3
+            )
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+    points = ", ".join(f"{short(one.score)}: {short(one.accuracy)}" for one in before if one.n)
+    caption = "Accuracy by score"
+    return Curve(_drawn(figure, axes, f"{caption}: {points}.", caption), caption)
+
+
+def coverage_plot(curve: Sequence[tuple[float, float]]) -> Curve:
+    """Accuracy over coverage, the surest photos first."""
+    figure, axes = _frame("coverage")
+    axes.plot(*zip(*curve, strict=True), "-", color=_FIRST, linewidth=1.8)
+    axes.set(xlim=(0, 1.02))
+    caption = "Accuracy where only the surest photos are answered"
+    (x, first), (_, last) = curve[0], curve[-1]
+    said = f"{short(first)} at a coverage of {short(x)}, {short(last)} of all"
+    return Curve(_drawn(figure, axes, f"{caption}: {said}.", caption), caption)
+
+
+def _frame(label: str) -> tuple[Any, Any]:
+    """An empty plot in the colours of the page, with the name of its x-axis."""
+    from matplotlib.figure import Figure  # slow to import, and only this needs it
 
     figure = Figure(figsize=(5.0, 2.8))
     figure.subplots_adjust(left=0.12, right=0.98, bottom=0.16, top=0.97)
@@ -70,15 +114,13 @@ def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
     axes.tick_params(colors=_INK, length=0, labelsize=10)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    axes.set_xlabel("epoch", color=_INK, fontsize=10)
-    for (name, points), colour, dash in zip(lines.items(), (_FIRST, _SECOND), ("-", "--"), strict=False):
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3)
-    at_best = dict(list(lines.values())[-1])
-    if best in at_best:
-        axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
-        axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
+    axes.set_xlabel(label, color=_INK, fontsize=10)
+    return figure, axes
+
+
+def _drawn(figure: Any, axes: Any, alt: str, salt: str) -> Markup:
+    import matplotlib
+
     if axes.get_legend_handles_labels()[1]:
         axes.legend(frameon=False, fontsize=10, labelcolor=_INK)
     out = io.StringIO()

@@ -66,6 +66,11 @@ def short(x: float | None) -> str:
     return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
 
 
+def probability(p: float) -> str:
+    """A p-value, as "= 0.012" or "< 0.001"."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
 def value(metric: Metric, as_percent: bool) -> str:
     """The value of a metric."""
     return percent(metric.value) if as_percent else number(metric.value, 3)
@@ -75,9 +80,10 @@ def interval(metric: Metric, as_percent: bool) -> str:
     """The 95 % interval of a metric."""
     if metric.low is None or metric.high is None:
         return "–"
+    between = " to " if metric.low < 0 else "–"
     if as_percent:
-        return f"{100 * metric.low:.1f}–{100 * metric.high:.1f} %"
-    return f"{metric.low:.3f}–{metric.high:.3f}"
+        return f"{100 * metric.low:.1f}{between}{100 * metric.high:.1f} %"
+    return f"{metric.low:.3f}{between}{metric.high:.3f}"
 
 
 def held_out(report: Report) -> tuple[str, Summary]:
@@ -85,23 +91,43 @@ def held_out(report: Report) -> tuple[str, Summary]:
     return ("validation", report.validation) if report.validation.n and not report.test.n else ("test", report.test)
 
 
+@dataclass(frozen=True)
+class SummaryRow:
+    """A row of the metrics of one set of photos; see `MetricRow`."""
+
+    name: str
+    percent: bool
+    headline: bool
+    metric: Metric
+
+
+def summary_rows(summary: Summary) -> list[SummaryRow]:
+    """Rows of the table of metrics of one set of photos."""
+    return [SummaryRow(name, percent, headline, get(summary)) for name, get, percent, headline in _kinds(summary)]
+
+
+def _kinds(summary: Summary) -> list[tuple[str, Callable[[Summary], Metric], bool, bool]]:
+    """Name of each metric, how it is had, whether it is a share, and one of the few that are shown first."""
+
+    def top(k: int) -> tuple[str, Callable[[Summary], Metric], bool, bool]:
+        return f"Top-{k} accuracy", lambda summary: summary.top_k[k], True, False
+
+    return [
+        ("Accuracy", lambda summary: summary.accuracy, True, True),
+        ("Macro accuracy", lambda summary: summary.macro_accuracy, True, True),
+        ("Macro F1", lambda summary: summary.macro_f1, True, True),
+        *map(top, summary.top_k),
+        ("Log-loss", lambda summary: summary.log_loss, False, True),
+        ("Log-loss reduction", lambda summary: summary.log_loss_reduction, False, False),
+    ]
+
+
 def metric_rows(report: Report) -> list[MetricRow]:
     """Rows of the table of metrics."""
     test, validation, (_, held) = report.test, report.validation, held_out(report)
-
-    def row(name: str, metric: Callable[[Summary], Metric], percent: bool = True, headline: bool = True) -> MetricRow:
-        return MetricRow(name, percent, headline, metric(test), metric(validation), metric(held))
-
-    def top(k: int) -> MetricRow:
-        return row(f"Top-{k} accuracy", lambda summary: summary.top_k[k], headline=False)
-
     return [
-        row("Accuracy", lambda summary: summary.accuracy),
-        row("Macro accuracy", lambda summary: summary.macro_accuracy),
-        row("Macro F1", lambda summary: summary.macro_f1),
-        *map(top, held.top_k),
-        row("Log-loss", lambda summary: summary.log_loss, percent=False),
-        row("Log-loss reduction", lambda summary: summary.log_loss_reduction, percent=False, headline=False),
+        MetricRow(name, percent, headline, get(test), get(validation), get(held))
+        for name, get, percent, headline in _kinds(held)
     ]
 
 

@@ -24,6 +24,7 @@ from flowers.report.formatting import (
     metric_rows,
     number,
     percent,
+    probability,
     short,
     time_parts,
     value,
@@ -57,6 +58,7 @@ def template(name: str) -> jinja2.Template:
         "fixed": number,
         "value": value,
         "interval": interval,
+        "probability": probability,
         "seconds": lambda x: f"{x:.1f} s" if x < 120 else f"{round(x) // 60} min {round(x) % 60} s",
         "css": lambda x: f"{100 * x:.1f}%",
     }
@@ -72,7 +74,7 @@ def render_html(report: Report) -> str:
         held=held,
         held_name=held_name,
         metrics=metric_rows(report),
-        matrix=_matrix(held),
+        matrix=matrix_rows(held),
         large=len(held.classes) > LARGE,
         curves=curves(report),
         monitor=report.monitor.replace("_", " "),
@@ -110,7 +112,7 @@ def _run(report: Report) -> list[tuple[str, object]]:
     ]
 
 
-def _matrix(held: Summary) -> list[tuple[str, list[Cell]]]:
+def matrix_rows(held: Summary) -> list[tuple[str, list[Cell]]]:
     """Names and cells of the rows of the confusion matrix."""
     rows = []
     for i, counts in enumerate(held.confusion_matrix):

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from flowers.evaluation.metrics import ClassSummary
+from flowers.evaluation.metrics import ClassSummary, Summary
 from flowers.report.formatting import (
     LARGE,
     count,
@@ -36,14 +36,7 @@ def render_text(report: Report) -> Group:
     table.add_row("photos", count(report.test.n), "", count(report.validation.n), "")
     parts: list[Table | Text] = [table]
 
-    classes = sorted(held.per_class.items(), key=lambda item: _worst_first(item[1]))
-    few = len(classes) > LARGE
-    title = f"recall by class, {name} photos" + (f", lowest {LARGE} of {len(classes)}" if few else "")
-    recall = Table.grid(padding=(0, 2, 0, 2))
-    for label, m in classes[:LARGE]:
-        numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
-        recall.add_row(Text(_cut(plain(label), 36)), *numbers)
-    parts += [Text(f"\n{title}", style="bold"), recall]
+    parts += recall_by_class(held, name)
 
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
@@ -63,6 +56,18 @@ def render_text(report: Report) -> Group:
     if report.sample:
         parts.append(Text("sample run: drawn pictures, random weights; accuracy says nothing about flowers"))
     return Group(*parts)
+
+
+def recall_by_class(summary: Summary, name: str) -> list[Table | Text]:
+    """Recall of each class, the worst first; of many classes only these."""
+    classes = sorted(summary.per_class.items(), key=lambda item: _worst_first(item[1]))
+    few = len(classes) > LARGE
+    title = f"recall by class, {name} photos" + (f", lowest {LARGE} of {len(classes)}" if few else "")
+    recall = Table.grid(padding=(0, 2, 0, 2))
+    for label, m in classes[:LARGE]:
+        numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
+        recall.add_row(Text(_cut(plain(label), 36)), *numbers)
+    return [Text(f"\n{title}", style="bold"), recall]
 
 
 def _worst_first(metrics: ClassSummary) -> float:

@@ -1,0 +1,292 @@
+"""The record of an evaluation: what a bundle says of labelled photos, and how it compares with another one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pydantic import BaseModel, Field
+
+from flowers import storage
+from flowers.data import decoding
+from flowers.data.reading import read_bytes
+from flowers.errors import BadImage
+from flowers.evaluation import calibration, ranking
+from flowers.evaluation.evaluate import ClassScore, Example, thumbnail
+from flowers.evaluation.metrics import Counts, Metric, Summary, summarize
+from flowers.evaluation.paired import Paired
+from flowers.evaluation.slices import Slices, slices
+from flowers.text import spreadsheet_safe
+
+# Mistakes that are shown, and changes that are named.
+_SHOWN, _NAMED = 10, 20
+_THUMBNAIL = 160
+
+
+class Rows(BaseModel, frozen=True):
+    """What became of every file: `found` is the sum of the others.
+
+    Attributes:
+        found: files.
+        evaluated: photos that count.
+        training: photos that the bundle was trained on, left out.
+        unknown: files of labels that the bundle does not know, left out.
+        unusable: files without a label or that are no usable photo, left out.
+    """
+
+    found: int
+    evaluated: int
+    training: int
+    unknown: int
+    unusable: int
+
+
+class Calibration(BaseModel, frozen=True):
+    """Whether scores are what they say.
+
+    Attributes:
+        bins: photos by their highest score.
+        error: expected calibration error over these bins.
+        temperature: by which logits are to be divided; None where it could not be fitted.
+        fitted_on: validation photos of the run that it was fitted on.
+        why_not: why it was not fitted.
+        bins_after: as `bins`, of the scores with that temperature.
+        error_after: of these.
+        log_loss_after: of the scores with that temperature.
+    """
+
+    bins: list[calibration.Bin]
+    error: float | None
+    temperature: float | None = None
+    fitted_on: int = 0
+    why_not: str = ""
+    bins_after: list[calibration.Bin] = []
+    error_after: float | None = None
+    log_loss_after: Metric | None = None
+
+
+class Change(BaseModel, frozen=True):
+    """A photo on which the two differ: its path, its label, and what each says."""
+
+    path: str
+    label: str
+    baseline: str
+    predicted: str
+
+
+class Comparison(BaseModel, frozen=True):
+    """A bundle and another one on the same photos.
+
+    Attributes:
+        baseline: URI of the other one.
+        training: photos that only the other one was trained on, left out here.
+        unknown: photos of labels that the other one does not know, left out here.
+        training_known: whether it is known what the other one was trained on.
+        counts: photos by who is right.
+        accuracy: of the bundle on these photos.
+        baseline_accuracy: of the other one.
+        difference: accuracy less that of the other one, with a paired interval.
+        p_value: McNemar's exact test, two-sided.
+        better: photos that only the bundle has right, the first ones.
+        worse: photos that only the other one has right, the first ones.
+    """
+
+    baseline: str
+    training: int
+    unknown: int
+    training_known: bool
+    counts: Paired
+    accuracy: Metric
+    baseline_accuracy: Metric
+    difference: Metric
+    p_value: float
+    better: list[Change]
+    worse: list[Change]
+
+
+class EvaluationReport(BaseModel, frozen=True):
+    """The record of an evaluation.
+
+    Attributes:
+        created: when, ISO 8601.
+        command: how the job was called.
+        schema_version: of this record, the key `schema`.
+        bundle: URI of the bundle.
+        bundle_sha256: hash of its manifest.
+        source: where the photos were listed.
+        image_size: height and width of the network's input, in pixels.
+        rows: what became of every file.
+        unknown_labels: files by label that the bundle does not know.
+        reasons: unusable files by reason.
+        warnings: what one should know before trusting the numbers.
+        seconds: from the first file to the last.
+        summary: the metrics of a training's report.
+        auc: area under the ROC curve of each class against the others.
+        macro_auc: their mean.
+        calibration: of scores.
+        coverage: what is left where unsure answers are not taken.
+        coverage_curve: coverage and accuracy, the surest photos first.
+        slices: accuracy by what photos have in common.
+        comparison: with another bundle; None if none was named.
+        mistakes: the wrong answers of the highest scores.
+    """
+
+    created: str
+    command: str
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+    bundle: str
+    bundle_sha256: str
+    source: str
+    image_size: int
+    rows: Rows
+    unknown_labels: dict[str, int]
+    reasons: dict[str, int]
+    warnings: list[str]
+    seconds: float
+    summary: Summary
+    auc: dict[str, Metric]
+    macro_auc: Metric
+    calibration: Calibration
+    coverage: list[ranking.Coverage]
+    coverage_curve: list[tuple[float, float]]
+    slices: list[Slices]
+    comparison: Comparison | None = None
+    mistakes: list[Example]
+
+    def to_json(self) -> str:
+        """The text of report.json; it has no thumbnails."""
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2)
+
+
+class Answers:
+    """What a bundle says of labelled photos, as arrays.
+
+    Args:
+        rows: columns label, and what `flowers.evaluation.slices.slices` takes.
+        scores: float32 [n, K].
+        classes: names of the K classes.
+
+    Attributes:
+        labels: int64 [n], true classes.
+        predicted: int64 [n].
+        score: float32 [n], the highest score.
+        margin: float32 [n], the highest score less the second.
+        right: bool [n].
+    """
+
+    def __init__(self, rows: pa.Table, scores: npt.NDArray[np.float32], classes: Sequence[str]) -> None:
+        self.rows, self.scores, self.classes = rows, scores, tuple(classes)
+        index = {name: at for at, name in enumerate(classes)}
+        self.labels = np.array([index[label] for label in rows["label"].to_pylist()], np.int64)
+        self.predicted = scores.argmax(axis=1) if len(scores) else np.empty(0, np.int64)
+        highest = np.sort(scores, axis=1)[:, -2:]
+        self.score, self.right = highest[:, -1], self.predicted == self.labels
+        self.margin = highest[:, -1] - highest[:, 0]
+
+    def summary(self, top: int) -> Summary:
+        """The metrics of a training's report."""
+        return summarize(Counts.of(self.labels, self.scores), self.classes, top)
+
+    def calibration(self, temperature: float | None, fitted_on: int, why_not: str) -> Calibration:
+        """Calibration, and what a temperature makes of it."""
+        bins = calibration.reliability(self.score, self.right)
+        before = Calibration(bins=bins, error=calibration.expected_error(bins), why_not=why_not)
+        if temperature is None:
+            return before
+        scores = calibration.tempered(self.scores, temperature)
+        after = calibration.reliability(scores.max(axis=1, initial=0), self.right)
+        return before.model_copy(
+            update={
+                "temperature": temperature,
+                "fitted_on": fitted_on,
+                "bins_after": after,
+                "error_after": calibration.expected_error(after),
+                "log_loss_after": summarize(Counts.of(self.labels, scores), self.classes).log_loss,
+            }
+        )
+
+    def mistakes(self, source: str, max_pixels: int) -> list[Example]:
+        """The wrong answers of the highest scores, with thumbnails."""
+        wrong = np.flatnonzero(~self.right)
+        chosen = wrong[np.argsort(-self.score[wrong], kind="stable")][:_SHOWN]
+        return [self._example(int(at), source, max_pixels) for at in chosen]
+
+    def _example(self, at: int, source: str, max_pixels: int) -> Example:
+        path = self.rows["path"][at].as_py()
+        order = np.argsort(-self.scores[at], kind="stable")[:3]
+        return Example(
+            path=storage.relative(path, source),
+            label=self.classes[self.labels[at]],
+            predicted=self.classes[self.predicted[at]],
+            score=float(self.score[at]),
+            top=[ClassScore(label=self.classes[one], score=float(self.scores[at, one])) for one in order],
+            thumbnail=_thumbnail(path, max_pixels),
+        )
+
+    def slices(self, source: str) -> list[Slices]:
+        """Accuracy by what photos have in common."""
+        return slices(self.rows, self.right, source)
+
+
+def _thumbnail(path: str, max_pixels: int) -> str:
+    data = read_bytes(path)
+    try:
+        return "" if isinstance(data, BadImage) else thumbnail(decoding.decode(data, _THUMBNAIL, max_pixels=max_pixels))
+    except BadImage:
+        return ""
+
+
+def compare(
+    new: Answers, old: Sequence[str], baseline: str, *, source: str, training: int, unknown: int, training_known: bool
+) -> Comparison:
+    """Compares a bundle with another one.
+
+    Args:
+        new: answers of the bundle to the photos of both.
+        old: what the other one says of each.
+        baseline: its URI.
+        source: folder that photos are named from.
+        training: photos left out as the other one was trained on them.
+        unknown: photos left out as it does not know their labels.
+        training_known: whether it is known what it was trained on.
+    """
+    labels, paths = new.rows["label"].to_pylist(), new.rows["path"].to_pylist()
+    said = [new.classes[at] for at in new.predicted]
+    right = np.array([one == label for one, label in zip(old, labels, strict=True)], np.bool_)
+    counts = Paired.of(new.right, right)
+
+    def changes(chosen: npt.NDArray[np.bool_]) -> list[Change]:
+        return [
+            Change(path=storage.relative(paths[at], source), label=labels[at], baseline=old[at], predicted=said[at])
+            for at in np.flatnonzero(chosen)[:_NAMED]
+        ]
+
+    return Comparison(
+        baseline=baseline,
+        training=training,
+        unknown=unknown,
+        training_known=training_known,
+        counts=counts,
+        accuracy=counts.accuracy,
+        baseline_accuracy=counts.old_accuracy,
+        difference=counts.difference,
+        p_value=counts.p_value,
+        better=changes(new.right & ~right),
+        worse=changes(right & ~new.right),
+    )
+
+
+def confusion_csv(summary: Summary) -> bytes:
+    """The confusion matrix: a row a true class, a column a predicted one."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [spreadsheet_safe(name) for name in summary.classes]
+    writer.writerow(["true class", *names])
+    writer.writerows([name, *counts] for name, counts in zip(names, summary.confusion_matrix, strict=True))
+    return text.getvalue().encode("utf-8", "replace")

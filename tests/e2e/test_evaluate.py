@@ -1,0 +1,167 @@
+"""Evaluation of toy bundles: what is left out, what is said of a wrong one, and that it is the same however it runs."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from flowers import cli
+from flowers.report.evaluation import EvaluationReport
+from flowers.runs import Run
+from jobs.evaluate import main
+from tests.conftest import start_ray
+from tests.toys import by_colour, coloured, trained
+
+CLASSES = ["=red", "green", "blue"]
+EACH, SIZE = 10, 8
+
+
+@dataclass(frozen=True)
+class Place:
+    """A right and a wrong bundle with their runs, and photos: of each class 5 to train on, 2 to validate, 3 to test."""
+
+    folder: Path
+    right: Run
+    wrong: Run
+    photos: dict[Path, str]
+    manifest: Path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    start_ray()
+    folder = tmp_path_factory.mktemp("evaluate")
+    photos = coloured(folder / "photos", CLASSES, EACH)
+    sides = ["train"] * 5 + ["validation"] * 2 + ["test"] * 3
+    split = {path: (label, sides[index % EACH]) for index, (path, label) in enumerate(photos.items())}
+    # Wrong on purpose: it calls red what is green, and green what is red.
+    swapped = ["green", "=red", "blue"]
+    manifest = folder / "list.csv"
+    lines = [f"{path},{label},{'even' if int(path.stem[-1]) % 2 == 0 else 'odd'}" for path, label in photos.items()]
+    bad = folder / "photos" / "bad.png"
+    bad.write_bytes(b"")
+    more = [f"{bad},blue,", f"{next(iter(photos))},purple,", f"{folder / 'nowhere.png'},,"]
+    manifest.write_text("\n".join(["path,label,group", *lines, *more]) + "\n")
+    return Place(
+        folder,
+        trained(folder / "runs" / "right", by_colour(SIZE, CLASSES), split),
+        trained(folder / "runs" / "wrong", by_colour(SIZE, swapped), split),
+        photos,
+        manifest,
+    )
+
+
+def evaluated(bundle: object, *more: object, code: int = 0) -> tuple[str, str]:
+    """What the command prints, and its one line of error."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(cli, "_hide_logs", lambda: None)
+        words = [str(word) for word in ("--bundle", bundle, *more)]
+        found, text = cli.outcome(main, "python -m jobs.evaluate", words)
+    assert found == code, (out.getvalue(), err.getvalue(), text)
+    return out.getvalue(), text
+
+
+def report(folder: Path) -> dict[str, Any]:
+    text = (folder / "report.json").read_text()
+    assert EvaluationReport.model_validate_json(text).summary
+    return dict(json.loads(text))
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_wrong_bundle_is_reported_as_wrong(place: Place) -> None:
+    out, _ = evaluated(place.wrong.uri)
+    found = report(Path(place.wrong.uri) / "evaluations" / "test")
+    assert found["rows"] == {"found": 9, "evaluated": 9, "training": 0, "unknown": 0, "unusable": 0}
+    assert found["summary"]["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert found["summary"]["confusion_matrix"] == [[0, 3, 0], [3, 0, 0], [0, 0, 3]]
+    assert found["auc"]["green"]["value"] < 0.5 < found["auc"]["blue"]["value"]
+    # It is as sure as it is wrong, and so are the validation photos: the best temperature is the highest.
+    assert found["calibration"]["error"] > 0.5 > found["calibration"]["error_after"]
+    assert found["calibration"]["fitted_on"] == 6
+    assert "33.3 %" in out
+    assert [one["predicted"] for one in found["mistakes"]].count("blue") == 0
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_is_left_out_and_a_baseline(place: Place) -> None:
+    target = place.folder / "out"
+    more = (
+        "--data",
+        place.manifest,
+        "--out",
+        target,
+        "--baseline",
+        place.wrong.uri,
+        "--storage",
+        place.folder / "runs",
+    )
+    out, _ = evaluated(place.right.uri, *more)
+    found = report(target)
+    # 15 photos were trained on; one has a label of no class, one is empty, one has no label.
+    assert found["rows"] == {"found": 33, "evaluated": 15, "training": 15, "unknown": 1, "unusable": 2}
+    assert found["unknown_labels"] == {"purple": 1}
+    assert found["reasons"] == {"empty": 1, "unlabelled": 1}
+    assert "6 photos are validation photos of the run" in " ".join(found["warnings"])
+    assert found["summary"]["accuracy"] == {"value": 1.0, "n": 15, "low": pytest.approx(0.796, abs=1e-3), "high": 1.0}
+    compared = found["comparison"]
+    assert compared["counts"] == {"n": 15, "new_right": 15, "old_right": 5, "gained": 10, "lost": 0}
+    assert compared["p_value"] == pytest.approx(2 / 2**10)
+    assert compared["difference"]["value"] == pytest.approx(2 / 3)
+    assert {(one["baseline"], one["predicted"]) for one in compared["better"]} == {("green", "=red"), ("=red", "green")}
+    assert "10 better, 0 worse" in " ".join(out.split())
+    groups = {one["name"]: one for one in found["slices"]}["group"]["slices"]
+    assert {one["value"]: one["accuracy"]["n"] for one in groups} == {"even": 6, "odd": 9}
+
+    rows = {row["path"]: row for row in pq.read_table(target / "predictions.parquet").to_pylist()}
+    assert len(rows) == 15
+    for path, row in rows.items():
+        assert row["label"] == row["predicted"] == place.photos[Path(path)] == row["top"][0]["label"]
+        assert row["correct"]
+        assert row["sha256"] == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        assert row["margin"] == pytest.approx(row["top"][0]["score"] - row["top"][1]["score"])
+        assert sum(row["scores"]) == pytest.approx(1, abs=1e-5)
+        assert (row["baseline"] == row["label"]) == (row["label"] == "blue")
+    table = list(csv.reader((target / "confusion.csv").read_text().splitlines()))
+    assert table == [["true class", "'=red", "green", "blue"], ["'=red", *"500"], ["green", *"050"], ["blue", *"005"]]
+    page = (target / "report.html").read_text()
+    assert page.count("<svg") == 2
+    assert "default-src 'none'" in page
+
+    evaluated(place.right.uri, *more[:4], "--storage", place.folder / "runs", "--allow-training-rows")
+    again = report(target)
+    assert (again["rows"]["evaluated"], again["rows"]["training"]) == (30, 0)
+    evaluated(place.right.uri, *more, "--actors", 1)
+    same = ("summary", "auc", "calibration", "coverage", "slices", "comparison")
+    assert {name: report(target)[name] for name in same} == {name: found[name] for name in same}
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path) -> None:
+    bundle = tmp_path / "alone"
+    Path(place.right.bundle).rename(bundle)
+    try:
+        _, text = evaluated(bundle, code=2)
+        assert "--data is missing: no test photos" in text
+        _, text = evaluated(bundle, "--data", place.manifest, code=2)
+        assert "--out is missing" in text
+        evaluated(bundle, "--data", place.manifest, "--out", tmp_path / "out", "--storage", tmp_path / "runs")
+        found = report(tmp_path / "out")
+        assert found["rows"]["evaluated"] == 30
+        assert "is not known, as its run is gone" in " ".join(found["warnings"])
+        assert found["calibration"]["temperature"] is None
+        strange = tmp_path / "strange.csv"
+        strange.write_text(f"path,label\n{next(iter(place.photos))},purple\n")
+        _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "out", code=2)
+        assert "1 have labels that the bundle does not know ('purple')" in text
+    finally:
+        bundle.rename(place.right.bundle)
