@@ -78,6 +78,11 @@ def relative(uri: str, folder: str) -> str:
     return _cut(uri)[0].removeprefix(_cut(folder)[0].rstrip("/") + "/")
 
 
+def inside(uri: str, folder: str) -> bool:
+    """Whether `uri` lies below `folder`, by their paths."""
+    return _cut(uri)[0].startswith(_cut(folder)[0].rstrip("/") + "/")
+
+
 def bucket(uri: str) -> str:
     """Scheme, bucket and options of a URI: what its connection depends on."""
     path, options = _cut(uri)

@@ -44,7 +44,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "bundle": [*BASE, "data", "model", "inference", "runs"],
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
-    "prediction": [*BASE, "data", "model", "inference", "cluster", "bundle", "predictor"],
+    "prediction": [*BASE, "locks", "data", "model", "inference", "cluster", "bundle", "predictor"],
     "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
     "published": [*BASE, "bundle", "evaluation", "runs"],
     "training": [*BASE, "config", "cluster", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from flowers import locks, published, runs, storage
-from flowers.bundle import load_bundle
+from flowers import published, runs, storage
+from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.session import joined, ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
 from flowers.data.listing import list_files, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
+from flowers.options import wrong
 from flowers.pipelines.origin import Origin
-from flowers.prediction.parts import encoded, lock_of, predicted
+from flowers.prediction.parts import encoded, held, predicted
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.progress import progress_bar
 from flowers.report.evaluation import Answers, Comparison, EvaluationReport, Rows, compare, confusion_csv
@@ -69,7 +68,7 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
     folder = _folder(options, origin, photos.source)
     if cluster := joined():
         out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
-    with _held(folder), storage.enough_space(folder), ray_session(options.verbose):
+    with held(folder), storage.enough_space(folder), ray_session(options.verbose):
         from flowers.cluster.nodes import cluster_nodes
 
         machine = Machine.of(cluster_nodes(), options.engine, options.actors)
@@ -113,7 +112,10 @@ def _photos(options: EvaluateOptions, origin: Origin) -> _Photos:
 
 def _folder(options: EvaluateOptions, origin: Origin, source: str) -> str:
     if options.out is not None:
-        return storage.absolute(options.out)
+        folder = storage.absolute(options.out)
+        if storage.exists(runs.Run(folder).config) or storage.exists(storage.join(folder, MANIFEST)):
+            raise wrong("out", options.out, "a folder that is neither a run nor a bundle: it would lose its report")
+        return folder
     if origin.run is None:
         raise InputError(f"--out is missing: the bundle {origin.bundle.uri} does not lie in a run; say where to write")
     name = "test"
@@ -121,21 +123,6 @@ def _folder(options: EvaluateOptions, origin: Origin, source: str) -> str:
         stem = "".join(one if one.isalnum() or one in "-_" else "-" for one in storage.name(source).split(".")[0])
         name = f"{stem[:40]}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
     return origin.run.evaluation(name)
-
-
-@contextmanager
-def _held(folder: str) -> Iterator[None]:
-    """Keeps all other processes from writing an evaluation into the folder."""
-    try:
-        storage.make_folder(folder)
-        with locks.hold(lock_of(folder)):
-            yield
-    except locks.InUse as error:
-        raise InputError(
-            f"--out: {folder} is in use by {error}; wait until that ends, or choose another --out"
-        ) from error
-    except OSError as error:
-        raise InputError(f"--out: {folder} cannot be written: {error.strerror or error}") from error
 
 
 def _evaluate(

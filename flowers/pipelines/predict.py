@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,7 +11,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import locks, published, runs, storage
+from flowers import published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.session import joined, ray_session
 from flowers.config import PredictOptions
@@ -21,7 +19,7 @@ from flowers.data.listing import Listing, list_files
 from flowers.errors import InputError
 from flowers.options import wrong
 from flowers.prediction.folders import Folders, sort_into
-from flowers.prediction.parts import Predictions, lock_of, predicted, read_part
+from flowers.prediction.parts import Predictions, held, lock_of, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar
 from flowers.text import plain
@@ -67,7 +65,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     }
     if cluster := joined():
         out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
-    with _held(target), storage.enough_space(target.uri):
+    with held(target.uri), storage.enough_space(target.uri):
         target.open(identity, runs.now())
         complete = storage.exists(target.summary)
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
@@ -107,28 +105,13 @@ def _listing(options: PredictOptions) -> Listing:
         uri = storage.absolute(written)
         if uri == found.source:
             raise wrong(name, written, "another folder than that of the photos")
-        ours = pc.or_(pc.starts_with(table["path"], storage.join(uri, "")), pc.equal(table["path"], lock_of(uri)))
-        table = table.filter(pc.invert(ours))
+        others = [not storage.inside(path, uri) and path != lock_of(uri) for path in table["path"].to_pylist()]
+        table = table.filter(pa.array(others, pa.bool_()))
     if not table.num_rows:
         raise InputError(
             f"--data: found no files in {options.data!r}; give a folder, a photo, a manifest or an archive"
         )
     return Listing(found.source, table, table.num_rows)
-
-
-@contextmanager
-def _held(target: Predictions) -> Iterator[None]:
-    """Keeps all other processes from writing predictions into the folder."""
-    try:
-        storage.make_folder(storage.parent(target.uri))
-        with locks.hold(lock_of(target.uri)):
-            yield
-    except locks.InUse as error:
-        raise InputError(
-            f"--out: {target.uri} is in use by {error}; wait until that ends, or choose another --out"
-        ) from error
-    except OSError as error:
-        raise InputError(f"--out: {target.uri} cannot be written: {error.strerror or error}") from error
 
 
 def _predict(

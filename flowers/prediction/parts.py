@@ -10,6 +10,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from flowers import storage
+from flowers import locks, storage
 from flowers.errors import DamagedFile, InputError, first_line
 from flowers.text import spreadsheet_safe, spreadsheet_text
 
@@ -107,8 +108,28 @@ class Predictions:
 
 
 def lock_of(uri: str) -> str:
-    """The lock of a folder of predictions, beside it."""
+    """The lock of a folder that `held` keeps, beside it."""
     return storage.join(storage.parent(uri), f".{storage.name(uri)}.lock")
+
+
+@contextmanager
+def held(uri: str) -> Iterator[None]:
+    """Keeps all other processes from writing into the folder `--out`.
+
+    Raises:
+        InputError: another one is at it, or it cannot be written.
+    """
+    with ExitStack() as stack:
+        try:
+            storage.make_folder(storage.parent(uri))
+            stack.enter_context(locks.hold(lock_of(uri)))
+        except locks.InUse as error:
+            raise InputError(
+                f"--out: {uri} is in use by {error}; wait until that ends, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise InputError(f"--out: {uri} cannot be written: {error.strerror or error}") from error
+        yield
 
 
 def predicted(scored: pa.Table, classes: Sequence[str], top: int, scores: bool) -> pa.Table:

@@ -154,6 +154,8 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "--data is missing: no test photos" in text
         _, text = evaluated(bundle, "--data", place.manifest, code=2)
         assert "--out is missing" in text
+        _, text = evaluated(place.wrong.uri, "--out", place.right.uri, code=2)
+        assert "neither a run nor a bundle" in text
         evaluated(bundle, "--data", place.manifest, "--out", tmp_path / "out", "--storage", tmp_path / "runs")
         found = report(tmp_path / "out")
         assert found["rows"]["evaluated"] == 30
