@@ -246,6 +246,8 @@ def _doubts(rows: pa.Table, origin: Origin, options: EvaluateOptions) -> list[st
         found.append(f"{copies} files have the same bytes as another one; each counts")
     if conflicts := sum(len(one) > 1 for one in labels.values()):
         found.append(f"{conflicts} photos are there under two labels: one of them counts as wrong")
+    if len(digests) < 30:
+        found.append(f"only {len(digests)} photos: look at the interval, not at the value")
     if absent := sorted(set(origin.bundle.classes) - set(_column(rows))):
         found.append(f"no photo of: {few(absent)}")
     return found
