@@ -8,7 +8,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from flowers import runs, storage
-from flowers.cluster.session import joined, ray_session
+from flowers.cluster.access import joined
+from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
 from flowers.data.ledger import ROW, Ledger, settle

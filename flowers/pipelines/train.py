@@ -16,8 +16,9 @@ from rich.markup import escape
 
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
+from flowers.cluster.access import joined
 from flowers.cluster.placement import Node
-from flowers.cluster.session import background, import_tensorflow, joined, ray_session
+from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
