@@ -23,7 +23,7 @@ import click
 from rich.console import Console
 
 from flowers.errors import FlowersError, GateNotMet, InputError, first_line
-from flowers.options import Option, OptionSet, described, flag
+from flowers.options import Option, OptionSet, check_path, check_paths, described, flag
 from flowers.text import plain
 
 DONE, FAILED, WRONG_INPUT, NOT_MET, STOPPED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -86,20 +86,28 @@ class Command(click.Command):
 
 
 def command(help: str, *models: type[OptionSet], argument: str = "") -> Callable[[Callable[..., None]], Command]:
-    """Makes a function a command with the options of all `models`; one that is not given is None.
+    """Makes a function a command with the options of all `models`, whose paths it checks; one not given is None.
 
     Args:
         help: what the command does, and examples.
         models: of its options.
-        argument: name of a word that may be given without an option's name.
+        argument: name of a path that may be given without an option's name.
     """
     parameters: list[click.Parameter] = [click.Argument([argument], required=False)] if argument else []
     parameters += [Parameter(option) for model in models for option in described(model).values()]
     settings = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 
     def decorate(function: Callable[..., None]) -> Command:
+        @functools.wraps(function)
+        def checked(**values: Any) -> None:
+            if argument and values[argument]:
+                check_path(argument.upper(), values[argument])
+            for model in models:
+                check_paths(model, values)
+            function(**values)
+
         return Command(
-            function.__name__, callback=function, params=list(parameters), help=help, context_settings=settings
+            function.__name__, callback=checked, params=list(parameters), help=help, context_settings=settings
         )
 
     return decorate

@@ -15,6 +15,7 @@ from flowers import storage
 from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
+from flowers.model.weights import NAMED_WEIGHTS
 from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
@@ -73,18 +74,24 @@ class DataOptions(OptionSet):
         "group, or a named set: sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
         group="Data",
         required="a folder, a manifest or a named set",
+        path=True,
+        names=("sample", "flower_photos", "flower_photos_small"),
     )
     per_class: int | None = deciding(
         None, "Take a seeded subset of at most this many files a class.", absent="all", ge=2
     )
     root: str | None = deciding(
-        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+        None,
+        "Folder that relative paths of a manifest start at.",
+        absent="the manifest's folder",
+        path=True,
     )
     class_names: str | None = deciding(
         None,
         "File with the names of classes that a manifest gives as numbers: one name a line in their order, lines of "
         "number and name, or JSON.",
         absent="the numbers are the names",
+        path=True,
     )
     layout: Literal["auto", "classes", "split"] = deciding(
         "auto",
@@ -97,7 +104,9 @@ class DataOptions(OptionSet):
         required="three fractions that add up to 1, the first two above 0",
     )
     split_file: str | None = deciding(
-        None, "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned."
+        None,
+        "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned.",
+        path=True,
     )
     group_by: Annotated[str, AfterValidator(check_rule)] | None = deciding(
         None,
@@ -127,6 +136,8 @@ class TrainConfig(DataOptions):
     weights: str = deciding(
         "imagenet",
         "Start weights of the backbone: imagenet (downloaded by Keras), random, or a .weights.h5, .h5 or .keras file.",
+        path=True,
+        names=NAMED_WEIGHTS,
     )
     image_size: int | None = deciding(
         None, "Height and width the network sees, in pixels.", absent="what the backbone was made for", ge=32
@@ -225,6 +236,7 @@ class TrainConfig(DataOptions):
         "Folder or URI of all runs; the feature cache lies beside them.",
         group="Run",
         required="a folder or a URI",
+        path=True,
     )
     name: Annotated[str, AfterValidator(_folder_name)] | None = neutral(
         None,
@@ -286,11 +298,16 @@ class CheckOptions(DataOptions):
     """How photos are looked at before training."""
 
     page: Annotated[str, AfterValidator(_not_empty)] = neutral(
-        "check.html", "File or URI of the page to write.", group="Result", required="a file or a URI"
+        "check.html",
+        "File or URI of the page to write.",
+        group="Result",
+        required="a file or a URI",
+        path=True,
     )
     storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs, in which named sets are kept; it is none of the photos if it lies among them.",
+        path=True,
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
 
@@ -404,6 +421,7 @@ class CleanOptions(OptionSet):
         "Folder or URI of all runs, beside which the caches lie.",
         group="What",
         required="a folder or a URI",
+        path=True,
     )
     older_than: str = neutral(
         "30d",
@@ -433,6 +451,7 @@ class PublishOptions(OptionSet):
         "Folder or URI of the model, MODELS/NAME: its versions are MODELS/NAME/1/, 2/, ...",
         group="Where",
         required="MODELS/NAME, where NAME has letters, digits, '.', '_' and '-' and is no number",
+        path=True,
     )
     min_accuracy: float | None = option(
         None,
@@ -445,6 +464,7 @@ class PublishOptions(OptionSet):
         None,
         "Publish only if this run, bundle or MODELS/NAME (its version that answers) is not better on the run's test "
         "photos, which both classify: McNemar's exact test at 5 %.",
+        path=True,
     )
     list: bool = option(False, "List the versions.", group="Instead of publishing")
     rollback: bool = option(False, "Pin the version before the one that answers; a damaged one is passed over.")
@@ -466,10 +486,14 @@ class ExportOptions(OptionSet):
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="Export",
         required="a run folder, a bundle or MODELS/NAME",
+        path=True,
     )
     format: Literal["saved_model", "onnx", "openvino", "litert", "keras"] = option(..., "What to make of it.")
     to: Annotated[str, AfterValidator(_not_empty)] = option(
-        ..., "Folder or URI to make; only an earlier export is replaced.", required="a folder or a URI"
+        ...,
+        "Folder or URI to make; only an earlier export is replaced.",
+        required="a folder or a URI",
+        path=True,
     )
     quantize: Literal["none", "float16", "int8"] = option(
         "none", "Smaller weights: float16 halves them, int8 quarters them (openvino and litert)."
@@ -484,9 +508,13 @@ class ExportOptions(OptionSet):
         "Folder of photos to try the export on.",
         group="Photos",
         absent="test and validation photos of the run, or drawn pictures",
+        path=True,
     )
     calibration: str | None = option(
-        None, "Folder of photos by which int8 chooses its scales.", absent="training photos of the run"
+        None,
+        "Folder of photos by which int8 chooses its scales.",
+        absent="training photos of the run",
+        path=True,
     )
     min_agreement: float | None = option(
         None,

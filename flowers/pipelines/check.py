@@ -43,6 +43,9 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
     parts = []
     with ray_session(options.verbose), progress_bar(out, "reading, decoding", listing.table.num_rows) as advance:
+        from flowers.cluster.nodes import check_files
+
+        check_files("--data", listing.some())
         photos = reading.stream_blocks(listing.table, examine, readers=usable_cpus())
         for table in reading.tables(photos):
             parts.append(reading.detached(table, quality.LOOK.names))
