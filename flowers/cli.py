@@ -15,6 +15,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NoReturn
@@ -37,6 +39,7 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
+_PATIENCE_S = 1.5
 _SHOWN_LINES = 30
 _CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
 
@@ -139,6 +142,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
     """
     lifeline = _start_watchdog(resume)
     signal.signal(signal.SIGTERM, _terminate)
+    _answer_at_once(resume)
     code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -153,6 +157,25 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         say(text)
     os.write(lifeline, b"\n")
     os._exit(code)  # all is written; TensorFlow would take another second to take itself apart
+
+
+def _answer_at_once(resume: str) -> None:
+    """Lets a thread say that SIGTERM has come, where it takes long to act on it, as in a library's long call.
+
+    `ray job stop` waits 3 s before it kills.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def answer() -> None:
+        while os.read(read, 1) != bytes([signal.SIGTERM]):
+            pass
+        time.sleep(_PATIENCE_S)
+        if signal.getsignal(signal.SIGTERM) is _terminate:  # nobody else's, who has said it
+            say(f"Stopping. {resume}".rstrip())
+
+    threading.Thread(target=answer, name="answer SIGTERM", daemon=True).start()
 
 
 def outcome(command: click.Command, name: str, words: list[str], resume: str = "") -> tuple[int, str]:
@@ -232,11 +255,16 @@ def _start_watchdog(resume: str) -> int:
         os.close(end)
         return lifeline
     os.close(lifeline)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))  # `ray job stop` sends it to both
     for descriptor in (0, 1):
         os.close(descriptor)
-    if not os.read(end, 1):
+    spoken = os.read(end, 1)
+    if not spoken and told:
+        say(f"Stopped. {resume}".rstrip())
+    elif not spoken:
         for line in _log_lines():
             say(line)
         why = "the program was killed, perhaps because memory ran out, or a library ended it"
