@@ -103,6 +103,7 @@ class ServeOptions(OptionSet):
         "Keep some photos, with what was answered, in this local folder, to label them. The page says so.",
         group="Samples",
         absent="none is kept",
+        path=True,
     )
     sample_rate: float = option(0.01, "Share of photos to keep.", ge=0, le=1)
     sample_max_bytes: int = option(1 << 30, "Bytes of all samples, at most.", ge=1)
