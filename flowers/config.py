@@ -64,6 +64,10 @@ def _model_folder(uri: str) -> str:
     return uri
 
 
+# What --data may be beside a path; sets that are downloaded are listed in flowers/data/builtin/download.py.
+_NAMED_SETS = ("sample", "flower_photos", "flower_photos_small")
+
+
 class DataOptions(OptionSet):
     """Which photos, and how they are split: for every job that reads photos with labels."""
 
@@ -75,7 +79,7 @@ class DataOptions(OptionSet):
         group="Data",
         required="a folder, a manifest or a named set",
         path=True,
-        names=("sample", "flower_photos", "flower_photos_small"),
+        names=_NAMED_SETS,
     )
     per_class: int | None = deciding(
         None, "Take a seeded subset of at most this many files a class.", absent="all", ge=2
@@ -324,6 +328,7 @@ class BulkOptions(OptionSet):
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="What",
         required="a run folder, a bundle or MODELS/NAME",
+        path=True,
     )
     engine: Literal["auto", "openvino", "tensorflow"] = deciding(
         "auto", "What runs the network: openvino or tensorflow; auto takes openvino on CPUs.", group="Machine"
@@ -339,6 +344,7 @@ class BulkOptions(OptionSet):
     storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
+        path=True,
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
 
@@ -352,13 +358,18 @@ class EvaluateOptions(BulkOptions):
         group="Photos",
         absent="the run's own test photos",
         required="a folder, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
     )
     layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
     root: str | None = _as_in_training("root")
     class_names: str | None = _as_in_training("class_names")
     allow_training_rows: bool = deciding(False, "Count photos too that the bundle was trained on.")
     baseline: str | None = deciding(
-        None, "A run, a bundle or MODELS/NAME to compare with, photo by photo.", group="Result"
+        None,
+        "A run, a bundle or MODELS/NAME to compare with, photo by photo.",
+        group="Result",
+        path=True,
     )
     top: int = deciding(
         5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
@@ -368,6 +379,7 @@ class EvaluateOptions(BulkOptions):
         "Folder or URI to write to.",
         absent="evaluations/ in the folder of the run",
         required="a folder or a URI",
+        path=True,
     )
 
 
@@ -380,12 +392,21 @@ class PredictOptions(BulkOptions):
         "these. Labels are not needed, and not looked at.",
         group="Photos",
         required="a folder, a photo, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
     )
     root: str | None = deciding(
-        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+        None,
+        "Folder that relative paths of a manifest start at.",
+        absent="the manifest's folder",
+        path=True,
     )
     out: Annotated[str, AfterValidator(_not_empty)] = neutral(
-        ..., "Folder or URI to write to.", group="Result", required="a folder or a URI"
+        ...,
+        "Folder or URI to write to.",
+        group="Result",
+        required="a folder or a URI",
+        path=True,
     )
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
     top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
@@ -393,7 +414,10 @@ class PredictOptions(BulkOptions):
     update: bool = neutral(False, "Predict the photos that were added since --out was complete.")
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(
-        None, "Copy each photo into a folder of its predicted class below this folder or URI.", group="Sorting"
+        None,
+        "Copy each photo into a folder of its predicted class below this folder or URI.",
+        group="Sorting",
+        path=True,
     )
     link: bool = neutral(False, "Make symbolic links in --sort-into, not copies.")
     min_score: float | None = neutral(
