@@ -15,6 +15,8 @@ import os
 import signal
 import sys
 import tempfile
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import IO, Any, NoReturn
@@ -23,7 +25,7 @@ import click
 from rich.console import Console
 
 from flowers.errors import FlowersError, GateNotMet, InputError, first_line
-from flowers.options import Option, OptionSet, described, flag
+from flowers.options import Option, OptionSet, check_path, check_paths, described, flag
 from flowers.text import plain
 
 DONE, FAILED, WRONG_INPUT, NOT_MET, STOPPED, TERMINATED = 0, 1, 2, 3, 130, 143
@@ -37,6 +39,7 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
+_PATIENCE_S = 1.5
 _SHOWN_LINES = 30
 _CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
 
@@ -86,20 +89,28 @@ class Command(click.Command):
 
 
 def command(help: str, *models: type[OptionSet], argument: str = "") -> Callable[[Callable[..., None]], Command]:
-    """Makes a function a command with the options of all `models`; one that is not given is None.
+    """Makes a function a command with the options of all `models`, whose paths it checks; one not given is None.
 
     Args:
         help: what the command does, and examples.
         models: of its options.
-        argument: name of a word that may be given without an option's name.
+        argument: name of a path that may be given without an option's name.
     """
     parameters: list[click.Parameter] = [click.Argument([argument], required=False)] if argument else []
     parameters += [Parameter(option) for model in models for option in described(model).values()]
     settings = {"max_content_width": 110, "help_option_names": ["-h", "--help"]}
 
     def decorate(function: Callable[..., None]) -> Command:
+        @functools.wraps(function)
+        def checked(**values: Any) -> None:
+            if argument and values[argument]:
+                check_path(argument.upper(), values[argument])
+            for model in models:
+                check_paths(model, values)
+            function(**values)
+
         return Command(
-            function.__name__, callback=function, params=list(parameters), help=help, context_settings=settings
+            function.__name__, callback=checked, params=list(parameters), help=help, context_settings=settings
         )
 
     return decorate
@@ -131,6 +142,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
     """
     lifeline = _start_watchdog(resume)
     signal.signal(signal.SIGTERM, _terminate)
+    _answer_at_once(resume)
     code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -145,6 +157,25 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         say(text)
     os.write(lifeline, b"\n")
     os._exit(code)  # all is written; TensorFlow would take another second to take itself apart
+
+
+def _answer_at_once(resume: str) -> None:
+    """Lets a thread say that SIGTERM has come, where it takes long to act on it, as in a library's long call.
+
+    `ray job stop` waits 3 s before it kills.
+    """
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def answer() -> None:
+        while os.read(read, 1) != bytes([signal.SIGTERM]):
+            pass
+        time.sleep(_PATIENCE_S)
+        if signal.getsignal(signal.SIGTERM) is _terminate:  # nobody else's, who has said it
+            say(f"Stopping. {resume}".rstrip())
+
+    threading.Thread(target=answer, name="answer SIGTERM", daemon=True).start()
 
 
 def outcome(command: click.Command, name: str, words: list[str], resume: str = "") -> tuple[int, str]:
@@ -224,11 +255,16 @@ def _start_watchdog(resume: str) -> int:
         os.close(end)
         return lifeline
     os.close(lifeline)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))  # `ray job stop` sends it to both
     for descriptor in (0, 1):
         os.close(descriptor)
-    if not os.read(end, 1):
+    spoken = os.read(end, 1)
+    if not spoken and told:
+        say(f"Stopped. {resume}".rstrip())
+    elif not spoken:
         for line in _log_lines():
             say(line)
         why = "the program was killed, perhaps because memory ran out, or a library ended it"

@@ -15,6 +15,7 @@ from flowers import storage
 from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
+from flowers.model.weights import NAMED_WEIGHTS
 from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
@@ -63,6 +64,10 @@ def _model_folder(uri: str) -> str:
     return uri
 
 
+# What --data may be beside a path; sets that are downloaded are listed in flowers/data/builtin/download.py.
+_NAMED_SETS = ("sample", "flower_photos", "flower_photos_small")
+
+
 class DataOptions(OptionSet):
     """Which photos, and how they are split: for every job that reads photos with labels."""
 
@@ -73,18 +78,24 @@ class DataOptions(OptionSet):
         "group, or a named set: sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
         group="Data",
         required="a folder, a manifest or a named set",
+        path=True,
+        names=_NAMED_SETS,
     )
     per_class: int | None = deciding(
         None, "Take a seeded subset of at most this many files a class.", absent="all", ge=2
     )
     root: str | None = deciding(
-        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+        None,
+        "Folder that relative paths of a manifest start at.",
+        absent="the manifest's folder",
+        path=True,
     )
     class_names: str | None = deciding(
         None,
         "File with the names of classes that a manifest gives as numbers: one name a line in their order, lines of "
         "number and name, or JSON.",
         absent="the numbers are the names",
+        path=True,
     )
     layout: Literal["auto", "classes", "split"] = deciding(
         "auto",
@@ -97,7 +108,9 @@ class DataOptions(OptionSet):
         required="three fractions that add up to 1, the first two above 0",
     )
     split_file: str | None = deciding(
-        None, "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned."
+        None,
+        "A split.parquet of an earlier run: images known there keep their subset, new ones are assigned.",
+        path=True,
     )
     group_by: Annotated[str, AfterValidator(check_rule)] | None = deciding(
         None,
@@ -127,6 +140,8 @@ class TrainConfig(DataOptions):
     weights: str = deciding(
         "imagenet",
         "Start weights of the backbone: imagenet (downloaded by Keras), random, or a .weights.h5, .h5 or .keras file.",
+        path=True,
+        names=NAMED_WEIGHTS,
     )
     image_size: int | None = deciding(
         None, "Height and width the network sees, in pixels.", absent="what the backbone was made for", ge=32
@@ -225,6 +240,7 @@ class TrainConfig(DataOptions):
         "Folder or URI of all runs; the feature cache lies beside them.",
         group="Run",
         required="a folder or a URI",
+        path=True,
     )
     name: Annotated[str, AfterValidator(_folder_name)] | None = neutral(
         None,
@@ -286,11 +302,16 @@ class CheckOptions(DataOptions):
     """How photos are looked at before training."""
 
     page: Annotated[str, AfterValidator(_not_empty)] = neutral(
-        "check.html", "File or URI of the page to write.", group="Result", required="a file or a URI"
+        "check.html",
+        "File or URI of the page to write.",
+        group="Result",
+        required="a file or a URI",
+        path=True,
     )
     storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs, in which named sets are kept; it is none of the photos if it lies among them.",
+        path=True,
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
 
@@ -307,6 +328,7 @@ class BulkOptions(OptionSet):
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="What",
         required="a run folder, a bundle or MODELS/NAME",
+        path=True,
     )
     engine: Literal["auto", "openvino", "tensorflow"] = deciding(
         "auto", "What runs the network: openvino or tensorflow; auto takes openvino on CPUs.", group="Machine"
@@ -322,6 +344,7 @@ class BulkOptions(OptionSet):
     storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
+        path=True,
     )
     verbose: bool = neutral(False, "Show what Ray logs.")
 
@@ -335,13 +358,18 @@ class EvaluateOptions(BulkOptions):
         group="Photos",
         absent="the run's own test photos",
         required="a folder, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
     )
     layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
     root: str | None = _as_in_training("root")
     class_names: str | None = _as_in_training("class_names")
     allow_training_rows: bool = deciding(False, "Count photos too that the bundle was trained on.")
     baseline: str | None = deciding(
-        None, "A run, a bundle or MODELS/NAME to compare with, photo by photo.", group="Result"
+        None,
+        "A run, a bundle or MODELS/NAME to compare with, photo by photo.",
+        group="Result",
+        path=True,
     )
     top: int = deciding(
         5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
@@ -351,6 +379,7 @@ class EvaluateOptions(BulkOptions):
         "Folder or URI to write to.",
         absent="evaluations/ in the folder of the run",
         required="a folder or a URI",
+        path=True,
     )
 
 
@@ -363,12 +392,21 @@ class PredictOptions(BulkOptions):
         "these. Labels are not needed, and not looked at.",
         group="Photos",
         required="a folder, a photo, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
     )
     root: str | None = deciding(
-        None, "Folder that relative paths of a manifest start at.", absent="the manifest's folder"
+        None,
+        "Folder that relative paths of a manifest start at.",
+        absent="the manifest's folder",
+        path=True,
     )
     out: Annotated[str, AfterValidator(_not_empty)] = neutral(
-        ..., "Folder or URI to write to.", group="Result", required="a folder or a URI"
+        ...,
+        "Folder or URI to write to.",
+        group="Result",
+        required="a folder or a URI",
+        path=True,
     )
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
     top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
@@ -376,7 +414,10 @@ class PredictOptions(BulkOptions):
     update: bool = neutral(False, "Predict the photos that were added since --out was complete.")
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(
-        None, "Copy each photo into a folder of its predicted class below this folder or URI.", group="Sorting"
+        None,
+        "Copy each photo into a folder of its predicted class below this folder or URI.",
+        group="Sorting",
+        path=True,
     )
     link: bool = neutral(False, "Make symbolic links in --sort-into, not copies.")
     min_score: float | None = neutral(
@@ -404,6 +445,7 @@ class CleanOptions(OptionSet):
         "Folder or URI of all runs, beside which the caches lie.",
         group="What",
         required="a folder or a URI",
+        path=True,
     )
     older_than: str = neutral(
         "30d",
@@ -433,6 +475,7 @@ class PublishOptions(OptionSet):
         "Folder or URI of the model, MODELS/NAME: its versions are MODELS/NAME/1/, 2/, ...",
         group="Where",
         required="MODELS/NAME, where NAME has letters, digits, '.', '_' and '-' and is no number",
+        path=True,
     )
     min_accuracy: float | None = option(
         None,
@@ -445,6 +488,7 @@ class PublishOptions(OptionSet):
         None,
         "Publish only if this run, bundle or MODELS/NAME (its version that answers) is not better on the run's test "
         "photos, which both classify: McNemar's exact test at 5 %.",
+        path=True,
     )
     list: bool = option(False, "List the versions.", group="Instead of publishing")
     rollback: bool = option(False, "Pin the version before the one that answers; a damaged one is passed over.")
@@ -466,10 +510,14 @@ class ExportOptions(OptionSet):
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="Export",
         required="a run folder, a bundle or MODELS/NAME",
+        path=True,
     )
     format: Literal["saved_model", "onnx", "openvino", "litert", "keras"] = option(..., "What to make of it.")
     to: Annotated[str, AfterValidator(_not_empty)] = option(
-        ..., "Folder or URI to make; only an earlier export is replaced.", required="a folder or a URI"
+        ...,
+        "Folder or URI to make; only an earlier export is replaced.",
+        required="a folder or a URI",
+        path=True,
     )
     quantize: Literal["none", "float16", "int8"] = option(
         "none", "Smaller weights: float16 halves them, int8 quarters them (openvino and litert)."
@@ -484,9 +532,13 @@ class ExportOptions(OptionSet):
         "Folder of photos to try the export on.",
         group="Photos",
         absent="test and validation photos of the run, or drawn pictures",
+        path=True,
     )
     calibration: str | None = option(
-        None, "Folder of photos by which int8 chooses its scales.", absent="training photos of the run"
+        None,
+        "Folder of photos by which int8 chooses its scales.",
+        absent="training photos of the run",
+        path=True,
     )
     min_agreement: float | None = option(
         None,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined, core_schema
 
+from flowers import storage
 from flowers.errors import InputError
 from flowers.text import secret_of, without_secrets
 
@@ -30,6 +31,8 @@ def option(
     result: bool | None = None,
     absent: str = "none",
     required: str = "",
+    path: bool = False,
+    names: tuple[str, ...] = (),
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -45,6 +48,8 @@ def option(
         result: whether it changes what comes out, or only where and how that is computed.
         absent: words for the default on the command line where there is no value of one.
         required: words for what may be given, where no range or list of choices says it.
+        path: whether it names a file or a folder, local or as a URI.
+        names: what may be given for a path and is none.
         ge: least value.
         gt: all values are above it.
         le: largest value.
@@ -53,6 +58,7 @@ def option(
     """
     words = required or _range(ge, gt, le, lt)
     extra: dict[str, Any] = {"group": group, "result": result, "absent": absent, "required": words}
+    extra |= {"path": path, "names": list(names)}
     return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, pattern=pattern, json_schema_extra=extra)
 
 
@@ -105,6 +111,8 @@ class Option:
         choices: the texts that may be given; empty where others may.
         required: words for what may be given beyond `kind`, or "".
         default: words for its default.
+        path: whether it names a file or a folder.
+        names: what may be given for a path and is none.
     """
 
     name: str
@@ -116,6 +124,8 @@ class Option:
     choices: tuple[str, ...]
     required: str
     default: str
+    path: bool
+    names: tuple[str, ...]
 
     @property
     def ranged(self) -> bool:
@@ -158,6 +168,34 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_paths(model: type[OptionSet], values: Mapping[str, Any]) -> None:
+    """Refuses what would be gone with the job: see `flowers.storage.in_working_copy`.
+
+    Args:
+        model: of the options.
+        values: those that were given; of others the default counts.
+
+    Raises:
+        InputError: a path lies in the copy.
+    """
+    for name, known in described(model).items():
+        if known.path:
+            value, words = values.get(name), ""
+            if value is None and name in model.model_fields:
+                value, words = model.model_fields[name].default, "the default "
+            if isinstance(value, str) and value not in known.names:
+                check_path(flag(name), value, words)
+
+
+def check_path(option: str, value: str, words: str = "") -> None:
+    """The same for one path; `words` say where it comes from."""
+    if storage.in_working_copy(value):
+        raise InputError(
+            f"{option}: {words}{value!r} lies in Ray's temporary copy of the folder that the job was submitted with, "
+            "which Ray deletes; give an absolute path outside of it that all nodes see, or s3://BUCKET/FOLDER"
+        )
+
+
 def wrong(name: str, received: object, required: str) -> InputError:
     """The error of an option that does not fit, alone or to another one."""
     return InputError(f"{flag(name)}: received {_shown(received)}, required is {required}")
@@ -188,6 +226,8 @@ def _option(name: str, field: FieldInfo, extra: Mapping[str, Any]) -> Option:
         choices=choices,
         required=f"one of {', '.join(choices)}" if choices else extra["required"],
         default=_default(field.get_default(), extra["absent"]),
+        path=extra["path"],
+        names=tuple(extra["names"]),
     )
 
 

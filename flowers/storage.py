@@ -23,6 +23,9 @@ from pyarrow import fs as pafs
 
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
+# In the paths of the folders that Ray copies a job's working directory to, on each node.
+_WORKING_COPY = "/runtime_resources/working_dir_files/"
+
 
 def is_remote(uri: str) -> bool:
     """Whether `uri` names a bucket or another remote file system, not a local path."""
@@ -53,6 +56,11 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 def absolute(uri: str) -> str:
     """The same place with a local path made absolute, so that it means the same in every process."""
     return uri if is_remote(uri) else resolve(uri)[1]
+
+
+def in_working_copy(uri: str) -> bool:
+    """Whether a path lies in the copy of a folder that Ray makes for `ray job submit --working-dir`, and deletes."""
+    return not is_remote(uri) and _WORKING_COPY in os.path.realpath(resolve(uri)[1])
 
 
 def join(uri: str, *parts: str) -> str:

@@ -2,4 +2,7 @@
 
 import time
 
+from flowers.interpreter import check_interpreter
+
 STARTED = time.monotonic()
+check_interpreter()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import yaml
 
 from flowers import cli
+from flowers.cluster.access import joined
 from flowers.config import TrainConfig
 from flowers.options import OneOf, OptionSet, described, option
 from jobs import STARTED
@@ -53,8 +54,8 @@ def build_config(recipe: str | None, given: dict[str, Any]) -> TrainConfig:
 
 
 def _from_here(path: str) -> str:
-    """A path below the current folder as people type it there."""
-    return path.removeprefix(f"{os.getcwd()}/")
+    """A path below the current folder as people type it there; on a cluster, where nobody is, as it is."""
+    return path if joined() else path.removeprefix(f"{os.getcwd()}/")
 
 
 @cli.command(_HELP, Start, TrainConfig)

@@ -1,1 +1,5 @@
 """Online predictions on Ray Serve."""
+
+from flowers.interpreter import check_interpreter
+
+check_interpreter()

@@ -18,7 +18,8 @@ from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
-from flowers.cluster.session import background, joined, lost, ray_session
+from flowers.cluster.access import joined
+from flowers.cluster.session import background, lost, ray_session
 from flowers.errors import FlowersError, InputError
 from flowers.published import find
 from flowers.runs import Run, finished_runs

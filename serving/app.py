@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve import Application
 
 from flowers.inference.engine import usable_cpus
+from flowers.options import check_paths
 from serving.metrics import FOLDER, default_folder
 from serving.options import ServeOptions
 from serving.service import RETRY_AFTER_S
@@ -23,7 +24,11 @@ def build_app(args: ServeOptions) -> Application:
 
     Args:
         args: how to serve; Ray Serve makes it from `args` of a config file.
+
+    Raises:
+        InputError: a path lies in the copy that Ray makes of a working directory.
     """
+    check_paths(ServeOptions, dict(args))
     from serving.replica import Classifier
 
     args = _with_cpus(args)

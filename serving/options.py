@@ -44,6 +44,7 @@ class ServeOptions(OptionSet):
         "What to serve: a run folder, a bundle, or a folder MODELS with MODELS/<name>/<number>/ bundles.",
         group="Model",
         absent=f"the newest run of ./{RUNS}",
+        path=True,
     )
     name: str = option(
         "flowers",
@@ -75,8 +76,10 @@ class ServeOptions(OptionSet):
         30.0, "When the server is told to end, what was accepted is answered within this time, in seconds.", gt=0
     )
 
-    tokens_file: str | None = option(None, "A file of bearer tokens, one a line; without, all may ask.", group="Access")
-    admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.")
+    tokens_file: str | None = option(
+        None, "A file of bearer tokens, one a line; without, all may ask.", group="Access", path=True
+    )
+    admin_token_file: str | None = option(None, "A file with the token of POST /admin/reload.", path=True)
 
     allowed_hosts: str | None = option(
         None,
@@ -100,6 +103,7 @@ class ServeOptions(OptionSet):
         "Keep some photos, with what was answered, in this local folder, to label them. The page says so.",
         group="Samples",
         absent="none is kept",
+        path=True,
     )
     sample_rate: float = option(0.01, "Share of photos to keep.", ge=0, le=1)
     sample_max_bytes: int = option(1 << 30, "Bytes of all samples, at most.", ge=1)

@@ -111,6 +111,37 @@ def test_a_sudden_end_is_told_by_another_process(body: str, code: int, verbose: 
     assert "hidden words" in done.stderr
 
 
+def test_sigterm_in_a_long_call_is_answered_at_once() -> None:
+    """`ray job stop` kills after 3 s, which a call of a library may take."""
+    body = (
+        "cli._PATIENCE_S = 0; threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start(); "
+        "import hashlib; hashlib.pbkdf2_hmac('sha256', b'x', b'y', 2_000_000)"
+    )
+    done = program(body)
+    assert (done.returncode, done.stdout) == (143, "cleaned up\n")
+    assert done.stderr == "Stopping. Go on.\nStopped. Go on.\n"
+
+
+def test_who_answers_sigterm_in_its_own_way_is_not_spoken_for() -> None:
+    body = (
+        "cli._PATIENCE_S = 0; signal.signal(signal.SIGTERM, lambda *_: out.print('my way')); "
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.2)"
+    )
+    done = program(body)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "my way\ndone\ncleaned up\n", "")
+
+
+def test_a_stopped_program_that_was_killed_was_stopped() -> None:
+    """As `ray job stop` does it: SIGTERM to a program and its children, and then SIGKILL."""
+    body = (
+        "children = open(f'/proc/self/task/{os.getpid()}/children').read().split(); "
+        "[os.kill(int(pid), signal.SIGTERM) for pid in children]; "
+        "time.sleep(0.2); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = program(body)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "Stopped. Go on.\n")
+
+
 def test_a_closed_pipe_does_not_stop_the_program() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -15,12 +16,13 @@ LINES = [
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     if line and not line.startswith("#")
 ]
+DISTRIBUTION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["name"]
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, LINES)}
 
 
 def closure(extra: str) -> set[NormalizedName]:
     """Names of all packages that `.[extra]` needs on this Python, by what installed packages say of themselves."""
-    todo, seen = [Requirement(f"flowers[{extra}]")], set[tuple[NormalizedName, frozenset[str]]]()
+    todo, seen = [Requirement(f"{DISTRIBUTION}[{extra}]")], set[tuple[NormalizedName, frozenset[str]]]()
     while todo:
         wanted = todo.pop()
         name = canonicalize_name(wanted.name)
@@ -36,7 +38,7 @@ def closure(extra: str) -> set[NormalizedName]:
             marker = found.marker
             if marker is None or any(marker.evaluate({"extra": chosen}) for chosen in {"", *wanted.extras}):
                 todo.append(found)
-    return {name for name, _ in seen} - {canonicalize_name("flowers")}
+    return {name for name, _ in seen} - {canonicalize_name(DISTRIBUTION)}
 
 
 @pytest.mark.parametrize("extra", ["dev", "gpu", "aws"])

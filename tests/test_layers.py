@@ -7,9 +7,13 @@ import functools
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from flowers import interpreter
+from flowers.interpreter import NEWEST, OLDEST, PACKAGES, complaint
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPS = ("flowers", "jobs", "serving", "docs", "tests", "benchmarks")
@@ -26,13 +30,14 @@ TOP_IMPORTS = {
 # Rows from the bottom up: a row may import those above it in this table that it names.
 BASE = ["errors", "text", "storage"]
 FLOWERS_IMPORTS: dict[str, list[str]] = {
+    "interpreter": [],
     "errors": [],
     "text": [],
     "bounded": [],
     "storage": ["errors"],
     "locks": ["errors", "storage"],
-    "options": ["errors", "text"],
-    "cli": ["errors", "text", "options"],
+    "options": BASE,
+    "cli": [*BASE, "options"],
     "progress": [],
     "data": [*BASE, "bounded"],
     "model": [*BASE, "data"],
@@ -53,6 +58,8 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
 }
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
 
+# Packages that only the extra `export` has, imported where a format needs them.
+EXPORT = {"ai_edge_litert", "flatbuffers", "nncf", "onnx", "onnxruntime", "tf2onnx"}
 VAGUE = {"utils.py", "common.py", "helpers.py"}
 LIGHT = [
     "flowers",
@@ -242,3 +249,34 @@ def test_imports_stay_light() -> None:
     seen = loaded_by([name for name in [*LIGHT, workers] if exists(name)])
     assert {name: heavy for name, heavy in seen.items() if heavy and name != workers} == {}
     assert set(seen.get(workers, [])) <= {"ray"}
+
+
+def test_all_packages_that_a_program_imports_are_looked_for() -> None:
+    names = {name.split(".")[0] for path in sources("flowers", "jobs", "serving") for name in imports_of(path)}
+    named = set(PACKAGES) - {"python_multipart"}  # which FastAPI imports
+    assert named == names - set(sys.stdlib_module_names) - set(TOPS) - EXPORT
+    text = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["requires-python"]
+    assert text == f">=3.{OLDEST[1]},<3.{NEWEST[1] + 1}"
+
+
+PROGRAMS = [*(f"jobs.{path.stem}" for path in (ROOT / "jobs").glob("[a-z]*.py")), "serving"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_python_without_the_packages_is_one_line(program: str) -> None:
+    # -S: without site-packages, as any other Python that somebody has.
+    words = [sys.executable, "-S", "-m", program, "--help"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {sys.executable} (Python 3.")
+    assert f"lacks packages: click, rich, pydantic and {len(PACKAGES) - 3} more; activate" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_one_package_that_is_missing_and_another_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not complaint()
+    with monkeypatch.context() as patch:
+        patch.setattr(interpreter, "find_spec", lambda name: None if name == "openvino" else name)
+        assert "lacks packages: openvino; activate" in complaint()
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    assert "required is Python 3.11 to 3.13; activate" in complaint()

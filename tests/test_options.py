@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import click
@@ -11,8 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 from flowers import cli
+from flowers.config import TrainConfig
+from flowers.data.builtin.download import ARCHIVES
 from flowers.errors import InputError
-from flowers.options import OneOf, OptionSet, described, option
+from flowers.options import OneOf, OptionSet, check_paths, described, option
 
 
 class Inner(OptionSet):
@@ -125,3 +128,72 @@ def test_help_is_in_groups() -> None:
         "--loud Say more. [default: off]",
     ):
         assert row.split() in lines
+
+
+NO_PATHS = {  # texts that may be anything, and name no file
+    *("group_by", "trainable", "workers", "feature_actors", "actors", "name", "older_than"),
+    *("allowed_hosts", "cors_origins", "root_path", "host"),
+}
+
+
+def test_options_know_which_of_them_are_paths() -> None:
+    from docs.cli import COMMANDS
+
+    known = [p.described for command in COMMANDS.values() for p in command.params if isinstance(p, cli.Parameter)]
+    texts = [option for option in known if option.kind is str and not option.choices]
+    assert {option.name for option in texts if not option.path} == NO_PATHS
+    assert not {option.name for option in known if option.path} & NO_PATHS
+    assert {"sample", *ARCHIVES} in [set(option.names) for option in known if option.name == "data"]
+
+
+COPY = "session_2026/runtime_resources/working_dir_files/_ray_pkg_0123456789abcdef"
+
+
+@pytest.fixture
+def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder is the copy that Ray made of a submitted job's."""
+    folder = tmp_path / COPY
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(cli, "_hide_logs", lambda: None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "said"),
+    [
+        ("jobs.train", "", "--storage: the default 'runs' lies in Ray's"),
+        ("jobs.train", "--storage runs", "--storage: 'runs' lies in Ray's"),
+        ("jobs.train", "--storage {copy}/runs", "--storage: '{copy}/runs' lies in Ray's"),
+        ("jobs.train", "--storage file://{copy}/runs", "--storage: 'file://{copy}/runs' lies in Ray's"),
+        ("jobs.train", "--storage {link}/runs", "--storage: '{link}/runs' lies in Ray's"),
+        ("jobs.train", "--storage /x --data photos", "--data: 'photos' lies in Ray's"),
+        ("jobs.train", "--storage /x --data /y --weights a.h5", "--weights: 'a.h5' lies in Ray's"),
+        ("jobs.check", "--data /y", "--page: the default 'check.html' lies in Ray's"),
+        ("jobs.clean", "", "--storage: the default 'runs' lies in Ray's"),
+        ("jobs.publish", "runs/a --to /models/m", "RUN: 'runs/a' lies in Ray's"),
+        ("jobs.publish", "/runs/a --to models/m", "--to: 'models/m' lies in Ray's"),
+        ("jobs.export", "--bundle runs/a --to /x --format onnx", "--bundle: 'runs/a' lies in Ray's"),
+        ("serving", "--bundle runs/a", "--bundle: 'runs/a' lies in Ray's"),
+    ],
+)
+def test_what_ray_would_delete_is_refused_first(
+    command: str, words: str, said: str, copy: Path, tmp_path: Path
+) -> None:
+    from docs.cli import COMMANDS
+
+    (tmp_path / "link").symlink_to(copy)
+    names = {"copy": copy, "link": tmp_path / "link"}
+    given = words.format(**names).split()
+    code, text = cli.outcome(COMMANDS[f"python -m {command}"], command, given)
+    assert (code, text.partition(" lies ")[0]) == (2, f"error: {said.format(**names).partition(' lies ')[0]}")
+    assert "s3://BUCKET/FOLDER" in text
+    assert list(copy.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "data", ["sample", "flower_photos", "/photos", "s3://bucket/photos", "https://a.example/a.zip"]
+)
+def test_what_stays_is_not_refused(data: str, copy: Path) -> None:
+    check_paths(TrainConfig, {"storage": "/runs", "data": data, "weights": "imagenet"})
+    check_paths(TrainConfig, {"storage": "s3://bucket/runs", "data": data, "weights": "random"})

@@ -1,9 +1,10 @@
-"""The machines of the running Ray cluster: what they offer, and whether they share the storage."""
+"""The machines of the running Ray cluster: what they offer, and whether they share the storage and the photos."""
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -45,6 +46,44 @@ def check_storage(uri: str) -> None:
     if failures:
         parts = [f"{text} (node {few([nodes[node] for node in wrong if wrong[node] == text])})" for text in failures]
         raise InputError(f"--storage: {uri} cannot be used: {few(parts)}; {required}")
+
+
+def check_files(option: str, uris: Sequence[str]) -> None:
+    """Looks at some files from every node of the running Ray cluster: each has to see them as they are here.
+
+    Args:
+        option: where they were given, for the error: ``--data``.
+        uris: the files; those in a bucket are the same for all.
+
+    Raises:
+        InputError: a node does not see one, or sees another one.
+    """
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    paths = [storage.absolute(uri) for uri in uris if not storage.is_remote(uri)]
+    here = [(path, found.size) for path in paths if (found := storage.entry(path))]
+    if len(nodes) == 1 or not here:
+        return
+    answers = _on_nodes(_look, dict.fromkeys(nodes, json.dumps(here)))
+    if wrong := {node: text for node, text in answers.items() if text}:
+        text = next(iter(wrong.values()))
+        raise InputError(
+            f"{option}: {text} (node {few([nodes[node] for node in wrong])}); required is a place that all nodes see: "
+            "on a shared file system, or s3://BUCKET/FOLDER"
+        )
+
+
+def _look(probe: str) -> str:
+    """Compares files with their sizes elsewhere; returns what is wrong, or nothing."""
+    for path, size in json.loads(probe):
+        try:
+            found = storage.entry(path)
+        except (OSError, ValueError, InputError) as error:
+            return f"{path} cannot be read there: {_reason(error)}"
+        if found is None:
+            return f"there is no {path}"
+        if found.size != size:
+            return f"{path} has {found.size} bytes there, here {size}"
+    return ""
 
 
 def _write(probe: str) -> str:

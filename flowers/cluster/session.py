@@ -8,20 +8,19 @@ import importlib
 import logging
 import os
 import signal
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from flowers.cluster.access import access, joined
 from flowers.errors import FlowersError, first_line
 
 T = TypeVar("T")
 
 # Blocks on their way from the decoder to the network. Ray's default, 30 % of the memory, lets decoded photos pile up.
 _OBJECT_STORE_BYTES = 1 << 30
-_CONNECT_S = 10
 # A head that does not answer for so long has ended; on a busy machine it takes a second.
 _ANSWER_S = 6.0
 # The longest name that Ray gives to a socket, and what Linux allows.
@@ -62,26 +61,6 @@ def import_tensorflow(threads: int | None = None) -> None:
     tensorflow = importlib.import_module("tensorflow")
     if threads and threads != tensorflow.config.threading.get_intra_op_parallelism_threads():
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
-
-
-def joined() -> str:
-    """The cluster that a job joins, as RAY_ADDRESS names it; empty if it starts Ray for itself."""
-    address = os.environ.get("RAY_ADDRESS", "").strip()
-    return "" if address == "local" else address
-
-
-def _check_address(address: str) -> None:
-    """Raises `FlowersError` if nobody listens there: Ray itself would try for minutes."""
-    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
-    if not colon or not port.isdecimal():
-        return  # "auto" and the like, which Ray resolves
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
-    except OSError as error:
-        raise FlowersError(
-            f"RAY_ADDRESS is {address!r}, but nobody answers at {host}:{port} ({error.strerror or error}); start the "
-            "cluster, correct the address, or unset RAY_ADDRESS to run on this machine alone"
-        ) from error
 
 
 def _check_temporary_folder() -> None:
@@ -189,14 +168,22 @@ def ray_session(verbose: bool) -> Iterator[None]:
     if ray.is_initialized():  # somebody else's, who will end it
         yield
         return
-    if address := joined():
-        _check_address(address)
-    else:
+    address = joined()
+    if not address:
         os.environ.pop("RAY_ADDRESS", None)  # empty, or "local"
         _check_temporary_folder()
+    with access(address) as place, _running(place, verbose):
+        yield
+
+
+@contextmanager
+def _running(place: str, verbose: bool) -> Iterator[None]:
+    """Ray, joined at `place` or, if that is empty, started here."""
     level = logging.INFO if verbose else logging.ERROR
     options: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "configure_logging": True}
-    if not joined():
+    if place:
+        options["address"] = place
+    else:
         cpus = os.cpu_count() or 1
         store = max(_OBJECT_STORE_BYTES, (64 << 20) * cpus)
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}
@@ -207,9 +194,9 @@ def ray_session(verbose: bool) -> Iterator[None]:
     try:
         _start(options)
     except Exception as error:
-        place = f"the cluster at {address}" if address else "Ray on this machine"
+        where = f"the cluster at {place}" if place else "Ray on this machine"
         raise FlowersError(
-            f"{place} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
+            f"{where} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
             "again, elsewhere check RAY_ADDRESS; --verbose shows what Ray says"
         ) from error
     if before is not None:  # Ray's own handler ends the process without a word

@@ -8,7 +8,8 @@ import pyarrow as pa
 from rich.console import Console
 
 from flowers import runs, storage
-from flowers.cluster.session import joined, ray_session
+from flowers.cluster.access import joined
+from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
 from flowers.data.ledger import ROW, Ledger, settle
@@ -42,6 +43,9 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
     parts = []
     with ray_session(options.verbose), progress_bar(out, "reading, decoding", listing.table.num_rows) as advance:
+        from flowers.cluster.nodes import check_files
+
+        check_files("--data", listing.some())
         photos = reading.stream_blocks(listing.table, examine, readers=usable_cpus())
         for table in reading.tables(photos):
             parts.append(reading.detached(table, quality.LOOK.names))

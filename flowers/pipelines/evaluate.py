@@ -15,7 +15,8 @@ from rich.console import Console
 
 from flowers import published, runs, storage
 from flowers.bundle import MANIFEST, load_bundle
-from flowers.cluster.session import joined, ray_session
+from flowers.cluster.access import joined
+from flowers.cluster.session import ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
 from flowers.data.listing import list_files, listing_of

@@ -13,7 +13,8 @@ from rich.markup import escape
 
 from flowers import published, runs, storage
 from flowers.bundle import load_bundle
-from flowers.cluster.session import joined, ray_session
+from flowers.cluster.access import joined
+from flowers.cluster.session import ray_session
 from flowers.config import PredictOptions
 from flowers.data.listing import Listing, list_files
 from flowers.errors import InputError

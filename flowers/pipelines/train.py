@@ -16,8 +16,9 @@ from rich.markup import escape
 
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
+from flowers.cluster.access import joined
 from flowers.cluster.placement import Node
-from flowers.cluster.session import background, import_tensorflow, joined, ray_session
+from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
@@ -42,7 +43,7 @@ from flowers.features.spec import FeatureSpec
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
-from flowers.model.weights import check_weights, weights_key
+from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
 from flowers.pipelines.source import list_source
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.predictor import Predictor
@@ -117,10 +118,13 @@ def _train(
         _warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
     with ray_session(config.verbose):
-        from flowers.cluster.nodes import check_storage, cluster_nodes
+        from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
 
         nodes = cluster_nodes()
         check_storage(run.uri)
+        check_files("--data", listing.some())
+        if config.weights not in NAMED_WEIGHTS:
+            check_files("--weights", [config.weights])
         facts = _facts(config, listing, nodes)
         out.print(_computing(facts), highlight=False)
         build = functools.partial(

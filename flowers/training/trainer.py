@@ -11,7 +11,7 @@ import ray.train
 from ray.train.tensorflow import TensorflowTrainer
 
 from flowers import storage
-from flowers.cluster.session import joined
+from flowers.cluster.access import joined
 from flowers.errors import DamagedFile, FlowersError, OutOfMemory
 from flowers.plan import Plan
 from flowers.runs import Run

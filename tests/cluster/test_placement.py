@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flowers import storage
 from flowers.cluster import nodes as cluster
-from flowers.cluster.nodes import check_storage, cluster_nodes
+from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
 from flowers.cluster.placement import Node, Placement, place
 from flowers.errors import InputError
 from tests.conftest import stop_ray
@@ -351,6 +351,38 @@ def test_a_probe_that_cannot_be_removed_counts(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match=r"ACCESS_DENIED \(node 10.0.0.0\)") as caught:
         check_storage("s3://bucket/runs")
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_all_nodes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"abc")
+    files = [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg"]
+    fake = FakeRay(monkeypatch, shared_disk, shared_disk)
+    check_files("--data", files)
+    assert fake.called == [("_look", "id0"), ("_look", "id1")]
+    fake = FakeRay(monkeypatch, shared_disk)
+    check_files("--data", files)
+    check_files("--data", files[1:])
+    assert fake.called == []
+
+
+@pytest.mark.parametrize(("there", "said"), [(None, "there is no {0}"), (b"other", "{0} has 5 bytes there, here 3")])
+def test_files_that_a_node_does_not_see(
+    there: bytes | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"abc")
+
+    def elsewhere(function: Any, probe: str) -> str:
+        path.unlink() if there is None else path.write_bytes(there)
+        return str(function(probe))
+
+    FakeRay(monkeypatch, shared_disk, elsewhere)
+    with pytest.raises(InputError) as caught:
+        check_files("--data", [str(path)])
+    assert str(caught.value) == (
+        f"--data: {said.format(path)} (node 10.0.0.1); required is a place that all nodes see: on a shared file "
+        "system, or s3://BUCKET/FOLDER"
+    )
 
 
 @pytest.fixture(scope="module")
