@@ -1,4 +1,4 @@
-"""Validation accuracy of four ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
+"""Validation accuracy of some ways to train, several seeds, each a cold run of the job: docs/accuracy.md.
 
 `python -m benchmarks.accuracy ../shared/data/flower_photos --weights WEIGHTS.h5`
 """
@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {
     "head": (),
     "head + flip": ("--augment", "flip"),
+    "block_16": ("--trainable", "block_16"),
+    "block_13": ("--trainable", "block_13"),
     "last blocks + flip": ("--recipe", "accurate"),
     "last blocks + standard": ("--recipe", "accurate", "--augment", "standard"),
 }

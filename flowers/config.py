@@ -20,6 +20,8 @@ from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
+# What that second phase does unless told otherwise, and the head's does not (docs/accuracy.md).
+TAIL_SMOOTHING, TAIL_AUGMENT = 0.02, "flip"
 # Options that are no more, each with the value that means what is done now: a run that began with it may go on, one
 # that began with another value may not. Who removes an option that changed the result adds it here.
 REMOVED: dict[str, Any] = {}
@@ -27,6 +29,19 @@ REMOVED: dict[str, Any] = {}
 # Options that change what comes out, and those that change only where and how it is computed, or what is shown: an
 # unfinished run may go on with others of these.
 deciding, neutral = functools.partial(option, result=True), functools.partial(option, result=False)
+
+
+def _said(value: Any) -> str:
+    return "not given" if value is None else repr(value)
+
+
+def _meant(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity in which values that come to the same are the same: those of a phase that there is not."""
+    if identity["trainable"] != "head":
+        return identity
+    second = {name: None for name in ("head_epochs", "tail_learning_rate", "layer_decay")}
+    plain = {"label_smoothing": identity["label_smoothing"] or 0.0, "augment": identity["augment"] or "none"}
+    return {**identity, **second, **plain}
 
 
 def _not_empty(text: str) -> str:
@@ -161,10 +176,11 @@ class TrainConfig(DataOptions):
         f"{trainable_help()}.",
         group="Training",
     )
-    augment: Literal["none", "flip", "standard", "strong"] = deciding(
-        "none",
+    augment: Literal["none", "flip", "standard", "strong"] | None = deciding(
+        None,
         "Varied views of the training photos: flip (mirrored), standard (random crop, flip, colour), strong (also "
         "RandAugment, erasing, mixup or cutmix). The last two need --trainable deeper than head.",
+        absent=f"none; {TAIL_AUGMENT} in the second phase",
     )
     epochs: int | None = deciding(
         None,
@@ -194,7 +210,13 @@ class TrainConfig(DataOptions):
     momentum: float = deciding(0.9, "Momentum of sgd.", ge=0, lt=1)
     weight_decay: float = deciding(0.01, "Decoupled weight decay of adamw.", ge=0)
     l2: float = deciding(0.0, "L2 penalty on the head's kernel, added to the loss.", ge=0)
-    label_smoothing: float = deciding(0.0, "Part of each label spread over all classes.", ge=0, lt=1)
+    label_smoothing: float | None = deciding(
+        None,
+        "Part of each label spread over all classes, in both phases.",
+        absent=f"0; {TAIL_SMOOTHING} in the second phase",
+        ge=0,
+        lt=1,
+    )
     dropout: float = deciding(0.2, "Part of the features dropped in each training step.", ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = deciding(
         "none", "balanced weighs each class by 1 / its number of training photos."
@@ -253,7 +275,7 @@ class TrainConfig(DataOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.trainable == "head" and self.augment not in ("none", "flip"):
+        if self.trainable == "head" and self.augment in ("standard", "strong"):
             raise wrong(
                 "augment",
                 self.augment,
@@ -261,6 +283,11 @@ class TrainConfig(DataOptions):
                 "--trainable",
             )
         return self
+
+    @property
+    def augmentation(self) -> str:
+        """How training photos are varied in the last phase: `augment`, or what its absence means."""
+        return self.augment or ("none" if self.trainable == "head" else TAIL_AUGMENT)
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON has it: no option of where it is kept, where it runs and what is shown."""
@@ -274,12 +301,13 @@ class TrainConfig(DataOptions):
         Of one that is no more `REMOVED` knows the value that changes nothing; any other stops the run, for nobody
         could tell whether the epochs still to come would be of the same training.
         """
-        now, defaults = self.identity(), TrainConfig().identity()
-        then = {**defaults, **before}
-        found = [f"{flag(name)} was {then[name]!r}, now {now[name]!r}" for name in now if then[name] != now[name]]
+        defaults = TrainConfig().identity()
+        now, then = _meant(self.identity()), _meant({**defaults, **before})
+        changed = [name for name in now if then[name] != now[name]]
+        found = [f"{flag(name)} was {_said(then[name])}, now {_said(now[name])}" for name in changed]
         for name in sorted(before.keys() - described(TrainConfig).keys()):
             if name not in REMOVED or before[name] != REMOVED[name]:
-                found.append(f"{flag(name)} was {before[name]!r}, now there is no such option")
+                found.append(f"{flag(name)} was {_said(before[name])}, now there is no such option")
         return found
 
     def run_name(self) -> str:

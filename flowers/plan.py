@@ -95,7 +95,7 @@ class Plan:
     @property
     def views(self) -> tuple[str, ...]:
         """The views of a training photo that are cached."""
-        return (PLAIN, FLIP) if self.config.augment == "flip" else (PLAIN,)
+        return (PLAIN, FLIP) if self.config.augmentation == "flip" else (PLAIN,)
 
     @property
     def features(self) -> tuple[FeatureSpec, ...]:
@@ -212,7 +212,7 @@ def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) 
     if cut == POOL:
         return False, False, ""
     budget = config.cache_budget * 1e9
-    views = 2 if config.augment == "flip" else 1
+    views = 2 if config.augmentation == "flip" else 1
     whole, validation = photos * views * photo_bytes, photos * config.split[1] * photo_bytes
     size = f"{photos} photos x {f'{views} views x ' if views > 1 else ''}{photo_bytes / 1e3:.0f} kB = {_gb(whole)}"
     limit = f"--cache-budget {config.cache_budget:g} GB"

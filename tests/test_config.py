@@ -174,6 +174,8 @@ def test_every_other_option_is() -> None:
 
 # Options that are new since: they count as their default, and the others decide what they did.
 ADDED = {"engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
+# Options that had another default: given here with it, which `differences` takes for the same where it means the same.
+DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.
 IDENTITIES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "e2a624e093efc467", "sample-resnet50v2-44136fa3"),
@@ -200,7 +202,9 @@ IDENTITIES: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("options", "sha256", "name"), IDENTITIES)
 def test_identity_and_name_stay(options: dict[str, Any], sha256: str, name: str) -> None:
     config = TrainConfig(**options)
-    text = json.dumps({key: value for key, value in config.identity().items() if key not in ADDED}, sort_keys=True)
+    identity = {key: value for key, value in config.identity().items() if key not in ADDED}
+    identity |= {key: was for key, was in DEFAULTS_WERE.items() if identity[key] is None}
+    text = json.dumps(identity, sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == sha256
     assert config.run_name() == name
 
@@ -233,6 +237,29 @@ def test_what_keeps_a_run_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(module.REMOVED, "resize", "crop")
     assert config.differences({**before, "resize": "crop"}) == []
     assert config.differences({**before, "resize": "squash"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({}, []),  # the head alone: what is new is of a phase that there is not
+        ({"trainable": "stage5"}, ["--augment was 'none', now not given", "--label-smoothing was 0.0, now not given"]),
+        ({"trainable": "stage5", "augment": "none", "label_smoothing": 0}, []),
+        ({"label_smoothing": 0.1}, ["--label-smoothing was 0.0, now 0.1"]),
+        ({"augment": "flip"}, ["--augment was 'none', now 'flip'"]),
+    ],
+)
+def test_a_run_begun_with_the_old_defaults(changes: dict[str, Any], refused: list[str]) -> None:
+    """It goes on as it began, or is refused; naming what it began with lets a deeper one go on."""
+    config = TrainConfig(**changes)
+    before = {**config.identity(), "augment": "none", "label_smoothing": 0.0}
+    assert config.differences(before) == refused
+
+
+def test_options_of_the_second_phase_do_not_keep_the_head_from_going_on() -> None:
+    before = TrainConfig(head_epochs=9, tail_learning_rate=0.5, layer_decay=0.5).identity()
+    assert TrainConfig().differences(before) == []
+    assert len(TrainConfig(trainable="stage5").differences({**before, "trainable": "stage5"})) == 3
 
 
 def test_a_config_travels_and_does_not_change() -> None:

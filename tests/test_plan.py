@@ -16,7 +16,7 @@ STAGE5 = "conv4_block6_out"
 
 
 def planned(cut: str = "pool", streamed: bool = False, validation: bool = False, **options: Any) -> Plan:
-    config = TrainConfig(**{"trainable": "head" if cut == "pool" else "stage5", **options})
+    config = TrainConfig(**{"trainable": "head" if cut == "pool" else "stage5", "augment": "none", **options})
     return Plan(
         config=config,
         run=Run("/runs/x"),
@@ -38,6 +38,12 @@ def planned(cut: str = "pool", streamed: bool = False, validation: bool = False,
         (planned(STAGE5), [("pool", "plain"), (STAGE5, "plain")], []),
         (
             planned(STAGE5, augment="flip"),
+            [("pool", "plain"), (STAGE5, "plain"), ("pool", "flip"), (STAGE5, "flip")],
+            [],
+        ),
+        (planned(augment=None), [("pool", "plain")], []),
+        (
+            planned(STAGE5, augment=None),
             [("pool", "plain"), (STAGE5, "plain"), ("pool", "flip"), (STAGE5, "flip")],
             [],
         ),
@@ -124,19 +130,19 @@ def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
     ("options", "size", "reason"),
     [
         (
-            {},
+            {"augment": "none"},
             200_704,
             "the frozen part runs once a photo: 3670 photos x 201 kB = 0.74 GB at conv4_block6_out, within "
             "--cache-budget 20 GB",
         ),
         (
-            {"augment": "flip"},
+            {},
             10_000,
             "the frozen part runs once a photo: 3670 photos x 2 views x 10 kB = 73 MB at conv4_block6_out, within "
             "--cache-budget 20 GB",
         ),
         (
-            {"cache_budget": 0.5},
+            {"cache_budget": 0.5, "augment": "none"},
             200_704,
             "photos are decoded again each epoch: 3670 photos x 201 kB = 0.74 GB at conv4_block6_out, more than "
             "--cache-budget 0.5 GB",

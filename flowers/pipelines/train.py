@@ -306,7 +306,7 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
     from flowers.training.progress import follow
 
     config = plan.config
-    if config.augment != "none":
+    if config.augmentation != "none":
         write_sheet(plan, ledger)
     say = functools.partial(out.print, highlight=False, markup=False)
     trainer.prepare(plan, say)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flowers import runs, storage
@@ -16,6 +17,7 @@ from flowers.report.record import (
     EpochMetrics,
     FeatureUse,
     ImagesPerSecond,
+    PhaseResult,
     Report,
     SplitCounts,
     StageSeconds,
@@ -49,6 +51,8 @@ def build_report(
     ledger, config = extraction.ledger, plan.config
     timing = StageSeconds.model_validate(seconds, extra="forbid")  # a new stage must not go missing
     reading = timing.read + timing.features
+    history = [EpochMetrics.model_validate(line) for line in best.history]
+    phases = phase_results(history, best.epoch)
     return Report(
         created=runs.now(),
         command=command,
@@ -64,7 +68,7 @@ def build_report(
         ),
         features=FeatureUse(hits=extraction.hits, computed=extraction.computed, cache=plan.cache(plan.features[0])),
         trainable=config.trainable,
-        augment=config.augment,
+        augment=config.augmentation,
         cut=plan.cut,
         streamed=plan.streamed,
         workers=plan.workers,
@@ -79,12 +83,45 @@ def build_report(
         versions=best.versions,
         validation=best.validation,
         best_epoch=best.epoch,
-        history=[EpochMetrics.model_validate(line) for line in best.history],
+        history=history,
+        phases=phases,
+        advice=advice(phases, config.monitor),
         weights_sha256=best.weights_sha256,
         bundle=best.bundle,
         test=evaluation.summary,
         predictions=evaluation.examples,
     )
+
+
+def phase_results(history: Sequence[EpochMetrics], best_epoch: int) -> list[PhaseResult]:
+    """What each phase reached: the best of its epochs in each metric, which may be two epochs."""
+    found = []
+    for name, lines in itertools.groupby(history, key=lambda line: line.phase or "head"):
+        epochs = list(lines)
+        found.append(
+            PhaseResult(
+                name=name,
+                epochs=len(epochs),
+                val_accuracy=max((line.val_accuracy for line in epochs if line.val_accuracy is not None), default=None),
+                val_log_loss=min((line.val_log_loss for line in epochs if line.val_log_loss is not None), default=None),
+                kept=any(line.epoch == best_epoch for line in epochs),
+            )
+        )
+    return found
+
+
+def advice(phases: Sequence[PhaseResult], monitor: str) -> str:
+    """A line for the user whose deeper training was not kept; "" for all others."""
+    if len(phases) < 2 or phases[-1].kept:
+        return ""
+    head, deeper = phases[0], phases[-1]
+    missed = (
+        "a higher accuracy" if monitor == "accuracy" else f"a better {monitor.replace('_', '-')} at no less accuracy"
+    )
+    said = f"training deeper did not pay: no epoch of it had {missed} than the head, which was kept"
+    if monitor != "accuracy" and (deeper.val_accuracy or 0) > (head.val_accuracy or 0):
+        return f"{said}; --monitor accuracy keeps the epoch that is right more often, with scores that are less sure"
+    return f"{said}; try more photos, --augment standard, another depth, or --trainable head, which takes less time"
 
 
 def _data(listing: Listing, ledger: Ledger) -> DataUsed:

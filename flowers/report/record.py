@@ -120,6 +120,24 @@ class EpochMetrics(BaseModel, frozen=True):
         }[monitor]
 
 
+class PhaseResult(BaseModel, frozen=True):
+    """What a phase of the training reached on the validation photos.
+
+    Attributes:
+        name: "head" or "tail" (the head and what `--trainable` names).
+        epochs: that it took.
+        val_accuracy: the highest of its epochs.
+        val_log_loss: the lowest.
+        kept: whether the model is of one of its epochs.
+    """
+
+    name: str
+    epochs: int
+    val_accuracy: float | None
+    val_log_loss: float | None
+    kept: bool
+
+
 class Report(BaseModel, frozen=True):
     """The record of a finished run; `flowers.report.build` makes it.
 
@@ -152,6 +170,8 @@ class Report(BaseModel, frozen=True):
         validation: metrics of the best epoch on the validation photos.
         best_epoch: its number.
         history: metrics of every epoch.
+        phases: what each phase reached, in their order.
+        advice: that training deeper did not pay, and what to try; "" where it did.
         weights_sha256: hash of the bundle's weights.
         bundle: URI of the bundle.
         test: metrics of the bundle on the test photos.
@@ -186,6 +206,8 @@ class Report(BaseModel, frozen=True):
     validation: Summary
     best_epoch: int
     history: list[EpochMetrics]
+    phases: list[PhaseResult] = []
+    advice: str = ""
     weights_sha256: str
     bundle: str
     test: Summary

@@ -15,6 +15,7 @@ from flowers.report.formatting import (
     interval,
     metric_rows,
     number,
+    percent,
     time_parts,
     value,
 )
@@ -38,6 +39,9 @@ def render_text(report: Report) -> Group:
 
     parts += recall_by_class(held, name)
 
+    if len(report.phases) > 1:
+        parts += [Text("\nphases, best on validation photos", style="bold"), _phases(report)]
+
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
     for example in report.predictions:
@@ -52,6 +56,8 @@ def render_text(report: Report) -> Group:
     ]
     parts.append(Text("\nwhere the time went", style="bold"))
     parts.append(Text(f"{report.timing_s.total:.1f} s: {', '.join(steps)}"))
+    if report.advice:
+        parts.append(Text(report.advice, style="bold"))
     parts += [Text(f"warning: {plain(text)}", style="bold") for text in report.warnings]
     if report.sample:
         parts.append(Text("sample run: drawn pictures, random weights; accuracy says nothing about flowers"))
@@ -68,6 +74,15 @@ def recall_by_class(summary: Summary, name: str) -> list[Table | Text]:
         numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
         recall.add_row(Text(_cut(plain(label), 36)), *numbers)
     return [Text(f"\n{title}", style="bold"), recall]
+
+
+def _phases(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 2))
+    for phase in report.phases:
+        reached = f"accuracy {percent(phase.val_accuracy)}", f"log-loss {number(phase.val_log_loss, 3)}"
+        kept = f"kept: epoch {report.best_epoch}" if phase.kept else ""
+        grid.add_row(phase.name, f"{phase.epochs} epochs", *reached, kept)
+    return grid
 
 
 def _worst_first(metrics: ClassSummary) -> float:

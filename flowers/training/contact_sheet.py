@@ -29,7 +29,7 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
     indices = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
     contents = [storage.read(photos["path"][index].as_py()) for index in indices.tolist()]
     columns = [_decoded(plan, contents, None)]
-    if plan.config.augment == "flip":
+    if plan.config.augmentation == "flip":
         columns.append(columns[0][:, :, ::-1])
     else:
         columns += _augmented(plan, contents)
@@ -67,7 +67,9 @@ def _augmented(plan: Plan, contents: list[bytes]) -> list[npt.NDArray[np.uint8]]
     config = plan.config
     contents = contents + contents[: len(contents) % 2]  # mixing takes pairs
     augment = tf.function(
-        Augmenter(config.augment, size=plan.image_size, batch_size=len(contents), workers=1, rank=0, seed=config.seed)
+        Augmenter(
+            config.augmentation, size=plan.image_size, batch_size=len(contents), workers=1, rank=0, seed=config.seed
+        )
     )
     random = np.random.Generator(np.random.Philox(key=[config.seed, 0]))
     targets: Any = tf.one_hot(range(len(contents)), len(contents))
@@ -84,7 +86,7 @@ def _decoded(plan: Plan, contents: list[bytes], draws: npt.NDArray[np.float64] |
     for number, data in enumerate(contents):
         crop = None
         if draws is not None:
-            scale = CROP_SCALE[plan.config.augment]
+            scale = CROP_SCALE[plan.config.augmentation]
             crop = functools.partial(random_resized_crop, draws=draws[number].tolist(), scale=scale)
         photos.append(images.decode(data, plan.image_size, max_pixels=plan.config.max_pixels, crop=crop))
     return np.stack(photos)

@@ -13,6 +13,7 @@ from flowers import storage
 from flowers.config import TrainConfig
 from flowers.runs import Run
 from flowers.training import checkpoints
+from flowers.training.choice import gain, takes_over
 from flowers.training.schedule import Phase, phases
 
 
@@ -28,6 +29,8 @@ class History:
         best_before: what `best` was an epoch earlier: its checkpoint is still needed should the newest be damaged.
         place: number of the current phase.
         began: epochs done before it.
+        rival: number of the best epoch before it, 0 in the first phase: what a deeper one has to beat; None in a run
+            that began when there was no such rule.
         mark: the monitored metric when it last got better in this phase by more than `min_delta`.
         waited: epochs since then.
     """
@@ -39,6 +42,7 @@ class History:
     best_before: int = 0
     place: int = 0
     began: int = 0
+    rival: int | None = 0
     mark: float | None = None
     waited: int = 0
 
@@ -46,7 +50,7 @@ class History:
     def resume(cls, run: Run, config: TrainConfig) -> tuple[History, checkpoints.Checkpoint | None, list[str]]:
         """The record in the newest complete checkpoint or a new one, that checkpoint, a line for each skipped."""
         found, skipped = checkpoints.newest(run.checkpoints)
-        return cls(run, config, **(found.state if found else {})), found, skipped
+        return cls(run, config, **({"rival": None} | found.state if found else {})), found, skipped
 
     @property
     def epoch(self) -> int:
@@ -61,18 +65,19 @@ class History:
             if not over and not 0 < self.config.patience <= self.waited:
                 return planned[self.place]
             self.place, self.began, self.mark, self.waited = self.place + 1, self.epoch, None, 0
+            self.rival = None if self.rival is None else self.best
         return None
 
     def add(self, line: dict[str, Any]) -> None:
         """Takes in the metrics of one more epoch."""
-        name = f"val_{self.config.monitor}"
-        sign = -1 if self.config.monitor == "log_loss" else 1
+        value = line[f"val_{self.config.monitor}"]
         self.lines.append(line)
         self.best_before = self.best
-        if not self.best or sign * (line[name] - self.lines[self.best - 1][name]) > 0:
+        best, rival = (self.lines[number - 1] if number else None for number in (self.best, self.rival))
+        if takes_over(line, best, rival, self.config.monitor):
             self.best = self.epoch
-        if self.mark is None or sign * (line[name] - self.mark) > self.config.min_delta:
-            self.mark, self.waited = line[name], 0
+        if self.mark is None or gain(self.config.monitor, value, self.mark) > self.config.min_delta:
+            self.mark, self.waited = value, 0
         else:
             self.waited += 1
 

@@ -127,7 +127,7 @@ class Streamed:
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
         steps, local_batch = order.indices.shape
-        augment = self._plan.config.augment
+        augment = self._plan.config.augmentation
         draws = order.draws.reshape(-1, 4) if augment in CROP_SCALE else None
         size = self._plan.image_size
         at_once = steps_at_once(size * size * 3 * local_batch)
@@ -157,7 +157,7 @@ class Streamed:
             size=size,
             max_pixels=plan.config.max_pixels,
             readers=plan.readers,
-            crops=None if draws is None else RandomCrops(draws, CROP_SCALE[plan.config.augment]),
+            crops=None if draws is None else RandomCrops(draws, CROP_SCALE[plan.config.augmentation]),
             num_cpus=self._cpus,
         )
         expected = self._subset.photos["sha256"].to_pylist()

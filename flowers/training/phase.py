@@ -84,15 +84,17 @@ def prepare_phase(
     """
     if phase.name == "head":
         opened: dict[str, FeatureCache] = {}
-        train = Cached(plan, POOL, plan.views, subsets[0], (-1,), opened)
+        # A head whose variations nobody asked for is the one that `--trainable head` gives: what the tail has to beat.
+        views = (PLAIN,) if plan.config.augment is None else plan.views
+        train = Cached(plan, POOL, views, subsets[0], (-1,), opened)
         validation = Cached(plan, POOL, (PLAIN,), subsets[1], (-1,), opened)
         measured = standard or classifier.standardization(*train.views)
         return PreparedPhase(
-            phase, _step(plan, lambda: _head(plan, measured, classes), worker), train, validation, measured
+            phase, _step(plan, phase, lambda: _head(plan, measured, classes), worker), train, validation, measured
         )
     if standard is None:
         raise ValueError("the tail is trained after the head: there must be a checkpoint")
-    step = _step(plan, lambda: _tail(plan, standard, classes, worker), worker)
+    step = _step(plan, phase, lambda: _tail(plan, standard, classes, worker), worker)
     return PreparedPhase(phase, step, *_at_cut(plan, subsets, step.trained), standard)
 
 
@@ -101,8 +103,9 @@ def standard_of(found: Checkpoint) -> Standard:
     return found.arrays["standardize:mean"], found.arrays["standardize:variance"]
 
 
-def _step(plan: Plan, build: Any, worker: Worker) -> Step:
-    return Step(plan.config, worker.strategy, build, worker.rank, worker.count, failures.microbatches(plan.run))
+def _step(plan: Plan, phase: Phase, build: Any, worker: Worker) -> Step:
+    config = plan.config.replace(label_smoothing=phase.label_smoothing)
+    return Step(config, worker.strategy, build, worker.rank, worker.count, failures.microbatches(plan.run))
 
 
 def _head(plan: Plan, standard: Standard, classes: int) -> Trained:
@@ -116,9 +119,9 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
     upper = cuts.tail(network, config.backbone, plan.cut)
     variables = cuts.trained_variables(network, config.backbone, plan.cut)
     augment = None
-    if config.augment in CROP_SCALE:
+    if config.augmentation in CROP_SCALE:
         augment = Augmenter(
-            config.augment,
+            config.augmentation,
             size=plan.image_size,
             batch_size=config.batch_size,
             workers=worker.count,

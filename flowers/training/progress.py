@@ -19,6 +19,7 @@ from tensorboardX.summary import scalar
 
 from flowers import storage
 from flowers.runs import Run
+from flowers.training.choice import takes_over
 
 _POLL_S = 0.25
 
@@ -56,9 +57,9 @@ def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
 class _Follower:
     def __init__(self, run: Run, out: Console, monitor: str) -> None:
         self._run, self._out = run, out
-        self._monitor = f"val_{monitor}"
-        self._sign = -1 if monitor == "log_loss" else 1
-        self._best = float("-inf")
+        self._monitor = monitor
+        self._best: dict[str, Any] | None = None
+        self._rival: dict[str, Any] | None = None
         self.lines: list[dict[str, Any]] = []
         self._target = run.tensorboard
         storage.delete(self._target)
@@ -77,9 +78,11 @@ class _Follower:
             return
         for raw in text.splitlines()[len(self.lines) :]:
             line = json.loads(raw)
+            if self.lines and line["phase"] != self.lines[-1]["phase"]:
+                self._rival = self._best
             self.lines.append(line)
-            better = self._sign * line[self._monitor] > self._best
-            self._best = max(self._best, self._sign * line[self._monitor])
+            if better := takes_over(line, self._best, self._rival, self._monitor):
+                self._best = line
             with self._optional():
                 self._note(line)
             if show:

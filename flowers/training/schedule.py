@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import keras
 
-from flowers.config import HEAD_EPOCHS, TAIL_EPOCHS, TrainConfig
+from flowers.config import HEAD_EPOCHS, TAIL_EPOCHS, TAIL_SMOOTHING, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -20,21 +21,27 @@ class Phase:
         name: "head" (on the pooled features) or "tail" (the head and all above the cut).
         epochs: at most.
         learning_rate: peak of the head's rate.
+        label_smoothing: part of each label spread over all classes.
     """
 
     name: str
     epochs: int
     learning_rate: float
+    label_smoothing: float = 0.0
 
 
 def phases(config: TrainConfig) -> list[Phase]:
-    """First the head alone, so that its first, wild gradients do not reach the network; then the tail with it."""
+    """First the head alone, so that its first, wild gradients do not reach the network; then the tail with it.
+
+    Label smoothing that was not asked for is the tail's alone: a head cannot learn its photos by heart as a network
+    can, so it would only make its probabilities worse.
+    """
+    smoothing = config.label_smoothing
+    head = Phase("head", config.head_epochs, config.learning_rate, smoothing or 0.0)
     if config.trainable == "head":
-        return [Phase("head", config.epochs or HEAD_EPOCHS, config.learning_rate)]
-    return [
-        Phase("head", config.head_epochs, config.learning_rate),
-        Phase("tail", config.epochs or TAIL_EPOCHS, config.tail_learning_rate),
-    ]
+        return [dataclasses.replace(head, epochs=config.epochs or HEAD_EPOCHS)]
+    smoothing = TAIL_SMOOTHING if smoothing is None else smoothing
+    return [head, Phase("tail", config.epochs or TAIL_EPOCHS, config.tail_learning_rate, smoothing)]
 
 
 def learning_rate(config: TrainConfig, phase: Phase, step: int, steps_per_epoch: int) -> float:

@@ -64,7 +64,7 @@ class Step:
     """Trains a head, and what is below it, on their input.
 
     Args:
-        config: of the run.
+        config: of the run; its label smoothing is that of the phase, none if None.
         strategy: a `tf.distribute` strategy with one replica in this process.
         build: makes what is trained; called in the strategy's scope.
         rank: this worker's number.
@@ -163,7 +163,8 @@ class Step:
         features = standardize(inputs if body is None else body(inputs, training=False))
         logits = dense(features if kept is None else features * kept)
         evenly = tf.reduce_mean(targets, axis=1, keepdims=True)
-        targets = targets * (1 - config.label_smoothing) + config.label_smoothing * evenly
+        smoothing = config.label_smoothing or 0.0
+        targets = targets * (1 - smoothing) + smoothing * evenly
         loss = -tf.reduce_sum(targets * tf.nn.log_softmax(logits)) / rows
         if config.l2:
             loss += (

@@ -28,6 +28,8 @@ OPTIONS: dict[str, Any] = {
     "image_size": SIZE,
     "precision": "float32",
     "trainable": "block_16",
+    "augment": "none",
+    "label_smoothing": 0.0,
     "head_epochs": 3,
     "epochs": 4,
     "tail_learning_rate": 0.0003,

@@ -52,6 +52,7 @@ def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
         weights=weights,
         image_size=SIZE,
         trainable="block_15",
+        augment="none",
         batch_size=BATCH,
         epochs=EPOCHS,
         dropout=0.2,

@@ -83,6 +83,8 @@ def written() -> dict[str, Any]:
                 "val_log_loss": 0.25, "learning_rate": 0.00075, "seconds": 1.479,
             }
         ],
+        "phases": [{"name": "head", "epochs": 1, "val_accuracy": 0.5, "val_log_loss": 0.25, "kept": True}],
+        "advice": "",
         "weights_sha256": "1e4c", "bundle": "/runs/one/best", "test": scores(1),
         "predictions": [
             {
@@ -104,7 +106,7 @@ def test_the_json_form_is_kept_to_the_byte() -> None:
 
 def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
-    for key in ("trainable", "augment", "cut", "streamed", "workers"):
+    for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"):
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
         del earlier["data"][key]

@@ -24,8 +24,9 @@ from rich.console import Console
 from flowers.config import TrainConfig
 from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.options import described
+from flowers.report.build import advice, phase_results
 from flowers.report.html import render_html, template
-from flowers.report.record import Report
+from flowers.report.record import EpochMetrics, PhaseResult, Report
 from flowers.report.text import render_text
 
 FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
@@ -321,3 +322,52 @@ def test_the_page_says_what_was_understood_and_what_is_there_twice() -> None:
     assert "roses/1.jpg, roses/&lt;copy&gt;.jpg" in page
     data = fake_report().data.model_copy(update={"near_duplicates": 0, "near_examples": []})
     assert "near-duplicates" not in render_html(fake_report(data=data))
+
+
+def line(epoch: int, phase: str, accuracy: float | None, loss: float | None) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        phase=phase,
+        loss=0.1,
+        val_accuracy=accuracy,
+        val_macro_accuracy=accuracy,
+        val_log_loss=loss,
+        learning_rate=0.1,
+        seconds=1,
+    )
+
+
+def test_what_each_phase_reached() -> None:
+    lines = [
+        line(1, "head", 0.7, 0.5),
+        line(2, "head", 0.8, 0.6),
+        line(3, "tail", 0.9, 0.4),
+        line(4, "tail", None, None),
+    ]
+    assert phase_results(lines, 3) == [
+        PhaseResult(name="head", epochs=2, val_accuracy=0.8, val_log_loss=0.5, kept=False),
+        PhaseResult(name="tail", epochs=2, val_accuracy=0.9, val_log_loss=0.4, kept=True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "kept", "monitor", "said"),
+    [
+        (0.9, 3, "log_loss", ""),
+        (0.9, 2, "log_loss", "better log-loss at no less accuracy .* --monitor accuracy"),
+        (0.7, 2, "log_loss", "better log-loss at no less accuracy .* --augment standard"),
+        (0.8, 2, "accuracy", "a higher accuracy than the head.* --augment standard"),
+    ],
+)
+def test_training_deeper_that_did_not_pay_is_one_line(accuracy: float, kept: int, monitor: str, said: str) -> None:
+    phases = phase_results([line(2, "head", 0.8, 0.5), line(3, "tail", accuracy, 0.6)], kept)
+    text = advice(phases, monitor)
+    assert re.search(said, text)
+    assert bool(text) == bool(said)
+    report = fake_report(phases=phases, advice=text, best_epoch=kept)
+    shown, page = " ".join(terminal(report).split()), render_html(report)
+    assert f"kept: epoch {kept}" in shown
+    assert "accuracy 80.0 % log-loss 0.500" in shown
+    assert ("did not pay" in shown) == ("did not pay" in page) == bool(said)
+    assert "What each phase reached" in page
+    assert advice(phases[:1], monitor) == "", "the head alone"

@@ -69,7 +69,7 @@ def test_it_ends_after_the_last_epoch() -> None:
     made = History(Run(""), options(epochs=2))
     for value in (2.0, 1.0):
         assert made.phase() is not None
-        made.add({"val_log_loss": value})
+        made.add({"val_log_loss": value, "val_accuracy": 0.5})
     assert made.phase() is None
     assert made.phase() is None
 
@@ -85,7 +85,7 @@ def names(made: History, values: list[float]) -> list[str]:
         if phase is None:
             break
         found.append(phase.name)
-        made.add({"val_log_loss": value})
+        made.add({"val_log_loss": value, "val_accuracy": 0.5})
     return found
 
 
@@ -108,9 +108,44 @@ def test_the_best_epoch_is_that_of_the_whole_run() -> None:
     best = []
     for value in (0.9, 0.5, 0.8, 0.4, 0.6):
         made.phase()
-        made.add({"val_log_loss": value})
+        made.add({"val_log_loss": value, "val_accuracy": 0.5})
         best.append((made.best_before, made.best))
     assert best == [(0, 1), (1, 2), (2, 2), (2, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("monitor", "tail", "best"),
+    [
+        ("log_loss", [(0.3, 0.79), (0.35, 0.81), (0.2, 0.7), (0.34, 0.8)], 6),
+        ("log_loss", [(0.3, 0.79), (0.41, 0.95), (0.4, 0.95)], 2),
+        ("accuracy", [(0.3, 0.79), (9.0, 0.81), (0.2, 0.8)], 4),
+        ("macro_accuracy", [(0.3, 0.79), (0.35, 0.8)], 4),
+    ],
+)
+def test_a_deeper_epoch_beats_the_head_or_the_head_stays(
+    tmp_path: Path, monitor: str, tail: list[tuple[float, float]], best: int
+) -> None:
+    """Better in what is monitored, and never of a lower accuracy; after going on, too."""
+    config = options(trainable="stage5", head_epochs=2, epochs=9, monitor=monitor)
+    made = History(Run(str(tmp_path)), config)
+    for loss, accuracy in [(0.5, 0.9), (0.4, 0.8), *tail] if monitor == "log_loss" else [(0.5, 0.7), (0.4, 0.8), *tail]:
+        made, _, _ = History.resume(Run(str(tmp_path)), config)
+        made.phase()
+        made.add({"val_log_loss": loss, "val_accuracy": accuracy, "val_macro_accuracy": 1 - loss})
+        made.commit({})
+    assert made.best == best
+
+
+def test_a_run_begun_without_that_rule_goes_on_without_it(tmp_path: Path) -> None:
+    config = options(trainable="stage5", head_epochs=1, epochs=9)
+    made = History(Run(str(tmp_path)), config)
+    made.add({"val_log_loss": 0.4, "val_accuracy": 0.8})
+    del made.rival  # a checkpoint of before
+    made.commit({})
+    made, _, _ = History.resume(Run(str(tmp_path)), config)
+    made.phase()
+    made.add({"val_log_loss": 0.3, "val_accuracy": 0.7})
+    assert (made.rival, made.best) == (None, 2)
 
 
 # ---- what is kept
@@ -121,7 +156,7 @@ def test_commit_and_resume(tmp_path: Path) -> None:
     made = History(Run(str(tmp_path)), config)
     for number, value in enumerate([0.9, 0.1 + 0.2, 0.7]):
         made.phase()
-        made.add({"epoch": number + 1, "val_log_loss": value})
+        made.add({"epoch": number + 1, "val_log_loss": value, "val_accuracy": 0.5})
         uri = made.commit({"a": np.full(2, number)})
         assert uri == f"{tmp_path}/checkpoints/epoch-{number + 1:04d}"
         lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -157,7 +192,7 @@ def test_the_two_newest_the_best_and_the_best_before_are_kept(
 ) -> None:
     made, found = History(Run(str(tmp_path)), options()), []
     for value in values:
-        made.add({"val_log_loss": value})
+        made.add({"val_log_loss": value, "val_accuracy": 0.5})
         made.commit({})
         found.append(sorted(int(path.name[6:]) for path in (tmp_path / "checkpoints").iterdir()))
     assert found == left
@@ -205,7 +240,7 @@ def judge(patch: pytest.MonkeyPatch, values: list[float]) -> list[int]:
 
     def add(self: History, line: dict[str, Any]) -> None:
         trained.append(self.epoch + 1)
-        ADD(self, {**line, "val_log_loss": values[self.epoch]})
+        ADD(self, {**line, "val_log_loss": values[self.epoch], "val_accuracy": 0.5})
 
     patch.setattr(History, "add", add)
     return trained

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flowers.config import TrainConfig
+from flowers.config import TAIL_SMOOTHING, TrainConfig
 from flowers.evaluation.metrics import Counts
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
@@ -114,6 +114,20 @@ def test_a_resumed_phase_keeps_its_standardization(place: Place, name: str) -> N
 
 
 # ---- the tail
+
+
+@pytest.mark.parametrize(
+    ("given", "views", "smoothing"),
+    [({}, [1, 2], [0, TAIL_SMOOTHING]), ({"augment": "flip", "label_smoothing": 0.1}, [2, 2], [0.1, 0.1])],
+)
+def test_what_was_not_asked_for_is_the_tails_alone(
+    place: Place, given: dict[str, Any], views: list[int], smoothing: list[float]
+) -> None:
+    """So the head is the one that `--trainable head` gives."""
+    plan = place.plan("run", config(**given))
+    prepared = [made(plan, "head"), made(plan, "tail", head_done())]
+    assert [len(phase.train.views) for phase in prepared if isinstance(phase.train, Cached)] == views
+    assert [phase.step.config.label_smoothing for phase in prepared] == smoothing
 
 
 def test_the_tail_needs_a_head(place: Place) -> None:

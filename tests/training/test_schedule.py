@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowers.config import TrainConfig
+from flowers.config import TAIL_SMOOTHING, TrainConfig
 from flowers.training.schedule import Phase, build_optimizer, learning_rate, phases
 
 
@@ -30,10 +30,19 @@ def test_the_head_alone_is_one_phase() -> None:
 def test_what_lies_deeper_comes_after_the_head(trainable: str) -> None:
     assert phases(TrainConfig(trainable=trainable, learning_rate=0.5)) == [
         Phase("head", 60, 0.5),
-        Phase("tail", 12, TrainConfig().tail_learning_rate),
+        Phase("tail", 12, TrainConfig().tail_learning_rate, TAIL_SMOOTHING),
     ]
     config = TrainConfig(trainable=trainable, head_epochs=3, epochs=7, learning_rate=0.5, tail_learning_rate=0.25)
-    assert phases(config) == [Phase("head", 3, 0.5), Phase("tail", 7, 0.25)]
+    assert phases(config) == [Phase("head", 3, 0.5), Phase("tail", 7, 0.25, TAIL_SMOOTHING)]
+
+
+@pytest.mark.parametrize(
+    ("given", "smoothing"),
+    [({}, [0, TAIL_SMOOTHING]), ({"label_smoothing": 0}, [0, 0]), ({"label_smoothing": 0.1}, [0.1, 0.1])],
+)
+def test_labels_are_smoothed_in_the_tail_unless_told_otherwise(given: dict[str, Any], smoothing: list[float]) -> None:
+    assert [phase.label_smoothing for phase in phases(TrainConfig(trainable="all", **given))] == smoothing
+    assert phases(TrainConfig(**given))[0].label_smoothing == smoothing[0]
 
 
 def test_cosine_with_warm_up() -> None:
