@@ -103,7 +103,7 @@ def problem(got: Got, kind: Kind) -> str:
 def http(body: bytes = b"", path: str = PREDICT, content: str = "image/jpeg", **more: Any) -> bytes:
     """A request; more: its method, the length that it says it has (None: nothing), other lines of its head."""
     length = more.get("length", len(body))
-    lines = [f"{more.get('method', 'POST')} {path} HTTP/1.1", "Host: here", "Connection: close"]
+    lines = [f"{more.get('method', 'POST')} {path} HTTP/1.1", "Host: localhost", "Connection: close"]
     lines += [f"Content-Type: {content}"] * bool(content) + [f"Content-Length: {length}"] * (length is not None)
     return "\r\n".join([*lines, *more.get("head", ()), "", ""]).encode("latin-1") + body
 
