@@ -31,6 +31,7 @@ from flowers.data.images import CHANGES, DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 from flowers.inference.engine import CPU_BATCH, Engine, Photos, usable_cpus
 from flowers.runs import Run
+from flowers.text import plain
 
 SCHEMA = 1
 MODEL, LABELS, MANIFEST = "model.keras", "labels.txt", "manifest.json"
@@ -236,7 +237,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
     plain, precision = in_float32(model), manifest.get("precision", "float32")
     folder = storage.working_folder(uri)
     try:
-        labels = "".join(" ".join(str(name).splitlines()) + "\n" for name in manifest["classes"])
+        labels = labels_text(manifest["classes"])
         with storage.says_why(folder, weights_bytes(plain)):
             plain.save(os.path.join(folder, MODEL))
         with zipfile.ZipFile(os.path.join(folder, MODEL), "a") as archive:  # which Keras leaves alone
@@ -320,7 +321,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
         _Manifest.model_validate(manifest)
     except ValidationError as error:
         found, *_ = error.errors(include_url=False)
-        place = ".".join(map(str, found["loc"]))
+        place = plain(".".join(map(str, found["loc"])))
         raise DamagedFile(f"{uri}/{MANIFEST} is none of a bundle: {place:.80}: {found['msg']}") from error
     if manifest["decoder_version"] not in ("1", *CHANGES):
         raise InputError(
@@ -333,6 +334,11 @@ def read_manifest(uri: str) -> dict[str, Any]:
             f"{uri}/{MANIFEST} was changed after it was saved: it says sha256 {manifest['sha256']!s:.80}, not {actual}"
         )
     return manifest
+
+
+def labels_text(classes: Sequence[str]) -> str:
+    """What labels.txt holds: a class a line, whatever its name."""
+    return "".join(" ".join(str(name).splitlines()) + "\n" for name in classes)
 
 
 def check_pictures(size: int) -> npt.NDArray[np.uint8]:

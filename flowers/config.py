@@ -50,6 +50,9 @@ def _not_empty(text: str) -> str:
     return text
 
 
+NotEmpty = Annotated[str, AfterValidator(_not_empty)]
+
+
 def _fractions(split: tuple[float, float, float]) -> tuple[float, float, float]:
     if not all(0 <= part <= 1 for part in split) or abs(sum(split) - 1) > 1e-6 or not split[0] or not split[1]:
         raise ValueError
@@ -86,7 +89,7 @@ _NAMED_SETS = ("sample", "flower_photos", "flower_photos_small")
 class DataOptions(OptionSet):
     """Which photos, and how they are split: for every job that reads photos with labels."""
 
-    data: Annotated[str, AfterValidator(_not_empty)] = deciding(
+    data: NotEmpty = deciding(
         "sample",
         "Photos to train on: a folder with one sub-folder a class (local, or any URI pyarrow.fs opens, e.g. s3://), a "
         "manifest (.csv, .tsv, .txt, .jsonl, .json or .parquet) with the columns path, label and optionally split and "
@@ -257,7 +260,7 @@ class TrainConfig(DataOptions):
     )
     auto_batch: bool = neutral(False, "Out of memory: take half as many photos at a time and go on, the result stays.")
 
-    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    storage: NotEmpty = neutral(
         "runs",
         "Folder or URI of all runs; the feature cache lies beside them.",
         group="Run",
@@ -329,14 +332,14 @@ class TrainConfig(DataOptions):
 class CheckOptions(DataOptions):
     """How photos are looked at before training."""
 
-    page: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    page: NotEmpty = neutral(
         "check.html",
         "File or URI of the page to write.",
         group="Result",
         required="a file or a URI",
         path=True,
     )
-    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    storage: NotEmpty = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs, in which named sets are kept; it is none of the photos if it lies among them.",
         path=True,
@@ -351,7 +354,7 @@ def _as_in_training(name: str) -> Any:
 class BulkOptions(OptionSet):
     """A bundle, and the machine that runs it on many photos."""
 
-    bundle: Annotated[str, AfterValidator(_not_empty)] = deciding(
+    bundle: NotEmpty = deciding(
         ...,
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="What",
@@ -369,7 +372,7 @@ class BulkOptions(OptionSet):
         pattern="^(auto|[0-9]+)$",
     )
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)
-    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    storage: NotEmpty = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
         path=True,
@@ -380,7 +383,7 @@ class BulkOptions(OptionSet):
 class EvaluateOptions(BulkOptions):
     """On which photos a bundle is evaluated."""
 
-    data: Annotated[str, AfterValidator(_not_empty)] | None = deciding(
+    data: NotEmpty | None = deciding(
         None,
         "Labelled photos: a folder with one sub-folder a class, a manifest, an archive, or a URI of these.",
         group="Photos",
@@ -402,7 +405,7 @@ class EvaluateOptions(BulkOptions):
     top: int = deciding(
         5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
     )
-    out: Annotated[str, AfterValidator(_not_empty)] | None = neutral(
+    out: NotEmpty | None = neutral(
         None,
         "Folder or URI to write to.",
         absent="evaluations/ in the folder of the run",
@@ -414,7 +417,7 @@ class EvaluateOptions(BulkOptions):
 class PredictOptions(BulkOptions):
     """How photos are predicted."""
 
-    data: Annotated[str, AfterValidator(_not_empty)] = deciding(
+    data: NotEmpty = deciding(
         ...,
         "Photos: a folder, however they lie in it, a photo, a manifest with a column path, an archive, or a URI of "
         "these. Labels are not needed, and not looked at.",
@@ -423,13 +426,8 @@ class PredictOptions(BulkOptions):
         path=True,
         names=_NAMED_SETS,
     )
-    root: str | None = deciding(
-        None,
-        "Folder that relative paths of a manifest start at.",
-        absent="the manifest's folder",
-        path=True,
-    )
-    out: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    root: str | None = _as_in_training("root")
+    out: NotEmpty = neutral(
         ...,
         "Folder or URI to write to.",
         group="Result",
@@ -468,7 +466,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 class CleanOptions(OptionSet):
     """What is cleaned away."""
 
-    storage: Annotated[str, AfterValidator(_not_empty)] = neutral(
+    storage: NotEmpty = neutral(
         TrainConfig.model_fields["storage"].default,
         "Folder or URI of all runs, beside which the caches lie.",
         group="What",
@@ -533,7 +531,7 @@ class PublishOptions(OptionSet):
 class ExportOptions(OptionSet):
     """What of which bundle is exported, where, and on which photos that is tried."""
 
-    bundle: Annotated[str, AfterValidator(_not_empty)] = option(
+    bundle: NotEmpty = option(
         ...,
         "Run folder, bundle, or MODELS/NAME: its version that answers.",
         group="Export",
@@ -541,7 +539,7 @@ class ExportOptions(OptionSet):
         path=True,
     )
     format: Literal["saved_model", "onnx", "openvino", "litert", "keras"] = option(..., "What to make of it.")
-    to: Annotated[str, AfterValidator(_not_empty)] = option(
+    to: NotEmpty = option(
         ...,
         "Folder or URI to make; only an earlier export is replaced.",
         required="a folder or a URI",

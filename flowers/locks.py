@@ -74,6 +74,11 @@ class InUse(FlowersError):
     """Another process holds the lock; the text says which."""
 
 
+def beside(uri: str) -> str:
+    """Where the lock of a folder lies: it outlives the folder."""
+    return storage.join(storage.parent(uri), f".{storage.name(uri)}.lock")
+
+
 @contextmanager
 def hold(uri: str) -> Iterator[None]:
     """Holds the lock at `uri`, a file that is there as long as it is held.

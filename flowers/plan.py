@@ -98,6 +98,11 @@ class Plan:
         return (PLAIN, FLIP) if self.config.augmentation == "flip" else (PLAIN,)
 
     @property
+    def head_views(self) -> tuple[str, ...]:
+        """Those that the head is trained on: variations that nobody asked for are those of what is trained after it."""
+        return (PLAIN,) if self.config.augment is None else self.views
+
+    @property
     def features(self) -> tuple[FeatureSpec, ...]:
         """What the frozen part makes of every photo: the head's input and, if it is cached, the tail's."""
         wanted = (POOL,) if self.streamed or self.cut == POOL else (POOL, self.cut)

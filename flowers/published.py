@@ -5,8 +5,6 @@ Beside the numbers may lie a file `pinned`: who wrote a number into it wants tha
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -157,16 +155,9 @@ def publish(bundle: Bundle, folder: str, record: Record) -> int:
                 storage.publish(copy, uri, last=MANIFEST)
                 return number
             try:
-                os.rename(copy, storage.absolute(uri))
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody else took the number meanwhile
-                    continue
-                raise
-            descriptor = os.open(storage.absolute(folder), os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                storage.publish_new(copy, uri)
+            except FileExistsError:  # somebody else took the number meanwhile
+                continue
             return number
 
 

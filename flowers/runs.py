@@ -113,7 +113,7 @@ class Run:
     @property
     def lock(self) -> str:
         """Its lock, beside the folder: it outlives --fresh."""
-        return storage.join(storage.parent(self.uri), f".{self.name}.lock")
+        return locks.beside(self.uri)
 
     @property
     def uses(self) -> str:

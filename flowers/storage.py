@@ -280,13 +280,36 @@ def publish(folder: str, uri: str, *, last: str, beside: str = "") -> None:
     shutil.rmtree(folder)
 
 
-def _publish_locally(folder: str, path: str) -> None:
-    above = os.path.dirname(path)
-    _make_folders(above)
+def publish_new(folder: str, uri: str) -> None:
+    """As `publish`, on a local disk, but never in the place of something.
+
+    Raises:
+        FileExistsError: something is there.
+    """
+    path = resolve(uri)[1]
+    _make_folders(os.path.dirname(path))
+    _sync_all(folder)
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path) from error
+        raise
+    _sync(os.path.dirname(path))
+
+
+def _sync_all(folder: str) -> None:
+    """Waits until a folder and all in it is on the disk."""
     for place, _, files in os.walk(folder, topdown=False):
         for name in files:
             _sync(os.path.join(place, name))
         _sync(place)
+
+
+def _publish_locally(folder: str, path: str) -> None:
+    above = os.path.dirname(path)
+    _make_folders(above)
+    _sync_all(folder)
     old = f"{path}.{uuid.uuid4().hex}.old"
     if os.path.exists(path):
         os.replace(path, old)

@@ -30,8 +30,8 @@ def default_folder(name: str) -> str:
     return os.path.join(tempfile.gettempdir(), f"flowers-metrics-{os.getuid()}-{name}")
 
 
-def shown(label: str) -> str:
-    """The name of a class as UTF-8 can hold it."""
+def label_value(label: str) -> str:
+    """The name of a class as the value of a label, which is UTF-8."""
     return label.encode("utf-8", "replace").decode()
 
 
@@ -87,7 +87,7 @@ class Metrics:
 
     def prediction(self, label: str, score: float) -> None:
         """Counts an answer."""
-        self._predicted.labels(shown(label)).inc()
+        self._predicted.labels(label_value(label)).inc()
         self._score.observe(score)
 
     def batch(self, size: int, seconds: float) -> None:
@@ -139,7 +139,7 @@ class Metrics:
         confusion = np.array(bundle.manifest.get("validation", {}).get("confusion_matrix", []), np.float64)
         if confusion.shape == (len(bundle.classes),) * 2 and confusion.sum():
             for label, share in zip(bundle.classes, confusion.sum(axis=0) / confusion.sum(), strict=True):
-                self._expected.labels(shown(label)).set(share)
+                self._expected.labels(label_value(label)).set(share)
             self._accuracy.set(confusion.trace() / confusion.sum())
 
     def text(self) -> bytes:

@@ -17,8 +17,7 @@ from PIL import Image, ImageFilter, ImageStat
 from flowers.data import decoding
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
-from flowers.data.reading import blame
-from flowers.errors import BadImage
+from flowers.data.reading import decoded
 
 SIZE: Final = 224
 # What is measured of a photo: width and height in pixels as stored, mean and standard deviation of its grey levels
@@ -61,14 +60,11 @@ def look(block: pa.Table, *, max_pixels: int) -> pa.Table:
     """
     columns = {name: block[name].to_pylist() for name in ROW.names}
     measured: dict[str, list[float | None]] = {name: [None] * block.num_rows for name in MEASURES}
-    for index, data in enumerate(block["bytes"]):
-        if columns["code"][index] is not None:
-            continue
-        try:
-            pixels, extent = decoding.decode_with_extent(data.as_py(), SIZE, max_pixels=max_pixels)
-        except BadImage as error:
-            columns["code"][index], columns["detail"][index] = blame(error, columns["path"][index])
-            continue
+
+    def decode(_: int, data: bytes) -> decoding.Decoded:
+        return decoding.decode_with_extent(data, SIZE, max_pixels=max_pixels)
+
+    for index, (pixels, extent) in decoded(block, columns["code"], columns["detail"], decode):
         columns["phash"][index] = perceptual_hash(pixels)
         for name, number in zip(MEASURES, (*extent, *_light(pixels)), strict=True):
             measured[name][index] = number

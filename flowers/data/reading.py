@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ BYTES = pa.schema([*ROW, ("bytes", pa.large_binary())])
 # A photo as decoded: uint8 [size, size, 3] as `size * size * 3` bytes, null where there is a `code` or nothing to do.
 PIXELS = pa.schema([*ROW, ("pixels", pa.large_binary())])
 
+T = TypeVar("T")
 Known = npt.NDArray[np.bytes_]
 NONE_KNOWN: Known = np.empty(0, dtype="S32")
 
@@ -182,24 +183,50 @@ def decode_block(
     codes, details = block["code"].to_pylist(), block["detail"].to_pylist()
     pixels: list[bytes | None] = [None] * block.num_rows
     hashes: list[bytes | None] = [None] * block.num_rows
-    skip = contained(block["sha256"], known)
+
+    def decode(index: int, data: bytes) -> npt.NDArray[np.uint8]:
+        if crops is None:
+            return decoding.decode(data, size, max_pixels=max_pixels)
+        # Of a photo that was decoded before, and was within the budget.
+        return images.decode(data, size, max_pixels=max_pixels, crop=crops[index])
+
+    for index, photo in decoded(block, codes, details, decode, known):
+        pixels[index] = photo.tobytes()
+        if crops is None:
+            hashes[index] = perceptual_hash(photo)
+    columns = {name: block[name] for name in ("path", "label", "split", "group", "sha256", "size", "format")}
+    return pa.table({**columns, "code": codes, "detail": details, "phash": hashes, "pixels": pixels}, schema=PIXELS)
+
+
+def decoded(
+    block: pa.Table,
+    codes: list[str | None],
+    details: list[str | None],
+    decode: Callable[[int, bytes], T],
+    skipped: Known = NONE_KNOWN,
+) -> Iterator[tuple[int, T]]:
+    """Decodes the photos of one block, one after the other.
+
+    Args:
+        block: schema `BYTES`.
+        codes: of its rows; rows that have one are left out, and those that turn out to be unusable get theirs.
+        details: of its rows, the same.
+        decode: makes something of a row's number and bytes; raises BadImage.
+        skipped: sorted digests of photos that are left out.
+
+    Yields:
+        The number of a row, and what was made of it.
+    """
+    skip = contained(block["sha256"], skipped)
     for index, data in enumerate(block["bytes"]):
         if codes[index] is not None or skip[index]:
             continue
-        crop = None if crops is None else crops[index]
         try:
-            if crop is None:
-                photo = decoding.decode(data.as_py(), size, max_pixels=max_pixels)
-            else:  # of a photo that was decoded before, and was within the budget
-                photo = images.decode(data.as_py(), size, max_pixels=max_pixels, crop=crop)
+            made = decode(index, data.as_py())
         except BadImage as error:
             codes[index], details[index] = blame(error, block["path"][index].as_py())
         else:
-            pixels[index] = photo.tobytes()
-            if crop is None:
-                hashes[index] = perceptual_hash(photo)
-    columns = {name: block[name] for name in ("path", "label", "split", "group", "sha256", "size", "format")}
-    return pa.table({**columns, "code": codes, "detail": details, "phash": hashes, "pixels": pixels}, schema=PIXELS)
+            yield index, made
 
 
 def blame(error: BadImage, path: str) -> tuple[str, str]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 from pydantic import BaseModel, Field
 
 from flowers import storage
-from flowers.data import reading
+from flowers.data import decoding, reading
 from flowers.data.ledger import Ledger
 from flowers.data.listing import listing_of
-from flowers.errors import DamagedFile
+from flowers.errors import BadImage, DamagedFile
 from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.predictor import Predictor
 
 EXAMPLES = 5
+THUMBNAIL = 160  # pixels a side
 
 
 class ClassScore(BaseModel, frozen=True):
@@ -112,27 +114,47 @@ def evaluate(
         if not table.num_rows:
             continue
         photos = [np.frombuffer(value.as_buffer(), np.uint8).reshape(size, size, 3) for value in table["pixels"]]
-        probabilities, heat = predictor.run(np.stack(photos))
+        probabilities, _ = predictor.run(np.stack(photos))
         labels = table["label"].to_pylist()
         counts += Counts.of([classes.index(label) for label in labels], probabilities)
         for index in range(min(table.num_rows, examples - len(described))):
-            # The label that is shown is the argmax: ML.NET's F# sample shows the true one by mistake.
-            answer = predictor.prediction(probabilities[index], heat[index])
-            order = np.argsort(-answer.probabilities, kind="stable")[:3]
-            described.append(
-                Example(
-                    path=storage.relative(table["path"][index].as_py(), source),
-                    label=labels[index],
-                    predicted=answer.label,
-                    score=answer.score,
-                    top=[ClassScore(label=classes[at], score=float(answer.probabilities[at])) for at in order],
-                    thumbnail=thumbnail(photos[index]),
-                )
-            )
+            path = storage.relative(table["path"][index].as_py(), source)
+            described.append(example(path, labels[index], classes, probabilities[index], thumbnail(photos[index])))
     return counts, described
 
 
-def thumbnail(pixels: Any, size: int = 160) -> str:
+def example(
+    path: str, label: str, classes: Sequence[str], probabilities: npt.NDArray[np.float32], picture: str
+) -> Example:
+    """What is shown of a photo.
+
+    Args:
+        path: as it is named.
+        label: its class.
+        classes: names of the K classes.
+        probabilities: float32 [K].
+        picture: its thumbnail.
+    """
+    top = [
+        ClassScore(label=classes[at], score=float(probabilities[at]))
+        for at in np.argsort(-probabilities, kind="stable")[:3]
+    ]
+    # The label that is shown is the argmax: ML.NET's F# sample shows the true one by mistake.
+    return Example(path=path, label=label, predicted=top[0].label, score=top[0].score, top=top, thumbnail=picture)
+
+
+def thumbnail_of(path: str, max_pixels: int) -> str:
+    """The thumbnail of a file; empty if it is no usable photo."""
+    data = reading.read_bytes(path)
+    try:
+        if isinstance(data, BadImage):
+            return ""
+        return thumbnail(decoding.decode(data, THUMBNAIL, max_pixels=max_pixels))
+    except BadImage:
+        return ""
+
+
+def thumbnail(pixels: Any, size: int = THUMBNAIL) -> str:
     """A small JPEG of uint8 [H, W, 3] pixels as a data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize((size, size)).save(buffer, "JPEG", quality=80)

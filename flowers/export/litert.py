@@ -19,7 +19,7 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_litert.tools import flatbuffer_utils
 from flatbuffers import Builder
 
-from flowers.bundle import LABELS, Bundle
+from flowers.bundle import LABELS, Bundle, labels_text
 from flowers.inference.conversion import frozen_graph
 from flowers.inference.engine import Photos, usable_cpus
 
@@ -62,7 +62,7 @@ def write(bundle: Bundle, path: str, quantize: str, calibration: Photos | None) 
     with open(path, "wb") as file:
         file.write(_with_metadata(network))
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(LABELS, "".join(f"{name}\n" for name in bundle.classes))
+        archive.writestr(LABELS, labels_text(bundle.classes))
 
 
 def _with_metadata(network: bytes) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from flowers import storage
-from flowers.bundle import LABELS, Bundle
+from flowers.bundle import LABELS, Bundle, labels_text
 from flowers.inference.engine import Photos
 
 BYTES = "serve_bytes"
@@ -56,7 +56,7 @@ def write(bundle: Bundle, path: str, quantize: str, calibration: Photos | None) 
     module.serve_bytes = tf.function(serve_bytes, input_signature=[files])
     with tempfile.TemporaryDirectory(prefix="flowers-") as folder:
         asset = os.path.join(folder, LABELS)
-        storage.write(asset, "".join(f"{name}\n" for name in bundle.classes).encode())
+        storage.write(asset, labels_text(bundle.classes).encode())
         module.labels = tf.saved_model.Asset(asset)
         signatures = {"serving_default": module.serve, BYTES: module.serve_bytes}
         tf.saved_model.save(module, path, signatures=signatures)

@@ -24,6 +24,7 @@ from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
+from flowers.pipelines.source import datasets_of
 from flowers.prediction.parts import encoded, held, predicted
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.progress import progress_bar
@@ -98,10 +99,9 @@ def _photos(options: EvaluateOptions, origin: Origin) -> _Photos:
             )
         digests = dict(zip(tests["path"].to_pylist(), tests["sha256"].to_pylist(), strict=True))
         return _Photos(origin.report.data.source if origin.report else "", listing_of(tests), digests)
-    local = "~/.cache/flowers" if storage.is_remote(options.storage) else options.storage
     found = list_files(
         options.data,
-        datasets=storage.join(storage.absolute(local), "datasets"),
+        datasets=datasets_of(options.storage),
         layout=options.layout,
         root=options.root,
         class_names=options.class_names,

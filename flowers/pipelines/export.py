@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 from rich.console import Console
 
 from flowers import storage
-from flowers.bundle import LABELS, Bundle, load_bundle
+from flowers.bundle import LABELS, Bundle, labels_text, load_bundle
 from flowers.config import ExportOptions
 from flowers.data import decoding, images
 from flowers.data.builtin.sample import draw_sample
@@ -269,9 +269,12 @@ def _check(record: Export, least: float | None) -> None:
 
 def _write_texts(folder: str, record: Export, made: Any, origin: Origin, name: str) -> None:
     manifest = origin.bundle.manifest
-    labels = "".join(" ".join(label.splitlines()) + "\n" for label in record.classes)
     card = texts.card(record, origin.report, manifest.get("start_weights", ""), manifest.get("backbone", ""))
-    written = {LABELS: labels, texts.EXAMPLE: texts.example(record, made.IMPORTS, made.CALL), texts.CARD: card}
+    written = {
+        LABELS: labels_text(record.classes),
+        texts.EXAMPLE: texts.example(record, made.IMPORTS, made.CALL),
+        texts.CARD: card,
+    }
     if record.layout == "triton":
         written[texts.CONFIG] = texts.triton_config(record, name)
     written[RECORD] = record.model_dump_json(indent=2)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import published, runs, storage
+from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.access import joined
 from flowers.cluster.session import ray_session
@@ -19,8 +19,9 @@ from flowers.config import PredictOptions
 from flowers.data.listing import Listing, list_files
 from flowers.errors import InputError
 from flowers.options import wrong
+from flowers.pipelines.source import datasets_of
 from flowers.prediction.folders import Folders, sort_into
-from flowers.prediction.parts import Predictions, held, lock_of, predicted, read_part
+from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar
 from flowers.text import plain
@@ -90,10 +91,9 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
 
 def _listing(options: PredictOptions) -> Listing:
     """All files of the source but those that this job writes."""
-    local = "~/.cache/flowers" if storage.is_remote(options.storage) else options.storage
     found = list_files(
         options.data,
-        datasets=storage.join(storage.absolute(local), "datasets"),
+        datasets=datasets_of(options.storage),
         labelled=False,
         root=options.root,
         runs=storage.absolute(options.storage),
@@ -106,7 +106,7 @@ def _listing(options: PredictOptions) -> Listing:
         uri = storage.absolute(written)
         if uri == found.source:
             raise wrong(name, written, "another folder than that of the photos")
-        others = [not storage.inside(path, uri) and path != lock_of(uri) for path in table["path"].to_pylist()]
+        others = [not storage.inside(path, uri) and path != locks.beside(uri) for path in table["path"].to_pylist()]
         table = table.filter(pa.array(others, pa.bool_()))
     if not table.num_rows:
         raise InputError(

@@ -8,6 +8,12 @@ from flowers.data.listing import Listing, list_photos
 from flowers.data.preflight import check_small_classes
 
 
+def datasets_of(runs_storage: str) -> str:
+    """The local folder in which named sets, and what was unpacked, are kept for runs in a storage."""
+    local = "~/.cache/flowers" if storage.is_remote(runs_storage) else runs_storage
+    return storage.join(storage.absolute(local), "datasets")
+
+
 def list_source(options: DataOptions, runs_storage: str) -> Listing:
     """Lists the photos, and refuses what no split could be made of.
 
@@ -18,10 +24,9 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
     Raises:
         InputError: there is nothing to train on.
     """
-    local = "~/.cache/flowers" if storage.is_remote(runs_storage) else runs_storage
     listing = list_photos(
         options.data,
-        datasets=storage.join(storage.absolute(local), "datasets"),
+        datasets=datasets_of(runs_storage),
         per_class=options.per_class,
         seed=options.seed,
         layout=options.layout,

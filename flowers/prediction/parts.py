@@ -107,11 +107,6 @@ class Predictions:
         storage.write(self.summary, json.dumps(dict(summary), indent=2).encode())
 
 
-def lock_of(uri: str) -> str:
-    """The lock of a folder that `held` keeps, beside it."""
-    return storage.join(storage.parent(uri), f".{storage.name(uri)}.lock")
-
-
 @contextmanager
 def held(uri: str) -> Iterator[None]:
     """Keeps all other processes from writing into the folder `--out`.
@@ -122,7 +117,7 @@ def held(uri: str) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             storage.make_folder(storage.parent(uri))
-            stack.enter_context(locks.hold(lock_of(uri)))
+            stack.enter_context(locks.hold(locks.beside(uri)))
         except locks.InUse as error:
             raise InputError(
                 f"--out: {uri} is in use by {error}; wait until that ends, or choose another --out"

@@ -16,7 +16,6 @@ from flowers.bundle import Bundle
 from flowers.cluster.placement import Node, actor_cpus, network_actors, reading_tasks
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
-from flowers.errors import BadImage
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.predictor import Predictor
 
@@ -157,15 +156,11 @@ def decode_block(
     }
     measured = ("width", "height", "brightness", "pixels")
     made: dict[str, list[object]] = {name: [None] * block.num_rows for name in measured}
-    skip = reading.contained(block["sha256"], skipped)
-    for index, data in enumerate(block["bytes"]):
-        if columns["code"][index] is not None or skip[index]:
-            continue
-        try:
-            pixels, extent = decoding.decode_with_extent(data.as_py(), size, max_pixels=max_pixels)
-        except BadImage as error:
-            columns["code"][index], columns["detail"][index] = reading.blame(error, columns["path"][index])
-            continue
+
+    def decode(_: int, data: bytes) -> decoding.Decoded:
+        return decoding.decode_with_extent(data, size, max_pixels=max_pixels)
+
+    for index, (pixels, extent) in reading.decoded(block, columns["code"], columns["detail"], decode, skipped):
         grey = ImageStat.Stat(Image.fromarray(pixels).convert("L")).mean[0]
         for name, value in zip(measured, (*extent, grey, pixels.tobytes()), strict=True):
             made[name][index] = value

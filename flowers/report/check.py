@@ -13,13 +13,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from flowers.data import decoding, quality
+from flowers.data import quality
 from flowers.data.ledger import REASONS, Ledger
 from flowers.data.listing import Listing
-from flowers.data.reading import read_bytes
 from flowers.data.split import SUBSETS
-from flowers.errors import BadImage
-from flowers.evaluation.evaluate import thumbnail
+from flowers.evaluation.evaluate import thumbnail_of
 from flowers.report.formatting import LARGE, count
 from flowers.text import plain
 
@@ -155,13 +153,7 @@ class _Thumbnails:
         self._max_pixels = max_pixels
 
     def __call__(self, path: str, note: str) -> Shown:
-        data = read_bytes(path)
-        if isinstance(data, BadImage):
-            return Shown(path, note)
-        try:
-            return Shown(path, note, thumbnail(decoding.decode(data, 160, max_pixels=self._max_pixels)))
-        except BadImage:
-            return Shown(path, note)
+        return Shown(path, note, thumbnail_of(path, self._max_pixels))
 
 
 def _unsettled(rows: pa.Table) -> pa.Table:

@@ -14,11 +14,8 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from flowers import storage
-from flowers.data import decoding
-from flowers.data.reading import read_bytes
-from flowers.errors import BadImage
 from flowers.evaluation import calibration, ranking
-from flowers.evaluation.evaluate import ClassScore, Example, thumbnail
+from flowers.evaluation.evaluate import Example, example, thumbnail_of
 from flowers.evaluation.metrics import Counts, Metric, Summary, summarize
 from flowers.evaluation.paired import Paired
 from flowers.evaluation.slices import Slices, slices
@@ -26,7 +23,6 @@ from flowers.text import spreadsheet_safe
 
 # Mistakes that are shown, and changes that are named.
 _SHOWN, _NAMED = 10, 20
-_THUMBNAIL = 160
 
 
 class Rows(BaseModel, frozen=True):
@@ -218,28 +214,13 @@ class Answers:
         return [self._example(int(at), source, max_pixels) for at in chosen]
 
     def _example(self, at: int, source: str, max_pixels: int) -> Example:
-        path = self.rows["path"][at].as_py()
-        order = np.argsort(-self.scores[at], kind="stable")[:3]
-        return Example(
-            path=storage.relative(path, source),
-            label=self.classes[self.labels[at]],
-            predicted=self.classes[self.predicted[at]],
-            score=float(self.score[at]),
-            top=[ClassScore(label=self.classes[one], score=float(self.scores[at, one])) for one in order],
-            thumbnail=_thumbnail(path, max_pixels),
-        )
+        path, label = self.rows["path"][at].as_py(), self.classes[self.labels[at]]
+        picture = thumbnail_of(path, max_pixels)
+        return example(storage.relative(path, source), label, self.classes, self.scores[at], picture)
 
     def slices(self, source: str) -> list[Slices]:
         """Accuracy by what photos have in common."""
         return slices(self.rows, self.right, source)
-
-
-def _thumbnail(path: str, max_pixels: int) -> str:
-    data = read_bytes(path)
-    try:
-        return "" if isinstance(data, BadImage) else thumbnail(decoding.decode(data, _THUMBNAIL, max_pixels=max_pixels))
-    except BadImage:
-        return ""
 
 
 def compare(

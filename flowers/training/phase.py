@@ -84,9 +84,7 @@ def prepare_phase(
     """
     if phase.name == "head":
         opened: dict[str, FeatureCache] = {}
-        # A head whose variations nobody asked for is the one that `--trainable head` gives: what the tail has to beat.
-        views = (PLAIN,) if plan.config.augment is None else plan.views
-        train = Cached(plan, POOL, views, subsets[0], (-1,), opened)
+        train = Cached(plan, POOL, plan.head_views, subsets[0], (-1,), opened)
         validation = Cached(plan, POOL, (PLAIN,), subsets[1], (-1,), opened)
         measured = standard or classifier.standardization(*train.views)
         return PreparedPhase(

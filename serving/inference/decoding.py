@@ -77,7 +77,7 @@ class Decoders:
         """
         loop = asyncio.get_running_loop()
         if quick:
-            return await loop.run_in_executor(self._threads, predictor.decode, photo)
+            return await loop.run_in_executor(self._threads, _decode, predictor, photo)
         return await loop.run_in_executor(self._slow_threads, self._decode_slowly, predictor, photo)
 
     def _decode_slowly(self, predictor: Predictor, photo: bytes) -> npt.NDArray[np.uint8]:
@@ -87,3 +87,7 @@ class Decoders:
         finally:
             self._processes.put(process)
             self._slow_s += (time.perf_counter() - began - self._slow_s) * _NEWEST
+
+
+def _decode(predictor: Predictor, photo: bytes) -> npt.NDArray[np.uint8]:
+    return images.decode(photo, predictor.bundle.image_size, max_pixels=predictor.max_pixels)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pydantic
 import pytest
-from jinja2 import meta, nodes
+from jinja2 import meta
 from rich.console import Console
 
 from flowers.evaluation import ranking
@@ -18,6 +16,7 @@ from flowers.report.evaluation import Answers, EvaluationReport, Rows, compare, 
 from flowers.report.evaluation_html import render_evaluation
 from flowers.report.evaluation_text import render_evaluation_text
 from flowers.report.html import template
+from tests.report.templates import followed
 
 HOSTILE = ["<script>alert(1)</script>", "=1+1", "\x1b[31mred"]
 
@@ -71,16 +70,4 @@ def test_the_page_reads_what_the_record_has() -> None:
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "held", "metrics", "matrix", "large", "most", "reliability", "covered"}
     assert meta.find_undeclared_variables(tree) == given
-    read = 0
-    for node in tree.find_all(nodes.Getattr):
-        names = [node.attr]
-        while isinstance(node.node, nodes.Getattr):
-            node = node.node
-            names.append(node.attr)
-        if isinstance(node.node, nodes.Name) and node.node.name == "r":
-            model: Any = EvaluationReport
-            for name in reversed(names):
-                if isinstance(model, type) and issubclass(model, pydantic.BaseModel):
-                    model = model.model_fields[name].annotation
-            read += 1
-    assert read > 20
+    assert followed(tree, {"r": EvaluationReport}) > 20

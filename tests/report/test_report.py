@@ -14,9 +14,8 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pydantic
 import pytest
-from jinja2 import meta, nodes
+from jinja2 import meta
 from PIL import Image, ImageDraw
 from rich.cells import cell_len
 from rich.console import Console
@@ -28,6 +27,7 @@ from flowers.report.build import advice, phase_results
 from flowers.report.html import render_html, template
 from flowers.report.record import EpochMetrics, PhaseResult, Report
 from flowers.report.text import render_text
+from tests.report.templates import followed
 
 FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 HOSTILE = "<script>alert(1)</script>"
@@ -258,30 +258,13 @@ def test_the_least_report() -> None:
         assert "–" in terminal(report)
 
 
-def field(model: Any, name: str) -> Any:
-    """What an attribute of a model is declared as; fails when it has none of that name."""
-    found = model.model_fields[name].annotation if name in model.model_fields else getattr(model, name)
-    return found if isinstance(found, type) and issubclass(found, pydantic.BaseModel) else None
-
-
 def test_the_page_reads_what_the_report_has() -> None:
     """Also in branches that no report of these tests takes; below the first level as far as the types say."""
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
     assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
-    read = 0
-    for node in tree.find_all(nodes.Getattr):
-        names = [node.attr]
-        while isinstance(node.node, nodes.Getattr):
-            node = node.node
-            names.append(node.attr)
-        if isinstance(node.node, nodes.Name) and node.node.name in ("r", "held"):
-            model: Any = Report if node.node.name == "r" else Summary
-            for name in reversed(names):
-                model = field(model, name) if model is not None else None
-            read += 1
-    assert read > 20
+    assert followed(tree, {"r": Report, "held": Summary}) > 20
 
 
 def test_a_wrong_name_in_the_template_is_an_error() -> None:
