@@ -18,6 +18,8 @@ _PROBES = (b"GET /v2/health/", b"HEAD /v2/health/")
 # No file is left to open: others end meanwhile.
 _NO_MORE_FILES_S = 0.05
 _BACKLOG = 2048
+# At the end: a connection that has been taken may get its first bytes a little later.
+_LAST_BYTES_S = 0.5
 
 
 class Acceptor:
@@ -34,21 +36,22 @@ class Acceptor:
         self._listening, self._photos, self._probes, self._silence_s = listening, photos, probes, silence_s
         self._photos_loop = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop()
-        self._sorting: set[asyncio.Task[None]] = set()
-        self._handed_over: set[asyncio.Task[object]] = set()
+        # One task a connection, and what tells it that its first bytes are here or its time is over.
+        self._sorting: dict[asyncio.Task[None], asyncio.Event] = {}
         listening.setblocking(False)
         listening.listen(_BACKLOG)
-        self._accepting = self._loop.create_task(self._accept())
+        self._accepting = True
+        self._loop.add_reader(listening, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="accept", daemon=True)
         self._thread.start()
 
     @property
     def alive(self) -> bool:
         """Whether it takes connections."""
-        return self._thread.is_alive() and not self._accepting.done()
+        return self._thread.is_alive() and self._accepting
 
     async def close(self) -> None:
-        """Takes no new connection from now on; those that have come are sorted still."""
+        """Takes no new connection from now on, and returns when all that came have somebody who answers them."""
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close(), self._loop))
 
     def end(self) -> None:
@@ -56,52 +59,52 @@ class Acceptor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = await self._loop.sock_accept(self._listening)
-            except OSError:
-                await asyncio.sleep(_NO_MORE_FILES_S)
-            else:
-                self._sort(connection)
-
-    async def _close(self) -> None:
-        self._accepting.cancel()
-        await asyncio.wait([self._accepting])
-        with suppress(OSError):  # none is left
+    def _accept(self) -> None:
+        """Takes every connection that waits in the kernel."""
+        try:
             while True:
                 self._sort(self._listening.accept()[0])
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._loop.remove_reader(self._listening)
+            self._loop.call_later(_NO_MORE_FILES_S, self._accept_again)
+
+    def _accept_again(self) -> None:
+        if self._accepting:
+            self._loop.add_reader(self._listening, self._accept)
+
+    async def _close(self) -> None:
+        self._accept()
+        self._accepting = False
+        self._loop.remove_reader(self._listening)
         self._listening.close()
+        for look in self._sorting.values():
+            self._loop.call_later(_LAST_BYTES_S, look.set)
+        if self._sorting:
+            await asyncio.wait(self._sorting)
 
     def _sort(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        task = self._loop.create_task(self._sorted(connection))
-        self._sorting.add(task)
-        task.add_done_callback(self._sorting.discard)
+        look = asyncio.Event()
+        task = self._loop.create_task(self._sorted(connection, look))
+        self._sorting[task] = look
+        task.add_done_callback(self._sorting.pop)
 
-    async def _sorted(self, connection: socket.socket) -> None:
+    async def _sorted(self, connection: socket.socket, look: asyncio.Event) -> None:
         """Waits for the first bytes, and finds who answers."""
-        arrived = asyncio.Event()
-        self._loop.add_reader(connection, arrived.set)
-        try:
-            async with asyncio.timeout(self._silence_s):
-                await arrived.wait()
+        self._loop.add_reader(connection, look.set)
+        silence = self._loop.call_later(self._silence_s, look.set)
+        await look.wait()
+        silence.cancel()
+        self._loop.remove_reader(connection)
+        first = b""
+        with suppress(OSError):  # none is there, or the client has gone
             first = connection.recv(len(_PROBES[1]), socket.MSG_PEEK)
-        except OSError:  # also a TimeoutError
-            first = b""
-        finally:
-            self._loop.remove_reader(connection)
         if not first:
             connection.close()
         elif first.startswith(_PROBES):
             await self._loop.connect_accepted_socket(self._probes, connection)
         else:
-            self._photos_loop.call_soon_threadsafe(self._hand_over, connection)
-
-    def _hand_over(self, connection: socket.socket) -> None:
-        """Runs in the photos' loop."""
-        task: asyncio.Task[object] = self._photos_loop.create_task(
-            self._photos_loop.connect_accepted_socket(self._photos, connection)
-        )
-        self._handed_over.add(task)
-        task.add_done_callback(self._handed_over.discard)
+            taking = self._photos_loop.connect_accepted_socket(self._photos, connection)
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(taking, self._photos_loop))

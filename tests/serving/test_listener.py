@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -238,12 +239,21 @@ def test_a_connection_on_which_no_whole_head_comes_is_closed(running: Running, s
     running.end(listener).result(30)
 
 
-def test_what_came_before_the_end_is_answered_though_nobody_took_it_yet(running: Running) -> None:
-    """Connections wait in the kernel while the acceptor is busy."""
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_came_before_the_end_is_answered_though_nobody_took_it_yet(running: Running, slow: bool) -> None:
+    """Connections wait in the kernel while the acceptor is busy, and it may be slow afterwards."""
     port = free_port("127.0.0.1")
     listener = running.listen(Slow(), "127.0.0.1", port)
-    go = threading.Event()
-    listener._acceptor._loop.call_soon_threadsafe(go.wait, 30)
+    accepting = listener._acceptor._loop
+    go, turns = threading.Event(), iter(range(8 if slow else 0))
+
+    def stall() -> None:
+        if next(turns, None) is not None:
+            time.sleep(0.3)  # each turn of its loop takes as long
+            accepting.call_soon(stall)
+
+    accepting.call_soon_threadsafe(go.wait, 30)
+    accepting.call_soon_threadsafe(stall)
     clients = [http.client.HTTPConnection("127.0.0.1", port, timeout=30) for _ in range(20)]
     for client in clients:
         client.request("GET", "/")
@@ -251,3 +261,12 @@ def test_what_came_before_the_end_is_answered_though_nobody_took_it_yet(running:
     go.set()
     assert [client.getresponse().status for client in clients] == [200] * 20
     ended.result(30)
+
+
+def test_a_silent_connection_does_not_hold_up_the_end(running: Running) -> None:
+    port = free_port("127.0.0.1")
+    listener = running.listen(Slow(), "127.0.0.1", port, silence_s=3600)
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as silent:
+        assert get("127.0.0.1", port)[0] == 200  # the acceptor has taken the one before too
+        running.end(listener).result(30)
+        assert silent.recv(100) == b""
