@@ -75,6 +75,26 @@ def _check_temporary_folder() -> None:
         )
 
 
+# Processes of Ray that a job on one machine has no use for, by the methods that start them: the dashboard's server,
+# which `ray.init` waits for, the autoscaler, and what copies the workers' logs. They take six seconds of CPU.
+_NEEDLESS = ("start_api_server", "start_monitor", "start_log_monitor")
+
+
+@contextmanager
+def _without(needless: tuple[str, ...]) -> Iterator[None]:
+    """Ray starts without some of its processes. It has an option for one of them only, and not in `ray.init` (2.60)."""
+    from ray._private.node import Node
+
+    methods = {name: getattr(Node, name) for name in needless}
+    for name in methods:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, method in methods.items():
+            setattr(Node, name, method)
+
+
 def _start(options: dict[str, Any]) -> None:
     """Starts or joins Ray, which gives its own processes 30 s: too little on a very busy machine, so then once more."""
     import ray
@@ -192,7 +212,8 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if here else None
     try:
-        _start(options)
+        with _without(() if place or verbose else _NEEDLESS):
+            _start(options)
     except Exception as error:
         where = f"the cluster at {place}" if place else "Ray on this machine"
         raise FlowersError(

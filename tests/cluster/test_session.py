@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flowers.cluster.access import joined
-from flowers.cluster.session import background, ray_session
+from flowers.cluster.session import background, node, ray_session
 from flowers.errors import FlowersError
 from tests.conftest import ROOT
 
@@ -43,6 +43,11 @@ def test_no_address_is_ray_of_its_own(address: str | None, monkeypatch: pytest.M
     with ray_session(verbose=False):
         assert options["address"] == "local"
         assert not joined()
+
+
+@pytest.mark.usefixtures("ray")
+def test_only_what_is_needed_runs() -> None:
+    assert set(node().all_processes) == {"gcs_server", "raylet"}
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])

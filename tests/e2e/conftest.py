@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from flowers import cli
 from flowers.model import backbones
 from jobs.train import main
 from tests.conftest import start_ray
-from tests.parity.runs import tiny_network
+from tests.parity.runs import tiny_network, wide_network
 
 ROOT = Path(__file__).resolve().parents[2]
+# Before a command: its process, and those that it starts, build `wide_network` in place of any backbone.
+WITH_TINY = ("env", f"PYTHONPATH={ROOT / 'tests' / 'tiny'}")
 
 
 @dataclass
@@ -64,10 +66,9 @@ def environment() -> dict[str, str]:
 def process() -> Job:
     """Runs the training job to its end, in a process of its own with a Ray of its own, as people do."""
 
-    def run(storage: Path, name: str, *arguments: object, code: int = 0) -> Done:
-        done = subprocess.run(
-            command(storage, name, *arguments), cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=300
-        )
+    def run(storage: Path, name: str, *arguments: object, code: int = 0, before: Sequence[str] = ()) -> Done:
+        words = [*before, *command(storage, name, *arguments)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment(), timeout=300)
         assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return Done(done.returncode, done.stdout, done.stderr, storage / name)
 
@@ -87,6 +88,25 @@ def job() -> Job:
             found, text = cli.outcome(main, "python -m jobs.train", words(storage, name, *arguments))
         assert found == code, f"exit code {found}\n{out.getvalue()}\n{err.getvalue()}{text}"
         return Done(found, out.getvalue(), f"{text}\n" if text else "", storage / name)
+
+    return run
+
+
+@contextmanager
+def wide() -> Iterator[None]:
+    """Jobs of this process build `wide_network`, as those after `WITH_TINY` do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backbones, "build_backbone", wide_network)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_job(job: Job) -> Job:
+    """`job` with a tiny network, where another thing is tested: in a quarter of the time."""
+
+    def run(*arguments: Any, **options: Any) -> Done:
+        with wide():
+            return job(*arguments, **options)
 
     return run
 

@@ -12,19 +12,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.e2e.conftest import ROOT, SMALL, Done, Job, command, draw, environment
+from tests.e2e.conftest import ROOT, SMALL, WITH_TINY, Done, Job, command, draw, environment
 
 SUBSETS = ("train", "validation", "test")
 
 
 @pytest.fixture(scope="module")
 def first(process: Job, tmp_path_factory: pytest.TempPathFactory) -> Done:
-    """60 small pictures of 3 classes with a bad file among them, trained."""
+    """60 small pictures of 3 classes with a bad file among them, trained in a process of its own."""
     place = tmp_path_factory.mktemp("train")
     data = draw(place / "data", classes=3, each=20)
     (data / "class0" / "broken.jpg").write_bytes((data / "class0" / "000.jpg").read_bytes()[:300])
     (data / "class1" / "notes.txt").write_text("not a photo")
-    return process(place / "runs", "first", "--data", data, *SMALL, "--epochs", 12)
+    return process(place / "runs", "first", "--data", data, *SMALL, "--epochs", 12, before=WITH_TINY)
 
 
 def again(job: Job, first: Done, name: str, *arguments: object) -> Done:
@@ -86,17 +86,17 @@ def test_metrics_name_the_learning_rate_that_applied(first: Done) -> None:
     assert rates[-1] < 0.1 * max(rates)
 
 
-def test_same_seed_from_the_cache_gives_the_same_run(job: Job, first: Done) -> None:
-    second = again(job, first, "second")
+def test_same_seed_from_the_cache_gives_the_same_run(tiny_job: Job, first: Done) -> None:
+    second = again(tiny_job, first, "second")
     assert second.report["features"] == {**first.report["features"], "hits": 60, "computed": 0}
     assert second.metrics() == first.metrics()
     assert second.report["weights_sha256"] == first.report["weights_sha256"]
     assert second.report["test"] == first.report["test"]
 
 
-def test_the_engine_changes_nothing_but_roundings(job: Job, first: Done) -> None:
+def test_the_engine_changes_nothing_but_roundings(tiny_job: Job, first: Done) -> None:
     data = first.run.parent.parent / "data"
-    other = job(first.run.parent, "other", "--data", data, *SMALL, "--epochs", 12, "--engine", "tensorflow")
+    other = tiny_job(first.run.parent, "other", "--data", data, *SMALL, "--epochs", 12, "--engine", "tensorflow")
     assert "openvino: there is no GPU" in first.out
     assert "tensorflow: as asked" in other.out
     assert other.report["features"]["computed"] == 60, "each engine has a cache of its own"
@@ -107,28 +107,30 @@ def test_the_engine_changes_nothing_but_roundings(job: Job, first: Done) -> None
 
 
 @pytest.mark.parametrize("damage", ["torn", "gone"])
-def test_a_damaged_converted_network_is_made_again(job: Job, first: Done, damage: str) -> None:
+def test_a_damaged_converted_network_is_made_again(tiny_job: Job, first: Done, damage: str) -> None:
     (network,) = (first.run.parent / "cache" / "networks").iterdir()
     file = network / "network.bin"
     whole = file.read_bytes()
     file.write_bytes(whole[:-9]) if damage == "torn" else file.unlink()
     for cache in (first.run.parent / "cache" / "features").iterdir():
         shutil.rmtree(cache)
-    assert again(job, first, f"network-{damage}").metrics() == first.metrics()
+    assert again(tiny_job, first, f"network-{damage}").metrics() == first.metrics()
     assert file.read_bytes() == whole
 
 
-def test_actors_give_the_same_features_as_the_job_itself(job: Job, first: Done) -> None:
+def test_actors_give_the_same_features_as_the_job_itself(tiny_job: Job, first: Done) -> None:
     data = first.run.parent.parent / "data"
-    pool = job(first.run.parent.parent / "pool", "pool", "--data", data, *SMALL, "--epochs", 12, "--feature-actors", 1)
+    pool = tiny_job(
+        first.run.parent.parent / "pool", "pool", "--data", data, *SMALL, "--epochs", 12, "--feature-actors", 1
+    )
     assert pool.report["features"]["computed"] == 60
     assert pool.metrics() == first.metrics()
 
 
-def test_more_photos_compute_only_those_and_keep_the_split(job: Job, first: Done, tmp_path: Path) -> None:
+def test_more_photos_compute_only_those_and_keep_the_split(tiny_job: Job, first: Done, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", classes=3, each=25)
     split = first.run / "split.parquet"
-    more = job(first.run.parent, "more", "--data", data, *SMALL, "--epochs", 2, "--split-file", split)
+    more = tiny_job(first.run.parent, "more", "--data", data, *SMALL, "--epochs", 2, "--split-file", split)
     assert (more.report["features"]["hits"], more.report["features"]["computed"]) == (60, 15)
     before = {row["sha256"]: row["split"] for row in pq.read_table(split).to_pylist()}
     after = {row["sha256"]: row["split"] for row in pq.read_table(more.run / "split.parquet").to_pylist()}
@@ -136,31 +138,31 @@ def test_more_photos_compute_only_those_and_keep_the_split(job: Job, first: Done
     assert len(after) == 75
 
 
-def test_damaged_cache_part_is_found_and_computed_again(job: Job, first: Done) -> None:
+def test_damaged_cache_part_is_found_and_computed_again(tiny_job: Job, first: Done) -> None:
     for part in Path(first.report["features"]["cache"]).glob("*.parquet"):
         data = bytearray(part.read_bytes())
         data[len(data) // 2] ^= 1
         part.write_bytes(data)
-    mended = again(job, first, "mended")
+    mended = again(tiny_job, first, "mended")
     assert "damaged" in mended.out
     assert mended.report["features"]["computed"] == 60
     assert mended.metrics() == first.metrics()
 
 
-def test_finished_run_does_nothing_and_another_one_is_refused(job: Job, first: Done) -> None:
+def test_finished_run_does_nothing_and_another_one_is_refused(tiny_job: Job, first: Done) -> None:
     before = {path: path.stat().st_mtime_ns for path in first.run.rglob("*")}
-    assert "is finished" in again(job, first, "first").out
+    assert "is finished" in again(tiny_job, first, "first").out
     assert {path: path.stat().st_mtime_ns for path in first.run.rglob("*")} == before
     data = first.run.parent.parent / "data"
-    refused = job(first.run.parent, "first", "--data", data, *SMALL, "--epochs", 13, code=2)
+    refused = tiny_job(first.run.parent, "first", "--data", data, *SMALL, "--epochs", 13, code=2)
     assert "--epochs was 12, now 13" in refused.err
     assert "--fresh" in refused.err
 
 
-def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done) -> None:
+def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tiny_job: Job, first: Done) -> None:
     storage, data = first.run.parent, first.run.parent.parent / "data"
     options = ("--data", data, *SMALL, "--epochs", 80, "--patience", 0)
-    words = command(storage, "stopped", *options)
+    words = [*WITH_TINY, *command(storage, "stopped", *options)]
     process = subprocess.Popen(
         words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     )
@@ -180,16 +182,15 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(job: Job, first: Done)
     assert "Traceback" not in err
     done = len(metrics.read_text().splitlines())
     assert done < 80
-    resumed = job(storage, "stopped", *options)
+    resumed = tiny_job(storage, "stopped", *options)
     (after,) = re.findall(r"going on after epoch (\d+)", resumed.out)
     assert int(after) - done in (0, 1), "the checkpoint is written just before its line of metrics"
-    whole = job(storage, "whole", *options)
+    whole = tiny_job(storage, "whole", *options)
     assert resumed.metrics() == whole.metrics()
     assert resumed.report["weights_sha256"] == whole.report["weights_sha256"]
 
 
-@pytest.mark.usefixtures("tiny")
-def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(job: Job, tmp_path: Path) -> None:
+def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(tiny_job: Job, tmp_path: Path) -> None:
     """Also where nothing is decoded any more, as all is in the caches."""
     for side, first, each in (("Training", 0, 14), ("val", 14, 6)):
         draw(tmp_path / "data" / side, classes=3, each=each, first=first)
@@ -199,8 +200,8 @@ def test_a_split_on_disk_is_kept_and_copies_do_not_lie_on_two_sides(job: Job, tm
         copy = tmp_path / "data" / "Training" / label / "copy.png"
         picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).resize((144, 128)).save(copy)
     options = ("--data", tmp_path / "data", *SMALL, "--epochs", 2)
-    cold = job(tmp_path / "runs", "cold", *options)
-    warm = job(tmp_path / "runs", "warm", *options, "--learning-rate", 0.01)
+    cold = tiny_job(tmp_path / "runs", "cold", *options)
+    warm = tiny_job(tmp_path / "runs", "warm", *options, "--learning-rate", 0.01)
     assert "a split on disk: Training/ (train), val/ (validation) above 3 classes; test is cut from train" in cold.out
     assert "features  0 from the cache, 62 computed" in cold.out
     assert "features  62 from the cache, 0 computed" in warm.out

@@ -15,7 +15,7 @@ from flowers.model.weights import weights_key
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import trainer
-from tests.e2e.conftest import Done
+from tests.e2e.conftest import Done, wide
 from tests.faults.conftest import EPOCHS, SIZE, Place, Progress, result
 
 Damage = Callable[[Path, int], None]
@@ -86,8 +86,9 @@ def test_training_alone(place: Place, reference: Done, damage: Damage, left: int
     )
     said: list[str] = []
     before = Progress(run).checkpoint()
-    trainer.prepare(plan, said.append)
-    trainer.fit(plan, tuple(reference.report["data"]["classes"]), said.append)
+    with wide():
+        trainer.prepare(plan, said.append)
+        trainer.fit(plan, tuple(reference.report["data"]["classes"]), said.append)
     assert [line.startswith("warning: skipped a checkpoint ") for line in said] == [True] * skipped
     assert before == (EPOCHS if skipped else left)
     assert Done(0, "", "", run).metrics() == reference.metrics()

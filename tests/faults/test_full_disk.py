@@ -19,7 +19,7 @@ from tests.faults.conftest import Place, Progress, result
 from tests.faults.test_power_cut import system
 
 # More than anything else the job writes from then on, less than a checkpoint of the tail.
-LIMIT = 1 << 20
+LIMIT = 40 << 10
 
 
 @contextmanager

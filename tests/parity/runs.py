@@ -26,6 +26,7 @@ from tests.toys import extractor
 Arrays = dict[str, npt.NDArray[Any]]
 
 CLASSES = ("daisy", "rose", "tulip")
+WIDE = 128
 # Half of the network `tiny_network` makes: what --trainable block_15 trains with --backbone mobilenetv2.
 TINY: dict[str, Any] = {"backbone": "mobilenetv2", "trainable": "block_15", "weights": "random", "image_size": 32}
 
@@ -194,8 +195,11 @@ def calibrated(photos: npt.NDArray[np.uint8], target: Path) -> Path:
     return target
 
 
-def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
-    """In place of `build_backbone`: the names of MobileNetV2's last blocks, and hardly any weights."""
+def tiny_network(backbone: str, weights: str, image_size: int, precision: str, width: int = 8) -> Any:
+    """In place of `build_backbone`: the names of MobileNetV2's last blocks, and hardly any weights.
+
+    Its features have `width` numbers.
+    """
     import keras
 
     del weights
@@ -203,8 +207,8 @@ def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -
     with backbones.arithmetic(precision):
         start = keras.Input((image_size, image_size, 3))
         flow = start
-        for end, width in (("block_14_add", 4), ("block_15_add", 6), ("block_16_project_BN", 8)):
-            flow = keras.layers.Conv2D(width, 3, strides=2, padding="same", name=f"{end}_conv")(flow)
+        for end, filters in (("block_14_add", 4), ("block_15_add", 6), ("block_16_project_BN", width)):
+            flow = keras.layers.Conv2D(filters, 3, strides=2, padding="same", name=f"{end}_conv")(flow)
             flow = keras.layers.BatchNormalization(name=f"{end}_norm")(flow)
             flow = keras.layers.Activation("relu", name=end)(flow)
         body = keras.Model(start, flow, name=backbone)
@@ -217,3 +221,8 @@ def tiny_network(backbone: str, weights: str, image_size: int, precision: str) -
         scaled = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name=cuts.SCALE)(pixels)
         pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name=POOL)(body(scaled, training=False))
         return keras.Model(pixels, pooled, name="frozen")
+
+
+def wide_network(*arguments: Any) -> Any:
+    """The same with so wide a last block that a checkpoint of the tail is larger than all else that a run writes."""
+    return tiny_network(*arguments, width=WIDE)
