@@ -62,9 +62,10 @@ class Listing:
     warnings: tuple[str, ...] = ()
     folder: str | None = None
 
-    def some(self) -> list[str]:
-        """A few of the files, from all over the listing."""
-        return list(self.table["path"][:: max(1, self.table.num_rows // 16)].to_pylist())
+
+def some(table: pa.Table) -> list[str]:
+    """Paths of a few files from all over a listing."""
+    return list(table["path"][:: max(1, table.num_rows // 16)].to_pylist())
 
 
 def list_photos(

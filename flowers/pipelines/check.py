@@ -13,6 +13,7 @@ from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
 from flowers.data.ledger import ROW, Ledger, settle
+from flowers.data.listing import some
 from flowers.errors import InputError
 from flowers.inference.engine import usable_cpus
 from flowers.pipelines.source import list_source
@@ -45,7 +46,7 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
     with ray_session(options.verbose), progress_bar(out, "reading, decoding", listing.table.num_rows) as advance:
         from flowers.cluster.nodes import check_files
 
-        check_files("--data", listing.some())
+        check_files("--data", some(listing.table))
         photos = reading.stream_blocks(listing.table, examine, readers=usable_cpus())
         for table in reading.tables(photos):
             parts.append(reading.detached(table, quality.LOOK.names))

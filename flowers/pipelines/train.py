@@ -22,7 +22,7 @@ from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger, settle
-from flowers.data.listing import Listing, listing_of
+from flowers.data.listing import Listing, listing_of, some
 from flowers.data.split import SUBSETS
 from flowers.errors import DamagedFile, InputError
 from flowers.evaluation.evaluate import evaluate_bundle
@@ -122,7 +122,7 @@ def _train(
 
         nodes = cluster_nodes()
         check_storage(run.uri)
-        check_files("--data", listing.some())
+        check_files("--data", some(listing.table))
         if config.weights not in NAMED_WEIGHTS:
             check_files("--weights", [config.weights])
         facts = _facts(config, listing, nodes)

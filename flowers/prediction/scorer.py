@@ -12,10 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageStat
 
-from flowers.bundle import Bundle
+from flowers import storage
+from flowers.bundle import MANIFEST, Bundle
 from flowers.cluster.placement import Node, actor_cpus, network_actors, reading_tasks
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
+from flowers.data.listing import some
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.predictor import Predictor
 
@@ -93,7 +95,15 @@ class Scorer:
         Args:
             listing: schema `flowers.data.listing.LISTING`.
             skipped: sorted digests of photos that get no scores (`flowers.data.reading.digests_array`).
+
+        Raises:
+            InputError: a node of the cluster does not see the files, or the bundle, as they are here.
         """
+        from flowers.cluster.nodes import check_files
+
+        check_files("--data", some(listing))
+        if self.machine.actors:
+            check_files("--bundle", [storage.join(self.bundle.uri, MANIFEST)])
         for start in range(0, listing.num_rows, _ROUND):
             yield from self._round(listing.slice(start, _ROUND), skipped)
 

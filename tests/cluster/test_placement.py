@@ -8,16 +8,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from flowers import storage
+from flowers.bundle import load_bundle
 from flowers.cluster import nodes as cluster
 from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
 from flowers.cluster.placement import Node, Placement, place
+from flowers.data.listing import list_files
 from flowers.errors import InputError
+from flowers.prediction.scorer import Machine, Scorer
 from tests.conftest import stop_ray
+from tests.toys import saved_by_colour
 
 ONE = [Node(2, 0)]
 GPU = Node(8, 1)
@@ -420,3 +425,17 @@ def test_a_node_that_has_gone_is_told(two_nodes: None, tmp_path: Path) -> None:
     gone = cluster._on_nodes(cluster._write, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
     assert gone
     assert "\n" not in gone
+
+
+def test_bulk_prediction_asks_all_nodes_for_photos_and_bundle(
+    two_nodes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(cluster, "check_files", lambda option, uris: asked.append((option, list(uris))))
+    bundle = saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    listing = list_files(str(tmp_path / "a.jpg"), datasets=str(tmp_path), labelled=False).table
+    scorer = Scorer(load_bundle(str(bundle)), Machine.of(cluster_nodes()), 10**8)
+    rows = pa.concat_tables(scorer.tables(listing))
+    assert rows["code"].to_pylist() != [None]
+    assert asked == [("--data", listing["path"].to_pylist()), ("--bundle", [f"{bundle}/manifest.json"])]
