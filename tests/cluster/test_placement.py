@@ -313,7 +313,7 @@ def test_a_folder_that_all_nodes_share(tmp_path: Path, monkeypatch: pytest.Monke
     fake = FakeRay(monkeypatch, shared_disk, shared_disk, shared_disk)
     check_storage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert fake.called == [("_write", "id0"), ("_write", "id1"), ("_write", "id2")]
+    assert fake.called == [("write_probe", "id0"), ("write_probe", "id1"), ("write_probe", "id2")]
 
 
 def test_nodes_that_do_not_share_it_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_nodes_that_do_not_share_it_are_named(tmp_path: Path, monkeypatch: pytes
         "system, or s3://BUCKET/FOLDER"
     )
     assert list(tmp_path.iterdir()) == []
-    assert fake.called[4:] == [("_take", "id1"), ("_take", "id3")]  # each removes what it wrote
+    assert fake.called[4:] == [("take_probe", "id1"), ("take_probe", "id3")]  # each removes what it wrote
 
 
 def test_a_large_cluster_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +358,7 @@ def test_files_that_all_nodes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg"]
     fake = FakeRay(monkeypatch, shared_disk, shared_disk)
     check_files("--data", files)
-    assert fake.called == [("_look", "id0"), ("_look", "id1")]
+    assert fake.called == [("look", "id0"), ("look", "id1")]
     fake = FakeRay(monkeypatch, shared_disk)
     check_files("--data", files)
     check_files("--data", files[1:])
@@ -417,6 +417,6 @@ def test_two_real_nodes(two_nodes: None, tmp_path: Path) -> None:
 
 
 def test_a_node_that_has_gone_is_told(two_nodes: None, tmp_path: Path) -> None:
-    gone = cluster._on_nodes(cluster._write, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
+    gone = cluster._on_nodes(cluster.write_probe, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
     assert gone
     assert "\n" not in gone
