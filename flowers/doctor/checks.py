@@ -76,10 +76,12 @@ CHECKS = (
 
 
 def judge(survey: Survey, wanted: Wanted) -> list[Finding]:
-    """What is right and wrong with a cluster, in the order of `CHECKS`; a check with several faults has several lines."""
-    found = [
-        *_authentication(survey),
-        *_nodes(survey, wanted),
+    """What is right and wrong with a cluster, in the order of `CHECKS`; each fault is a line."""
+    found = [*_authentication(survey), *_nodes(survey, wanted)]
+    if not survey.answering:
+        return unknown("not looked at: no node has answered", found)
+    return [
+        *found,
         *_versions(survey),
         *_clocks(survey),
         *_ports(survey),
@@ -90,10 +92,6 @@ def judge(survey: Survey, wanted: Wanted) -> list[Finding]:
         *_gpus(survey),
         *_workers(survey, wanted),
     ]
-    if survey.answering:
-        return found
-    # Nobody answered: what would be said of all nodes is said of none.
-    return [one for one in found if one.state is not State.OK or one.check == "authentication"]
 
 
 def unknown(reason: str, known: list[Finding]) -> list[Finding]:
@@ -158,8 +156,8 @@ def _versions(survey: Survey) -> Iterator[Finding]:
                 )
             else:
                 faults.append(
-                    f"{name} is {there or 'not installed'} on {few(addresses)}, here {here or 'not installed'}; install "
-                    "the same there (`pip install -c constraints.txt .`)"
+                    f"{name} is {there or 'not installed'} on {few(addresses)}, here {here or 'not installed'}; "
+                    "install the same there (`pip install -c constraints.txt .`)"
                 )
     shown = ("Python", "ray", "tensorflow", "keras")
     known = ", ".join(f"{name} {survey.versions[name]}" for name in shown if name in survey.versions)
@@ -263,8 +261,8 @@ def _gpus(survey: Survey) -> Iterator[Finding]:
             faults.append(f"{node.address}: TensorFlow did not start there: {report.tensorflow}")
         elif seen < node.gpus:
             faults.append(
-                f"{node.address}: Ray hands out {node.gpus:g}, TensorFlow sees {seen}; install its CUDA libraries there "
-                "(`pip install -c constraints.txt '.[gpu]'`) and the driver (`nvidia-smi` shows it)"
+                f"{node.address}: Ray hands out {node.gpus:g}, TensorFlow sees {seen}; install its CUDA libraries "
+                "there (`pip install -c constraints.txt '.[gpu]'`) and the driver (`nvidia-smi` shows it)"
             )
         elif seen > node.gpus:
             advice.append(

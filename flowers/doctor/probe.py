@@ -25,10 +25,23 @@ from flowers.cluster.nodes import look, take_probe, write_probe
 from flowers.doctor.report import CODE, Disk
 from flowers.errors import FlowersError, first_line
 
-# Distributions whose versions decide what is computed, or whether processes understand each other.
+# What this project needs, by the names that packages are installed by; a test compares it with pyproject.toml.
 PACKAGES = (
-    *("ray", "tensorflow", "keras", "openvino", "pyarrow", "numpy", "pillow", "requests", "pydantic"),
-    *("tensorboardX", "pillow-heif"),
+    *(
+        "ray",
+        "tensorflow",
+        "keras",
+        "openvino",
+        "pyarrow",
+        "numpy",
+        "pillow",
+        "pillow-heif",
+        "requests",
+        "click",
+        "rich",
+    ),
+    *("pydantic", "jinja2", "matplotlib", "tensorboardX", "pyyaml", "prometheus-client", "python-multipart"),
+    "fastapi-offline",
 )
 # Of one package only the first is installed.
 _SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu")}

@@ -1,4 +1,4 @@
-"""The survey: a probe on every node of the running Ray cluster, asked all at once and never waited for beyond a limit."""
+"""The survey: a probe on every node of the running Ray cluster, all at once; nobody is waited for beyond a limit."""
 
 from __future__ import annotations
 
@@ -112,8 +112,6 @@ def _unreachable(listed: dict[str, Any], probes: dict[str, Any], limit_s: float)
     others = {node: [place for other in places if other != node for place in places[other]] for node in listed}
     answers, _ = gather({node: probes[node].reach.remote(others[node]) for node in listed}, limit_s)
     return {
-        node: tuple(
-            f"{host}:{port} ({why})" for (host, port), why in zip(others[node], reasons, strict=True) if why
-        )
+        node: tuple(f"{host}:{port} ({why})" for (host, port), why in zip(others[node], reasons, strict=True) if why)
         for node, reasons in answers.items()
     }

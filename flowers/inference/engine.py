@@ -32,7 +32,7 @@ Outputs = list[npt.NDArray[Any]]
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may use: all of the machine, or those it was given (`taskset`), or its container's part."""
+    """CPUs that this process may use: all of the machine, or what it was given (`taskset`), or its container."""
     return max(1, int(min(len(os.sched_getaffinity(0)), _quota())))
 
 

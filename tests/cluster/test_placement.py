@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from flowers.cluster import nodes as cluster
 from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
 from flowers.cluster.placement import Node, Placement, place
 from flowers.errors import InputError
-from tests.conftest import stop_ray
 
 ONE = [Node(2, 0)]
 GPU = Node(8, 1)
@@ -383,40 +381,3 @@ def test_files_that_a_node_does_not_see(
         f"--data: {said.format(path)} (node 10.0.0.1); required is a place that all nodes see: on a shared file "
         "system, or s3://BUCKET/FOLDER"
     )
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[None]:
-    """A Ray cluster of two nodes on this machine, whose files lie apart from those of other Ray sessions."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    stop_ray()
-    # Ray's sockets need a short path, so this is not pytest's folder.
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", scratch)
-        options = {"object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **options})
-        try:
-            cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-            ray.init(address=cluster.address, log_to_driver=False)
-            yield
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def test_two_real_nodes(two_nodes: None, tmp_path: Path) -> None:
-    assert sorted(node.cpus for node in cluster_nodes()) == [1, 2]
-    assert place("auto", None, None, 32, cluster_nodes()) == Placement(2, 1, 0)
-    check_storage(str(tmp_path / "runs"))
-    assert list((tmp_path / "runs").iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"Not a directory \(node \S+, \S+\); required is one place"):
-        check_storage(str(tmp_path / "file" / "runs"))
-
-
-def test_a_node_that_has_gone_is_told(two_nodes: None, tmp_path: Path) -> None:
-    gone = cluster._on_nodes(cluster.write_probe, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
-    assert gone
-    assert "\n" not in gone
