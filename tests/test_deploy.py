@@ -313,7 +313,7 @@ def test_versions_are_those_of_constraints() -> None:
 
 
 def test_the_dockerfile_passes_its_linter_and_copies_what_exists() -> None:
-    words = [Path(sys.executable).parent / "hadolint", "Dockerfile"]
+    words = [str(Path(sys.executable).parent / "hadolint"), "Dockerfile"]
     done = subprocess.run(words, cwd=DEPLOY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
     text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")

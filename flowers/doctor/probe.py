@@ -27,46 +27,31 @@ from flowers.errors import FlowersError, first_line
 
 # What this project needs, by the names that packages are installed by; a test compares it with pyproject.toml.
 PACKAGES = (
-    *(
-        "ray",
-        "tensorflow",
-        "keras",
-        "openvino",
-        "pyarrow",
-        "numpy",
-        "pillow",
-        "pillow-heif",
-        "requests",
-        "click",
-        "rich",
-    ),
-    *("pydantic", "jinja2", "matplotlib", "tensorboardX", "pyyaml", "prometheus-client", "python-multipart"),
-    "fastapi-offline",
+    *("ray", "tensorflow", "keras", "openvino", "pyarrow", "numpy", "pillow", "pillow-heif", "requests", "click"),
+    *("rich", "pydantic", "jinja2", "matplotlib", "tensorboardX", "pyyaml", "prometheus-client"),
+    *("python-multipart", "fastapi-offline"),
 )
 # Of one package only the first is installed.
 _SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu")}
 _SHARED_MEMORY = "/dev/shm"
 _CONNECT_S, _AT_ONCE = 5.0, 32
-_TENSORFLOW = (
-    "import json, tensorflow as tf; "
-    "print(json.dumps([device.name for device in tf.config.list_physical_devices('GPU')]))"
-)
 
 
 class Probe:
     """Answers from one machine; a Ray actor, so that its port stays open while others try to reach it."""
 
-    def report(self, probe: str, folder: str, files: str, limit_s: float) -> dict[str, Any]:
+    def report(self, probe: str, folder: str, files: str, program: str, limit_s: float) -> dict[str, Any]:
         """A `Report`, as JSON has it.
 
         Args:
             probe: file to write into the storage.
             folder: the storage.
             files: of the photos, and their sizes elsewhere: see `flowers.cluster.nodes.look`.
-            limit_s: seconds that TensorFlow may take.
+            program: Python that prints the GPUs that TensorFlow sees, as JSON.
+            limit_s: seconds that it may take.
         """
         with ThreadPoolExecutor(1) as beside:
-            asked = beside.submit(_gpus, limit_s)  # takes seconds, in a process of its own
+            asked = beside.submit(_gpus, program, limit_s)  # takes seconds
             found = {
                 "versions": versions(),
                 "disks": [vars(disk) for disk in _disks(folder)],
@@ -143,14 +128,14 @@ def _existing(path: str) -> str:
     return str(next(one for one in (there, *there.parents) if one.is_dir()))
 
 
-def _gpus(limit_s: float) -> tuple[list[str], str]:
+def _gpus(program: str, limit_s: float) -> tuple[list[str], str]:
     """GPUs as TensorFlow sees them, or why it cannot say: in a process of its own, which may crash or hang."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     if not environment.get("CUDA_VISIBLE_DEVICES"):  # Ray hides them from a task that reserves none
         environment.pop("CUDA_VISIBLE_DEVICES", None)
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _TENSORFLOW], env=environment, capture_output=True, text=True, timeout=limit_s
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=limit_s
         )
         if done.returncode == 0:
             return list(json.loads(done.stdout.splitlines()[-1])), ""

@@ -18,6 +18,10 @@ from flowers.doctor.report import Node, Report, Survey
 
 # Of Ray's reasons for the end of a node (NodeDeathInfo in its gcs.proto): it was stopped, or the autoscaler ended it.
 _MEANT = {1, 4}
+_SEEN_BY_TENSORFLOW = (
+    "import json, tensorflow; "
+    "print(json.dumps([device.name for device in tensorflow.config.list_physical_devices('GPU')]))"
+)
 _OLDER = "another version of flowers runs there; install this one, or submit the job with --working-dir"
 
 
@@ -51,7 +55,10 @@ def _ask(
     where = storage.absolute(folder)
     written = {node: storage.join(where, f".probe-{uuid.uuid4().hex}") for node in probes}
     here = json.dumps([(uri, found.size) for uri in map(storage.absolute, files) if (found := storage.entry(uri))])
-    asked = {node: actor.report.remote(written[node], where, here, limit_s) for node, actor in probes.items()}
+    asked = {
+        node: actor.report.remote(written[node], where, here, _SEEN_BY_TENSORFLOW, limit_s)
+        for node, actor in probes.items()
+    }
     answers, failures = gather(asked, limit_s)
     reports: dict[str, Report] = {}
     for node, answer in answers.items():

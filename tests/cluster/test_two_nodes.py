@@ -16,6 +16,7 @@ from flowers.cluster import nodes
 from flowers.cluster.nodes import check_storage, cluster_nodes
 from flowers.cluster.placement import Placement, place
 from flowers.config import DoctorOptions
+from flowers.doctor import survey
 from flowers.doctor.checks import State
 from flowers.errors import InputError
 from flowers.pipelines.doctor import doctor
@@ -84,17 +85,19 @@ def looked(**options: Any) -> dict[str, list[str]]:
     return found
 
 
-def test_the_doctor_finds_each_fault_of_a_node(two_nodes: Any, tmp_path: Path) -> None:
+def test_the_doctor_finds_each_fault_of_a_node(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_SEEN_BY_TENSORFLOW", "raise OSError('no driver')")
     (tmp_path / "file").touch()
     (tmp_path / "photos").mkdir()
     storage, out = str(tmp_path / "file" / "runs"), tmp_path / "found.json"
     found = looked(storage=storage, data=str(tmp_path / "photos"), free_gb=1e6, nodes=3, workers="4", out=str(out))
-    assert list(found) == ["data", "nodes", "versions", "storage", "disk", "object store", "workers"]
+    assert list(found) == ["data", "nodes", "versions", "storage", "disk", "object store", "GPUs", "workers"]
     (version,) = found["versions"]
     assert version.startswith(f"pillow is {OTHER} on ")
     (written,) = found["storage"]
     assert written.startswith(f"{storage}: Not a directory (")
     assert "wanted are 1000000.0 GB (--free-gb); make room" in found["disk"][0]
+    assert all(text.endswith("TensorFlow did not start there: OSError: no driver") for text in found["GPUs"])
     assert found["nodes"] == ["2 of the 3 nodes that --nodes asks for are there; start the others"]
     assert '"check": "versions"' in out.read_text(encoding="utf-8")
 

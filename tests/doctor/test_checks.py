@@ -222,7 +222,11 @@ def test_what_could_not_be_looked_at_is_said() -> None:
 
 
 def test_a_report_of_another_version_is_noticed() -> None:
-    plain = {"versions": {}, "disks": [{"what": "a", "path": "/", "free": 1, "total": 2}], "shared_memory": None}
+    plain: dict[str, Any] = {
+        "versions": {},
+        "disks": [{"what": "a", "path": "/", "free": 1, "total": 2}],
+        "shared_memory": None,
+    }
     assert Report.of(plain) == Report({}, [Disk("a", "/", 1, 2)], None)
     with pytest.raises(TypeError):
         Report.of({**plain, "new": 1})
