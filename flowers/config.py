@@ -526,7 +526,7 @@ class DoctorOptions(OptionSet):
         ge=1,
     )
     free_gb: float = neutral(10.0, "Gigabytes that have to be free on each disk of each node.", ge=0)
-    limit_s: float = neutral(60.0, "A node that does not answer within this time is named, in seconds.", gt=0)
+    limit_s: float = neutral(120.0, "A node that does not answer within this time is named, in seconds.", gt=0)
     out: str | None = neutral(
         None,
         "File or URI that what was found is written to as JSON too.",

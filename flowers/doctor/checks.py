@@ -115,19 +115,24 @@ def _authentication(survey: Survey) -> Iterator[Finding]:
 
 
 def _nodes(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
-    faults = []
-    for node in survey.nodes:
-        if not node.alive:
-            faults.append(
-                f"{node.address} has died ({node.death}); start it again there (`ray start --address=HEAD:6379`), or "
-                "go on without it"
-            )
-        elif node.report is None:
-            faults.append(f"{node.address}: {_advised(node.failure)}")
     there = len(survey.answering)
+    dead = [
+        f"{node.address} has died ({node.death}); start it again there (`ray start --address=HEAD:6379`), or go on "
+        "without it: --nodes says how many are enough"
+        for node in survey.nodes
+        if not node.alive
+    ]
+    faults = [
+        f"{node.address}: {_advised(node.failure)}" for node in survey.nodes if node.alive and node.report is None
+    ]
     if wanted.nodes and there < wanted.nodes:
         faults.append(f"{there} of the {wanted.nodes} nodes that --nodes asks for are there; start the others")
-    yield from _findings("nodes", faults, f"{_counted(there)}: {few([node.address for node, _ in survey.answering])}")
+    if wanted.nodes and not faults:  # others have come for those
+        yield from (Finding("nodes", State.ADVICE, text) for text in dead)
+        dead = []
+    yield from _findings(
+        "nodes", [*dead, *faults], f"{_counted(there)}: {few([node.address for node, _ in survey.answering])}"
+    )
 
 
 def _advised(failure: str) -> str:
@@ -249,8 +254,11 @@ def _object_store(survey: Survey) -> Iterator[Finding]:
                 f"{_gigabytes(node.object_store)}, so that it lies on a disk; start the container with a larger "
                 "--shm-size, on Kubernetes mount an emptyDir with medium: Memory there"
             )
-    least = min((node.object_store for node, _ in working), default=0)
-    yield from _findings("object store", faults, f"{_gigabytes(least)} or more on each node, in shared memory")
+    least = min((node.object_store for node, _ in working), default=None)
+    fine = (
+        "no node has CPUs to work with" if least is None else f"{_gigabytes(least)} or more on each, in shared memory"
+    )
+    yield from _findings("object store", faults, fine)
 
 
 def _gpus(survey: Survey) -> Iterator[Finding]:

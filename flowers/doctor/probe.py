@@ -40,27 +40,44 @@ _CONNECT_S, _AT_ONCE = 5.0, 32
 class Probe:
     """Answers from one machine; a Ray actor, so that its port stays open while others try to reach it."""
 
-    def report(self, probe: str, folder: str, files: str, program: str, limit_s: float) -> dict[str, Any]:
-        """A `Report`, as JSON has it.
+    def report(self, probe: str, folder: str, files: str) -> dict[str, Any]:
+        """A `Report` without GPUs, as JSON has it.
 
         Args:
             probe: file to write into the storage.
             folder: the storage.
             files: of the photos, and their sizes elsewhere: see `flowers.cluster.nodes.look`.
-            program: Python that prints the GPUs that TensorFlow sees, as JSON.
+        """
+        return {
+            "versions": versions(),
+            "disks": [vars(disk) for disk in _disks(folder)],
+            "shared_memory": shutil.disk_usage(_SHARED_MEMORY).total if os.path.isdir(_SHARED_MEMORY) else None,
+            "storage": _written(probe),
+            "data": look(files),
+        }
+
+    def gpus(self, program: str, limit_s: float) -> tuple[list[str], str]:
+        """GPUs as TensorFlow sees them, or why it cannot say: in a process of its own, which may crash or hang.
+
+        Args:
+            program: Python that prints their names as JSON.
             limit_s: seconds that it may take.
         """
-        with ThreadPoolExecutor(1) as beside:
-            asked = beside.submit(_gpus, program, limit_s)  # takes seconds
-            found = {
-                "versions": versions(),
-                "disks": [vars(disk) for disk in _disks(folder)],
-                "shared_memory": shutil.disk_usage(_SHARED_MEMORY).total if os.path.isdir(_SHARED_MEMORY) else None,
-                "storage": _written(probe),
-                "data": look(files),
-            }
-            gpus, why = asked.result()
-        return {**found, "gpus": gpus, "tensorflow": why}
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        if not environment.get("CUDA_VISIBLE_DEVICES"):  # Ray hides them from a task that reserves none
+            environment.pop("CUDA_VISIBLE_DEVICES", None)
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=limit_s
+            )
+            if done.returncode == 0:
+                return list(json.loads(done.stdout.splitlines()[-1])), ""
+        except subprocess.TimeoutExpired:
+            return [], f"no answer within {limit_s:g} s"
+        except (OSError, ValueError, IndexError) as error:
+            return [], first_line(error)
+        said = done.stderr.strip().splitlines()
+        return [], said[-1] if said else f"it ended with {done.returncode}"
 
     def clock(self) -> float:
         """Seconds since 1970 by the clock of this machine."""
@@ -126,25 +143,6 @@ def _existing(path: str) -> str:
     """The folder, or the lowest one above it that is there."""
     there = Path(path)
     return str(next(one for one in (there, *there.parents) if one.is_dir()))
-
-
-def _gpus(program: str, limit_s: float) -> tuple[list[str], str]:
-    """GPUs as TensorFlow sees them, or why it cannot say: in a process of its own, which may crash or hang."""
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if not environment.get("CUDA_VISIBLE_DEVICES"):  # Ray hides them from a task that reserves none
-        environment.pop("CUDA_VISIBLE_DEVICES", None)
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=limit_s
-        )
-        if done.returncode == 0:
-            return list(json.loads(done.stdout.splitlines()[-1])), ""
-    except subprocess.TimeoutExpired:
-        return [], f"no answer within {limit_s:.0f} s"
-    except (OSError, ValueError, IndexError) as error:
-        return [], first_line(error)
-    said = done.stderr.strip().splitlines()
-    return [], said[-1] if said else f"it ended with {done.returncode}"
 
 
 def _reach(place: tuple[str, int]) -> str:

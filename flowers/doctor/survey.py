@@ -16,12 +16,14 @@ from flowers.cluster.nodes import UNSEEN, gather, take_probe
 from flowers.doctor.probe import Probe, versions
 from flowers.doctor.report import Node, Report, Survey
 
-# Of Ray's reasons for the end of a node (NodeDeathInfo in its gcs.proto): it was stopped, or the autoscaler ended it.
-_MEANT = {1, 4}
+# Of Ray's reasons for the end of a node (NodeDeathInfo in its gcs.proto): it was stopped, its end was announced (a
+# drain), or the autoscaler ended it because it was idle.
+_MEANT = {1, 3, 4}
 _SEEN_BY_TENSORFLOW = (
     "import json, tensorflow; "
     "print(json.dumps([device.name for device in tensorflow.config.list_physical_devices('GPU')]))"
 )
+_SPARE_S = 5.0  # for the way of an answer that says that there is none
 _OLDER = "another version of flowers runs there; install this one, or submit the job with --working-dir"
 
 
@@ -55,16 +57,17 @@ def _ask(
     where = storage.absolute(folder)
     written = {node: storage.join(where, f".probe-{uuid.uuid4().hex}") for node in probes}
     here = json.dumps([(uri, found.size) for uri in map(storage.absolute, files) if (found := storage.entry(uri))])
-    asked = {
-        node: actor.report.remote(written[node], where, here, _SEEN_BY_TENSORFLOW, limit_s)
-        for node, actor in probes.items()
-    }
+    asked = {node: actor.report.remote(written[node], where, here) for node, actor in probes.items()}
     answers, failures = gather(asked, limit_s)
+    seen, silent = gather(
+        {node: probes[node].gpus.remote(_SEEN_BY_TENSORFLOW, limit_s) for node in answers}, limit_s + _SPARE_S
+    )
     reports: dict[str, Report] = {}
     for node, answer in answers.items():
         try:
             answer["storage"] = answer["storage"] or take_probe(written[node])
-            reports[node] = Report.of(answer)
+            gpus, why = ([], silent[node]) if node in silent else seen[node]
+            reports[node] = Report.of({**answer, "gpus": gpus, "tensorflow": why})
         except (KeyError, TypeError):
             failures[node] = _OLDER
     unseen = [node for node, report in reports.items() if report.storage == UNSEEN]

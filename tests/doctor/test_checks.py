@@ -128,6 +128,12 @@ def test_a_dead_node() -> None:
     found = wrong(survey(node(0), dead))
     assert list(found) == ["nodes"]
     assert found["nodes"][0].startswith("10.0.0.1 has died (health check failed); start it again there (`ray start")
+    assert list(wrong(survey(node(0), dead), replace(WANTED, nodes=2))["nodes"]) == [
+        *found["nodes"],
+        "1 of the 2 nodes that --nodes asks for are there; start the others",
+    ]
+    enough = wrong(survey(node(0), dead, node(2)), replace(WANTED, nodes=2), State.ADVICE)
+    assert enough == found  # the same, as advice: another one has come
 
 
 def test_a_node_that_hangs_or_lacks_the_library() -> None:
