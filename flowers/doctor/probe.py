@@ -117,10 +117,12 @@ def _code_digest() -> str:
 
 
 def _written(probe: str) -> str:
+    """What went wrong with the probe file, in words that are the same on every node."""
     try:
-        return write_probe(probe)
+        text = write_probe(probe)
     except FlowersError as error:  # a full disk
-        return str(error).partition(";")[0]
+        text = str(error).partition(";")[0]
+    return text.replace(f"/{storage.name(probe)}", "")
 
 
 def _disks(folder: str) -> list[Disk]:

@@ -91,3 +91,6 @@ def _photos(options: DoctorOptions) -> tuple[list[str], list[Finding]]:
         return list_source(DataOptions(**chosen), options.storage).some(), []
     except FlowersError as error:
         return [], [Finding("data", State.WRONG, str(error))]
+    except OSError as error:  # an archive or a named set is unpacked into the storage
+        why = f"--data: {options.data} cannot be read or unpacked: {error.strerror or error}"
+        return [], [Finding("data", State.WRONG, f"{why}; what --storage says below may be the reason")]

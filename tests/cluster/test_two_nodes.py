@@ -88,12 +88,14 @@ def looked(**options: Any) -> dict[str, list[str]]:
 def test_the_doctor_finds_each_fault_of_a_node(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "_SEEN_BY_TENSORFLOW", "raise OSError('no driver')")
     (tmp_path / "file").touch()
-    (tmp_path / "photos").mkdir()
     storage, out = str(tmp_path / "file" / "runs"), tmp_path / "found.json"
-    found = looked(storage=storage, data=str(tmp_path / "photos"), free_gb=1e6, nodes=3, workers="4", out=str(out))
+    found = looked(storage=storage, data="sample", free_gb=1e6, nodes=3, workers="4", out=str(out))
     assert list(found) == ["data", "nodes", "versions", "storage", "disk", "object store", "GPUs", "workers"]
     (version,) = found["versions"]
     assert version.startswith(f"pillow is {OTHER} on ")
+    assert found["data"] == [
+        "--data: sample cannot be read or unpacked: Not a directory; what --storage says below may be the reason"
+    ]
     (written,) = found["storage"]
     assert written.startswith(f"{storage}: Not a directory (")
     assert "wanted are 1000000.0 GB (--free-gb); make room" in found["disk"][0]
