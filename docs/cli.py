@@ -10,6 +10,7 @@ from flowers.cli import Command, Parameter
 from flowers.options import Option, flag
 from jobs.check import main as check
 from jobs.clean import main as clean
+from jobs.doctor import main as doctor
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
 from jobs.predict import main as predict
@@ -24,6 +25,7 @@ COMMANDS = {
     "python -m jobs.predict": predict,
     "python -m jobs.check": check,
     "python -m jobs.clean": clean,
+    "python -m jobs.doctor": doctor,
     "python -m jobs.publish": publish,
     "python -m jobs.export": export,
     "python -m serving": serving,

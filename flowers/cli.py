@@ -1,7 +1,7 @@
 """Programs on the command line: one line for an error, an exit code, quiet libraries, and never an end without a word.
 
-Exit codes: 0 done; 2 the user's input is wrong; 3 a quality gate is not met; 130 stopped by Ctrl-C, 143 by SIGTERM;
-1 anything else.
+Exit codes: 0 done; 2 the user's input is wrong; 3 a quality gate is not met, or a cluster is not fit for a run; 130
+stopped by Ctrl-C, 143 by SIGTERM; 1 anything else.
 """
 
 from __future__ import annotations

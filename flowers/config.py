@@ -493,6 +493,50 @@ class CleanOptions(OptionSet):
         return float(self.older_than[:-1]) * _UNITS[self.older_than[-1]]
 
 
+class DoctorOptions(OptionSet):
+    """What a long run will need of the cluster."""
+
+    storage: NotEmpty = neutral(
+        TrainConfig.model_fields["storage"].default,
+        "Folder or URI of all runs: every node has to be able to write there.",
+        group="What the run will be given",
+        required="a folder or a URI",
+        path=True,
+    )
+    data: NotEmpty | None = neutral(
+        None,
+        "Photos that every node has to see, as in training.",
+        absent="not looked at",
+        required="a folder, a manifest or a named set",
+        path=True,
+        names=_NAMED_SETS,
+    )
+    layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
+    root: str | None = _as_in_training("root")
+    class_names: str | None = _as_in_training("class_names")
+    workers: Annotated[str, AfterValidator(_number_of_workers)] = _as_in_training("workers")
+    cpus_per_worker: int | None = _as_in_training("cpus_per_worker")
+    gpus_per_worker: float | None = _as_in_training("gpus_per_worker")
+    batch_size: int = _as_in_training("batch_size")
+    nodes: int | None = neutral(
+        None,
+        "Nodes that have to be there.",
+        group="What is asked of the cluster",
+        absent="as many as have joined and were not stopped",
+        ge=1,
+    )
+    free_gb: float = neutral(10.0, "Gigabytes that have to be free on each disk of each node.", ge=0)
+    limit_s: float = neutral(120.0, "A node that does not answer within this time is named, in seconds.", gt=0)
+    out: str | None = neutral(
+        None,
+        "File or URI that what was found is written to as JSON too.",
+        group="Result",
+        absent="not written",
+        path=True,
+    )
+    verbose: bool = neutral(False, "Show what Ray logs.")
+
+
 class PublishOptions(OptionSet):
     """Where a bundle is published, how good it has to be, and what else is done to the versions there."""
 

@@ -2,10 +2,11 @@
 
 FlowersError            base: its text is one line for the user
 ├── InputError          the user's data or options are wrong          (exit code 2)
-│   └── DownloadError   a source could not be fetched                 (exit code 2)
+│   ├── DownloadError   a source could not be fetched                 (exit code 2)
+│   └── AccessDenied    a cluster does not take the token             (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
-├── GateNotMet          a bundle is not as good as was asked for    (exit code 3)
+├── GateNotMet          a bundle, or a cluster, is not as was asked for (exit code 3)
 ├── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
 └── OutOfMemory         the network does not fit into memory          (exit code 1)
 
@@ -27,6 +28,10 @@ class InputError(FlowersError):
 
 class DownloadError(InputError):
     """A source could not be fetched."""
+
+
+class AccessDenied(InputError):
+    """A cluster does not let this process in: the token is missing or wrong, or cannot be read."""
 
 
 class BadImage(FlowersError):
@@ -51,7 +56,7 @@ class DamagedFile(FlowersError):
 
 
 class GateNotMet(FlowersError):
-    """A bundle is not as good as was asked for: says what was measured and what was required."""
+    """A bundle, or a cluster, is not as was asked for: says what was measured and what was required."""
 
 
 class TrainingDiverged(FlowersError):

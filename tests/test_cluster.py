@@ -121,7 +121,7 @@ def test_the_working_directory_is_small_and_complete(tmp_path: Path) -> None:
     tops = {name.split("/")[0] for name in names}
     assert {"jobs", "flowers", "pyproject.toml", "constraints.txt"} <= tops
     assert {"jobs/__init__.py", "flowers/__init__.py", "flowers/data/__init__.py"} <= set(names)
-    assert not tops & {".git", ".venv", ".ci", "runs", "tests", "benchmarks", "docs", "build"}
+    assert not tops & {".git", ".venv", ".ci", "runs", "tests", "benchmarks", "docs", "build", "deploy"}
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -9,9 +9,10 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import AccessDenied, FlowersError, InputError, first_line
 
 _CONNECT_S = 10
+_DENIED = "UNAUTHENTICATED"  # gRPC's word for a token that is missing or wrong
 _MODE, _TOKEN, _FILE, _HOME = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
 _GET_TOKEN = (
     f"`ray get-auth-token`, where the cluster was started, prints the right one: put it into {_HOME}, or into the "
@@ -40,7 +41,8 @@ def access(address: str) -> Iterator[str]:
         HOST:PORT of the head; empty for a Ray of its own.
 
     Raises:
-        InputError: the address is of a kind that no job can use, or the token is not the cluster's.
+        InputError: the address is of a kind that no job can use.
+        AccessDenied: the token is not the cluster's.
         FlowersError: there is no Ray at the address.
     """
     before = {name: os.environ.get(name) for name in (_MODE, _TOKEN)}
@@ -50,7 +52,7 @@ def access(address: str) -> Iterator[str]:
         place = _place(address)
         token = _token() if mode in ("", "token") else ""
         if mode == "token" and not token:
-            raise InputError(f"{_MODE} is 'token', and there is no token here; {_GET_TOKEN}, or unset {_MODE}")
+            raise AccessDenied(f"{_MODE} is 'token', and there is no token here; {_GET_TOKEN}, or unset {_MODE}")
         _knock(address, place, token)
         known[_MODE] = "token" if token else before[_MODE] or None
     elif mode in ("", "token") and not _token():
@@ -85,7 +87,7 @@ def _token() -> str:
     try:
         return str(loader.get_raw_token(ignore_auth_mode=True)) if loader.has_token(ignore_auth_mode=True) else ""
     except ray.exceptions.AuthenticationError as error:
-        raise InputError(
+        raise AccessDenied(
             f"the token for Ray cannot be read from {_origin()} ({first_line(error).partition('. ')[0]}); correct or "
             f"unset {_FILE}"
         ) from error
@@ -125,7 +127,7 @@ def _knock(address: str, place: str, token: str) -> None:
     """Asks the head whether it is there and lets this token in: Ray itself would try for 20 s and say only that it did.
 
     Raises:
-        InputError: the token is missing or wrong.
+        AccessDenied: the token is missing or wrong.
         FlowersError: nobody is there, or no head of Ray.
     """
     shown = f"RAY_ADDRESS is {address!r}"
@@ -136,21 +138,14 @@ def _knock(address: str, place: str, token: str) -> None:
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise FlowersError(f"{shown}, but nobody answers at {place} ({why}); {instead}") from error
-    import grpc
-
-    # The first thing that Ray's own programs ask; an empty message asks for nothing in particular.
-    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
-        try:
-            ask(b"", timeout=_CONNECT_S, metadata=[("authorization", f"Bearer {token}")] if token else None)
-        except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.UNAUTHENTICATED:
-                raise FlowersError(
-                    f"{shown}, but what answers there is no head of Ray ({error.code().name}); give the port of "
-                    f"`ray start --port`, 6379 by default, or {instead}"
-                ) from error
-        else:
-            return
+    said = _ask(place, token)
+    if said == "OK":
+        return
+    if said != _DENIED:
+        raise FlowersError(
+            f"{shown}, but what answers there is no head of Ray ({said}); give the port of `ray start --port`, 6379 by "
+            f"default, or {instead}"
+        )
     mode = os.environ.get(_MODE, "")
     if token:
         wrong = f"does not take the token of {_origin()}; {_GET_TOKEN}"
@@ -158,4 +153,23 @@ def _knock(address: str, place: str, token: str) -> None:
         wrong = f"asks for a token, and with {_MODE}={mode} none is sent; unset {_MODE}"
     else:
         wrong = f"asks for a token, and there is none here; {_GET_TOKEN}"
-    raise InputError(f"{shown}: the cluster {wrong}")
+    raise AccessDenied(f"{shown}: the cluster {wrong}")
+
+
+def guarded(place: str) -> bool:
+    """Whether the head at HOST:PORT asks for a token."""
+    return _ask(place, "") == _DENIED
+
+
+def _ask(place: str, token: str) -> str:
+    """Asks a head whether it is alive, the first thing that Ray's own programs ask; the name of gRPC's status code."""
+    import grpc
+
+    with grpc.insecure_channel(place, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            # An empty message asks for nothing in particular.
+            ask(b"", timeout=_CONNECT_S, metadata=[("authorization", f"Bearer {token}")] if token else None)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -13,8 +14,8 @@ from flowers import storage
 from flowers.cluster.placement import Node, few
 from flowers.errors import InputError, first_line
 
-_ANSWER_S = 60
-_UNSEEN = "what is written there is not seen here"
+_ANSWER_S = 60.0
+UNSEEN = "what is written there is not seen here"
 
 
 def cluster_nodes() -> list[Node]:
@@ -35,13 +36,13 @@ def check_storage(uri: str) -> None:
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
     probes = {node: storage.join(storage.absolute(uri), f".probe-{uuid.uuid4().hex}") for node in nodes}
     if len(nodes) == 1:
-        wrong = {node: _write(probe) or _take(probe) for node, probe in probes.items()}
+        wrong = {node: write_probe(probe) or take_probe(probe) for node, probe in probes.items()}
         required = "give a folder that can be written, or s3://BUCKET/FOLDER"
     else:
-        wrong = {node: text or _take(probes[node]) for node, text in _on_nodes(_write, probes).items()}
+        wrong = {node: text or take_probe(probes[node]) for node, text in _on_nodes(write_probe, probes).items()}
         required = "required is one place that all nodes can write: on a shared file system, or s3://BUCKET/FOLDER"
         # What is not here lies on a disk of that node.
-        _on_nodes(_take, {node: probes[node] for node, text in wrong.items() if text == _UNSEEN})
+        _on_nodes(take_probe, {node: probes[node] for node, text in wrong.items() if text == UNSEEN})
     failures = [text for text in dict.fromkeys(wrong.values()) if text]
     if failures:
         parts = [f"{text} (node {few([nodes[node] for node in wrong if wrong[node] == text])})" for text in failures]
@@ -63,7 +64,7 @@ def check_files(option: str, uris: Sequence[str]) -> None:
     here = [(path, found.size) for path in paths if (found := storage.entry(path))]
     if len(nodes) == 1 or not here:
         return
-    answers = _on_nodes(_look, dict.fromkeys(nodes, json.dumps(here)))
+    answers = _on_nodes(look, dict.fromkeys(nodes, json.dumps(here)))
     if wrong := {node: text for node, text in answers.items() if text}:
         text = next(iter(wrong.values()))
         raise InputError(
@@ -72,8 +73,8 @@ def check_files(option: str, uris: Sequence[str]) -> None:
         )
 
 
-def _look(probe: str) -> str:
-    """Compares files with their sizes elsewhere; returns what is wrong, or nothing."""
+def look(probe: str) -> str:
+    """Compares files with their sizes elsewhere, pairs as JSON; returns what is wrong, or nothing."""
     for path, size in json.loads(probe):
         try:
             found = storage.entry(path)
@@ -86,7 +87,7 @@ def _look(probe: str) -> str:
     return ""
 
 
-def _write(probe: str) -> str:
+def write_probe(probe: str) -> str:
     """Writes a probe, which holds its own name; returns what went wrong, or nothing."""
     try:
         with storage.enough_space(storage.parent(probe)):
@@ -96,11 +97,11 @@ def _write(probe: str) -> str:
     return ""
 
 
-def _take(probe: str) -> str:
+def take_probe(probe: str) -> str:
     """Reads a probe and removes it; returns what went wrong, or nothing."""
     try:
         if not storage.exists(probe) or storage.read(probe) != probe.encode():
-            return _UNSEEN
+            return UNSEEN
         storage.delete_file(probe)
     except (OSError, ValueError, InputError) as error:
         return _reason(error)
@@ -118,11 +119,26 @@ def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[st
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
         for node, probe in probes.items()
     }
-    done, _ = ray.wait(list(running.values()), num_returns=len(running), timeout=_ANSWER_S) if running else ([], [])
-    answers = {}
+    answers, failures = gather(running, _ANSWER_S)
+    return {node: failures[node] if node in failures else answers[node] for node in running}
+
+
+def gather(running: Mapping[str, ray.ObjectRef], limit_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+    """What nodes answer within `limit_s` seconds in all, and of the others in a line why there is no answer.
+
+    Args:
+        running: what was asked, by node.
+        limit_s: seconds to wait for all of them.
+    """
+    done, _ = ray.wait(list(running.values()), num_returns=len(running), timeout=limit_s) if running else ([], [])
+    answers: dict[str, Any] = {}
+    failures: dict[str, str] = {}
     for node, reference in running.items():
+        if reference not in done:
+            failures[node] = f"no answer within {limit_s:g} s"
+            continue
         try:
-            answers[node] = ray.get(reference) if reference in done else f"no answer within {_ANSWER_S} s"
+            answers[node] = ray.get(reference)
         except ray.exceptions.RayError as error:
-            answers[node] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return answers
+            failures[node] = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return answers, failures

@@ -6,10 +6,12 @@ needed for that. On GPUs TensorFlow runs the Keras model itself.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +23,29 @@ ENGINES = ("openvino", "tensorflow")
 # (docs/decisions.md).
 CPU_BATCH = 4
 
+# What a container is granted, by the second and by the first version of the kernel's control groups.
+_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
+_CPU_MAX_V1 = tuple(Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+
 Photos = npt.NDArray[np.uint8]
 Outputs = list[npt.NDArray[Any]]
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on: all of the machine, unless it was given some (by `taskset`, say)."""
-    return len(os.sched_getaffinity(0))
+    """CPUs that this process may use: all of the machine, or what it was given (`taskset`), or its container."""
+    return max(1, int(min(len(os.sched_getaffinity(0)), _quota())))
+
+
+def _quota() -> float:
+    """CPUs that the container's control group grants; infinity where it does not say."""
+    try:
+        if _CPU_MAX.exists():
+            quota, period = _CPU_MAX.read_text().split()
+        else:
+            quota, period = (path.read_text() for path in _CPU_MAX_V1)
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except (OSError, ValueError):  # "max": no limit
+        return math.inf
 
 
 def resolve_engine(engine: str, gpus: float) -> tuple[str, str]:

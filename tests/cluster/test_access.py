@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
+from rich.console import Console
 
-from flowers.cluster.access import access
+from flowers.cluster.access import access, guarded
 from flowers.cluster.session import ray_session
+from flowers.config import DoctorOptions
+from flowers.doctor.checks import CHECKS, State
 from flowers.errors import FlowersError, InputError
+from flowers.pipelines.doctor import doctor
 from tests.conftest import stop_ray
 
 RIGHT = "right-" * 6
@@ -140,6 +145,28 @@ def test_who_is_not_let_in_hears_why(
     with pytest.raises(InputError, match=said) as caught, ray_session(verbose=False):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["token", "nobody"])
+def test_the_doctor_says_why_it_is_not_let_in(
+    name: str, heads: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", heads[name])
+    out = io.StringIO()
+    first, *others = doctor(DoctorOptions(), Console(file=out, soft_wrap=True))
+    expected = (
+        ("authentication", "asks for a token, and there is none here") if name == "token" else ("nodes", "nobody")
+    )
+    assert (first.check, first.state) == (expected[0], State.WRONG)
+    assert expected[1] in first.text
+    assert {finding.state for finding in others} == {State.UNKNOWN}
+    assert {first.check, *(finding.check for finding in others)} == set(CHECKS)
+    assert out.getvalue().splitlines()[1].startswith(f"WRONG   {expected[0]}")
+
+
+@pytest.mark.parametrize("name", ["token", "open"])
+def test_whether_a_head_asks_for_a_token(name: str, heads: dict[str, str]) -> None:
+    assert guarded(heads[name]) == (name == "token")
 
 
 @pytest.mark.parametrize("address", ["{nobody}", "{other}", "127.0.0.1:1", "127.0.0.1:99999999"])

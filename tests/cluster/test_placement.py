@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from flowers import storage
-from flowers.bundle import load_bundle
 from flowers.cluster import nodes as cluster
 from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
 from flowers.cluster.placement import Node, Placement, place
-from flowers.data.listing import list_files
 from flowers.errors import InputError
-from flowers.prediction.scorer import Machine, Scorer
-from tests.conftest import stop_ray
-from tests.toys import saved_by_colour
 
 ONE = [Node(2, 0)]
 GPU = Node(8, 1)
@@ -318,7 +311,7 @@ def test_a_folder_that_all_nodes_share(tmp_path: Path, monkeypatch: pytest.Monke
     fake = FakeRay(monkeypatch, shared_disk, shared_disk, shared_disk)
     check_storage(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
-    assert fake.called == [("_write", "id0"), ("_write", "id1"), ("_write", "id2")]
+    assert fake.called == [("write_probe", "id0"), ("write_probe", "id1"), ("write_probe", "id2")]
 
 
 def test_nodes_that_do_not_share_it_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +324,7 @@ def test_nodes_that_do_not_share_it_are_named(tmp_path: Path, monkeypatch: pytes
         "system, or s3://BUCKET/FOLDER"
     )
     assert list(tmp_path.iterdir()) == []
-    assert fake.called[4:] == [("_take", "id1"), ("_take", "id3")]  # each removes what it wrote
+    assert fake.called[4:] == [("take_probe", "id1"), ("take_probe", "id3")]  # each removes what it wrote
 
 
 def test_a_large_cluster_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,7 +356,7 @@ def test_files_that_all_nodes_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     files = [str(tmp_path / "a.jpg"), "s3://bucket/b.jpg"]
     fake = FakeRay(monkeypatch, shared_disk, shared_disk)
     check_files("--data", files)
-    assert fake.called == [("_look", "id0"), ("_look", "id1")]
+    assert fake.called == [("look", "id0"), ("look", "id1")]
     fake = FakeRay(monkeypatch, shared_disk)
     check_files("--data", files)
     check_files("--data", files[1:])
@@ -388,54 +381,3 @@ def test_files_that_a_node_does_not_see(
         f"--data: {said.format(path)} (node 10.0.0.1); required is a place that all nodes see: on a shared file "
         "system, or s3://BUCKET/FOLDER"
     )
-
-
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[None]:
-    """A Ray cluster of two nodes on this machine, whose files lie apart from those of other Ray sessions."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    stop_ray()
-    # Ray's sockets need a short path, so this is not pytest's folder.
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", scratch)
-        options = {"object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **options})
-        try:
-            cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
-            ray.init(address=cluster.address, log_to_driver=False)
-            yield
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
-
-
-def test_two_real_nodes(two_nodes: None, tmp_path: Path) -> None:
-    assert sorted(node.cpus for node in cluster_nodes()) == [1, 2]
-    assert place("auto", None, None, 32, cluster_nodes()) == Placement(2, 1, 0)
-    check_storage(str(tmp_path / "runs"))
-    assert list((tmp_path / "runs").iterdir()) == []
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"Not a directory \(node \S+, \S+\); required is one place"):
-        check_storage(str(tmp_path / "file" / "runs"))
-
-
-def test_a_node_that_has_gone_is_told(two_nodes: None, tmp_path: Path) -> None:
-    gone = cluster._on_nodes(cluster._write, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
-    assert gone
-    assert "\n" not in gone
-
-
-def test_bulk_prediction_asks_all_nodes_for_photos_and_bundle(
-    two_nodes: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(cluster, "check_files", lambda option, uris: asked.append((option, list(uris))))
-    bundle = saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])
-    (tmp_path / "a.jpg").write_bytes(b"no photo")
-    listing = list_files(str(tmp_path / "a.jpg"), datasets=str(tmp_path), labelled=False).table
-    scorer = Scorer(load_bundle(str(bundle)), Machine.of(cluster_nodes()), 10**8)
-    rows = pa.concat_tables(scorer.tables(listing))
-    assert rows["code"].to_pylist() != [None]
-    assert asked == [("--data", listing["path"].to_pylist()), ("--bundle", [f"{bundle}/manifest.json"])]

@@ -1,0 +1,136 @@
+"""Two real nodes of Ray, on this machine: what is asked of each of them, and what the doctor finds when one is ill."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from flowers.bundle import load_bundle
+from flowers.cluster import nodes
+from flowers.cluster.nodes import check_storage, cluster_nodes
+from flowers.cluster.placement import Placement, place
+from flowers.config import DoctorOptions
+from flowers.data.listing import list_files
+from flowers.doctor import survey
+from flowers.doctor.checks import State
+from flowers.errors import InputError
+from flowers.pipelines.doctor import doctor
+from flowers.prediction.scorer import Machine, Scorer
+from tests.conftest import stop_ray
+from tests.toys import saved_by_colour
+
+OTHER = "0.0.1"
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Any]:
+    """A Ray cluster whose files lie apart from those of other Ray sessions; its second node has another Pillow."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    stop_ray()
+    # Ray's sockets need a short path, so this is not pytest's folder.
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", scratch)
+        other = Path(scratch, "packages", f"pillow-{OTHER}.dist-info")
+        other.mkdir(parents=True)
+        (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pillow\nVersion: {OTHER}\n", encoding="utf-8")
+        options = {"object_store_memory": 100 << 20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **options})
+        try:
+            second = cluster.add_node(
+                num_cpus=1,
+                object_store_memory=100 << 20,
+                node_name="second",
+                env_vars={"PYTHONPATH": str(other.parent)},
+            )
+            ray.init(address=cluster.address, log_to_driver=False)
+            yield cluster, second
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def test_what_each_node_offers_and_writes(two_nodes: Any, tmp_path: Path) -> None:
+    assert sorted(node.cpus for node in cluster_nodes()) == [1, 2]
+    assert place("auto", None, None, 32, cluster_nodes()) == Placement(2, 1, 0)
+    check_storage(str(tmp_path / "runs"))
+    assert list((tmp_path / "runs").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"Not a directory \(node \S+, \S+\); required is one place"):
+        check_storage(str(tmp_path / "file" / "runs"))
+
+
+def test_a_node_that_has_gone_is_told(two_nodes: Any, tmp_path: Path) -> None:
+    gone = nodes._on_nodes(nodes.write_probe, {"a" * 56: str(tmp_path / "probe")})["a" * 56]
+    assert gone
+    assert "\n" not in gone
+
+
+def looked(**options: Any) -> dict[str, list[str]]:
+    """What the doctor finds wrong, by check; its lines say the same."""
+    out = io.StringIO()
+    findings = doctor(DoctorOptions(**options), Console(file=out, soft_wrap=True))
+    lines = out.getvalue().splitlines()
+    assert len(lines) == len(findings)
+    found: dict[str, list[str]] = {}
+    for line, finding in zip(lines, findings, strict=True):
+        assert line.startswith(f"{finding.state.value:<8}{finding.check}")
+        assert finding.text in line
+        if finding.state is State.WRONG:
+            found.setdefault(finding.check, []).append(finding.text)
+    return found
+
+
+def test_bulk_prediction_asks_all_nodes_for_photos_and_bundle(
+    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(nodes, "check_files", lambda option, uris: asked.append((option, list(uris))))
+    bundle = saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    listing = list_files(str(tmp_path / "a.jpg"), datasets=str(tmp_path), labelled=False).table
+    scorer = Scorer(load_bundle(str(bundle)), Machine.of(cluster_nodes()), 10**8)
+    rows = pa.concat_tables(scorer.tables(listing))
+    assert rows["code"].to_pylist() != [None]
+    assert asked == [("--data", listing["path"].to_pylist()), ("--bundle", [f"{bundle}/manifest.json"])]
+
+
+def test_the_doctor_finds_each_fault_of_a_node(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "_SEEN_BY_TENSORFLOW", "raise OSError('no driver')")
+    (tmp_path / "file").touch()
+    storage, out = str(tmp_path / "file" / "runs"), tmp_path / "found.json"
+    found = looked(storage=storage, data="sample", free_gb=1e6, nodes=3, workers="4", out=str(out))
+    assert list(found) == ["data", "nodes", "versions", "storage", "disk", "object store", "GPUs", "workers"]
+    (version,) = found["versions"]
+    assert version.startswith(f"pillow is {OTHER} on ")
+    assert found["data"] == [
+        "--data: sample cannot be read or unpacked: Not a directory; what --storage says below may be the reason"
+    ]
+    (written,) = found["storage"]
+    assert written.startswith(f"{storage}: Not a directory (")
+    assert "wanted are 1000000.0 GB (--free-gb); make room" in found["disk"][0]
+    assert all(text.endswith("TensorFlow did not start there: OSError: no driver") for text in found["GPUs"])
+    assert found["nodes"] == ["2 of the 3 nodes that --nodes asks for are there; start the others"]
+    assert '"check": "versions"' in out.read_text(encoding="utf-8")
+
+
+def test_the_doctor_finds_a_node_that_died(two_nodes: Any, tmp_path: Path) -> None:
+    cluster, second = two_nodes
+    cluster.remove_node(second, allow_graceful=False)
+    while len(cluster_nodes()) > 1:  # Ray notices
+        time.sleep(0.1)
+    found = looked(storage=str(tmp_path / "runs"), free_gb=0)
+    assert list(found) == ["nodes", "object store"]
+    (dead,) = found["nodes"]
+    assert " has died (" in dead
+    assert "start it again there" in dead
+    assert list((tmp_path / "runs").iterdir()) == []
