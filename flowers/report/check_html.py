@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from flowers import storage
 from flowers.report.check import DataCheck
 from flowers.report.formatting import LARGE
-from flowers.report.html import template
+from flowers.report.html import encodable, template
 
 
 def render_check(found: DataCheck) -> str:
@@ -12,8 +13,9 @@ def render_check(found: DataCheck) -> str:
     near = [found.near_duplicates] if found.near_duplicates else []
     page = template("check.html").render(
         c=found,
+        name=storage.name(found.source) or found.source,
         large=len(found.classes) > LARGE,
         largest=max((row.usable for row in found.classes), default=1) or 1,
-        findings=[*near, *found.doubts],
+        doubts=[*near, *found.doubts],
     )
-    return page.encode("utf-8", "replace").decode()
+    return encodable(page)
