@@ -34,21 +34,25 @@ class Curve:
 
 
 def curves(report: Report) -> list[Curve]:
-    """Plots of the losses and of the monitored metric over epochs."""
-    history, monitor = report.history, report.monitor
+    """Plots of losses and accuracies over epochs; the monitored metric is among them."""
+    history = report.history
     losses = {
         "training loss": [(row.epoch, row.loss) for row in history],
         "validation log-loss": _known([(row.epoch, row.val_log_loss) for row in history]),
     }
-    monitored = {"": _known([(row.epoch, row.monitored(monitor)) for row in history])}
+    accuracies = {
+        "accuracy": _known([(row.epoch, row.val_accuracy) for row in history]),
+        "macro accuracy": _known([(row.epoch, row.val_macro_accuracy) for row in history]),
+    }
+    monitored = {"log_loss": "validation log-loss"}.get(report.monitor, report.monitor.replace("_", " "))
     found = []
-    for caption, series in (
-        ("Loss by epoch", losses),
-        (f"Validation {monitor.replace('_', ' ')} by epoch", monitored),
-    ):
+    for caption, series in (("Loss by epoch", losses), ("Validation accuracy by epoch", accuracies)):
         if lines := {name: points for name, points in series.items() if points}:
-            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}".strip() for name, p in lines.items()]
-            svg = _svg(lines, report.best_epoch, alt=f"{caption}: {', '.join(said)}.", salt=caption)
+            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}" for name, p in lines.items()]
+            ring = dict(lines.get(monitored, ())).get(report.best_epoch)
+            if ring is not None:
+                said.append(f"{monitored} {short(ring)} in the best epoch, {report.best_epoch}")
+            svg = _svg(lines, ring, report.best_epoch, alt=f"{caption}: {', '.join(said)}.", salt=caption)
             found.append(Curve(svg, caption))
     return found
 
@@ -57,8 +61,8 @@ def _known(points: list[tuple[int, float | None]]) -> Points:
     return [(epoch, y) for epoch, y in points if y is not None]
 
 
-def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
-    """Draw lines over epochs, with the mark of the best epoch on the last line (the validation metric).
+def _svg(lines: dict[str, Points], ring: float | None, best: int, alt: str, salt: str) -> Markup:
+    """Draw lines over epochs, with the best epoch, and a ring around its monitored metric if that is among them.
 
     Uses Figure directly: pyplot keeps global state and is not safe in threads.
     """
@@ -67,10 +71,9 @@ def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
     for (name, points), colour, dash in zip(lines.items(), (_FIRST, _SECOND), ("-", "--"), strict=False):
         x, y = zip(*points, strict=True)
         axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, **_MARKS)
-    at_best = dict(list(lines.values())[-1])
-    if best in at_best:
-        axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
-        axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
+    axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":", label=f"best, epoch {best}")
+    if ring is not None:
+        axes.plot([best], [ring], "o", color=_INK, markersize=8, fillstyle="none")
     return _drawn(figure, axes, alt, salt)
 
 
@@ -80,12 +83,15 @@ def reliability_curve(before: Sequence[Bin], after: Sequence[Bin] = ()) -> Curve
     below = _styled(figure.add_axes((_LEFT, 0.13, _RIGHT - _LEFT, 0.15), sharex=axes), "score")
     axes.tick_params(labelbottom=False)
     axes.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.9, label="as it should be")
-    axes.bar(*_bars(before, "accuracy"), color=_FIRST, alpha=0.5, label="accuracy")
+    heights = _bars(before, "accuracy")
+    axes.bar(*heights, color=_FIRST, alpha=0.5, label="accuracy")
+    axes.plot(*heights[:2], "o", color=_FIRST, markersize=4)  # where a bar has no height
     if known := [(one.score, one.accuracy) for one in after if one.score is not None]:
         axes.plot(*zip(*known, strict=True), "--", color=_SECOND, linewidth=1.8, label="with temperature", **_MARKS)
     below.bar(*_bars(before, "n"), color=_INK, alpha=0.4)
     below.set_ylabel("photos", color=_INK, fontsize=10)
     below.yaxis.set_major_locator(_whole(2))
+    below.tick_params(axis="x", pad=6)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     points = ", ".join(f"{short(one.score)}: {short(one.accuracy)}" for one in before if one.n)
     caption = "Accuracy by score"

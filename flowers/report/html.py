@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from flowers import storage
 from flowers.report.charts import curves, reliability_curve
 from flowers.report.formatting import (
     count,
@@ -96,9 +97,10 @@ def moment(iso: str) -> str:
 def _facts(report: Report) -> list[tuple[str, str]]:
     """What was trained on what, in a few words each."""
     data, trained = report.data, "the head" if report.trainable == "head" else f"the head and {report.trainable}"
+    weights = storage.name(report.weights) or report.weights  # of a path
     return [
         ("Photos", f"{count(data.used)} of {data.source}"),
-        ("Network", f"{report.backbone}, {report.weights} weights, {report.image_size} px, {report.precision}"),
+        ("Network", f"{report.backbone}, {weights} weights, {report.image_size} px, {report.precision}"),
         ("Trained", trained + (f", photos varied: {report.augment}" if report.augment != "none" else "")),
         ("Made", f"{moment(report.created)}, seed {report.seed}"),
     ]

@@ -24,6 +24,7 @@ from flowers.config import TrainConfig
 from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.options import described
 from flowers.report.build import advice, phase_results
+from flowers.report.charts import curves
 from flowers.report.html import render_html, template
 from flowers.report.parts import HeldParts
 from flowers.report.record import EpochMetrics, PhaseResult, Report
@@ -240,7 +241,7 @@ def test_hostile_texts_are_escaped() -> None:
 @pytest.mark.parametrize("k", [2, 3, 100, 600])
 def test_few_and_many_classes(k: int, tmp_path: Path) -> None:
     classes = [f"class number {i}" for i in range(k)]
-    report = full_report(tmp_path, classes, n=10 * k)
+    report = full_report(tmp_path, classes, n=4 * k)
     html = render_html(report)
     page = Page(html)
     assert page.text.count("class number 1") > 3
@@ -298,14 +299,19 @@ def test_a_wrong_name_in_the_template_is_an_error() -> None:
 
 def test_history_with_gaps_and_one_epoch() -> None:
     line = fake_report().history[0]
-    gap = line.model_copy(update={"val_accuracy": None, "val_log_loss": None, "phase": None})
+    none = dict.fromkeys(("val_accuracy", "val_macro_accuracy", "val_log_loss", "phase"))
+    gap = line.model_copy(update=none)
     for history, plots in (([line], 2), ([gap], 1), ([gap, line], 2), ([], 0)):
         assert Page(render_html(fake_report(history=history, best_epoch=1))).tags.count("svg") == plots
 
 
 @pytest.mark.parametrize("monitor", described(TrainConfig)["monitor"].choices)
-def test_the_monitored_metric_is_drawn(monitor: str) -> None:
-    assert f"Validation {monitor.replace('_', ' ')} by epoch" in Page(render_html(fake_report(monitor=monitor))).text
+def test_the_monitored_metric_is_drawn_and_its_best_epoch_marked(monitor: str) -> None:
+    drawn = curves(fake_report(monitor=monitor))
+    assert all("best, epoch 12" in curve.svg for curve in drawn)
+    name = "validation log-loss" if monitor == "log_loss" else monitor.replace("_", " ")
+    [marked] = [curve.svg for curve in drawn if "in the best epoch, 12." in curve.svg]
+    assert re.search(f"[:,] {name} 0.[0-9]+ in the best epoch", marked)
 
 
 @pytest.mark.parametrize("classes", [FLOWERS, ["x" * 70, "雛菊" * 30, "c"]])
