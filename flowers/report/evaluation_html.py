@@ -7,7 +7,7 @@ from flowers.report.charts import coverage_plot, reliability_curve
 from flowers.report.evaluation import EvaluationReport
 from flowers.report.formatting import summary_rows
 from flowers.report.html import encodable, moment, seconds, template
-from flowers.report.parts import HeldParts
+from flowers.report.parts import HeldParts, first_rows
 
 
 def render_evaluation(report: EvaluationReport) -> str:
@@ -22,6 +22,7 @@ def render_evaluation(report: EvaluationReport) -> str:
             ("Photos", report.source),
             ("Made", f"{moment(report.created)}, at {report.image_size} px, in {seconds(report.seconds)}"),
         ],
+        unknown=first_rows(report.unknown_labels),
         metrics=summary_rows(report.summary),
         areas=[(name, report.auc[name]) for name, _ in parts.classes.rows],
         reliability=reliability_curve(calibration.bins, calibration.bins_after),

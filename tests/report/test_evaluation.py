@@ -37,6 +37,6 @@ def test_hostile_names_are_text(classes: list[str], temperature: float | None, t
 def test_the_page_reads_what_the_record_has() -> None:
     page = template("evaluation.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
-    given = {"r", "name", "facts", "metrics", "areas", "reliability", "covered"}
+    given = {"r", "name", "facts", "metrics", "areas", "unknown", "reliability", "covered"}
     assert meta.find_undeclared_variables(tree) - set(HeldParts.__dataclass_fields__) == given
     assert followed(tree, {"r": EvaluationReport}) > 20
