@@ -154,7 +154,12 @@ def _large(answers: Answers, indices: list[int], source: str, predictor: Predict
     pixels = _decoded(answers.rows.take(pa.array(indices, pa.int64())), predictor.bundle.image_size, predictor)
     there = [photo for photo in pixels if photo is not None]
     heats = predictor.run(np.stack(there))[1] if there else ()
-    hot = iter([heated(photo, heat) if heat.max() > 0 else None for photo, heat in zip(there, heats, strict=True)])
+    hot = iter(
+        [
+            heated(photo, heat) if heat.size > 1 and heat.max() > 0 else None
+            for photo, heat in zip(there, heats, strict=True)
+        ]
+    )
     return {
         at: _example(answers, at, source, THUMBNAIL, photo, None if photo is None else next(hot))
         for at, photo in zip(indices, pixels, strict=True)
