@@ -119,8 +119,8 @@ def test_what_is_left_out_and_a_baseline(place: Place) -> None:
     assert found["unknown_labels"] == {"purple": 1}
     assert found["reasons"] == {"empty": 1, "unlabelled": 1}
     assert {one["name"]: one["shown"][0]["path"] for one in found["left_out"]} == {
-        "empty": "photos/bad.png",
-        "unlabelled": "nowhere.png",
+        "empty": str(place.folder / "photos" / "bad.png"),
+        "unlabelled": str(place.folder / "nowhere.png"),
     }
     assert "6 photos are validation photos of the run" in " ".join(found["warnings"])
     assert found["summary"]["accuracy"] == {"value": 1.0, "n": 15, "low": pytest.approx(0.796, abs=1e-3), "high": 1.0}
