@@ -22,7 +22,7 @@ def answers(labels: np.ndarray, predicted: np.ndarray, score: np.ndarray, k: int
     return Answers(pa.table({"label": [names[label] for label in labels]}), scores, names)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(
     k=st.integers(2, 9), n=st.integers(0, 120), seed=st.integers(0, 99), most=st.integers(1, 4), all_=st.integers(1, 40)
 )

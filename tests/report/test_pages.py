@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     pages = {
         "report": render_html(full_report(folder, [*FLOWERS[:3], LONG, "雛菊"])),
-        "evaluation": render_evaluation(evaluation(folder, [*HOSTILE, *(f"class {number}" for number in range(40))])),
+        "evaluation": render_evaluation(evaluation(folder, [*HOSTILE, *(f"class {number}" for number in range(12))])),
         "check": render_check(check),
     }
     for name, page in pages.items():
