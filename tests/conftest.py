@@ -6,14 +6,20 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from pyarrow import fs as pafs
 
 from flowers import storage
+from tests.browser import browser
+
+if TYPE_CHECKING:
+    from selenium.webdriver.chrome.webdriver import WebDriver
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "no shared data"
@@ -111,6 +117,13 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(storage, "resolve", resolve)
     return root
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
+    """A browser, once for all tests of pages."""
+    with browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
 
 
 # Tests that cannot run where CI does, by the reason that they give.

@@ -51,7 +51,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "predictor": [*BASE, "data", "model", "inference", "bundle"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
     "prediction": [*BASE, "locks", "data", "model", "inference", "cluster", "bundle", "predictor"],
-    "evaluation": [*BASE, "data", "model", "bundle", "predictor"],
+    "evaluation": [*BASE, "data", "model", "bundle", "predictor", "prediction"],
     "published": [*BASE, "bundle", "evaluation", "runs"],
     "training": [*BASE, "config", "cluster", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],
     "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],

@@ -2,69 +2,47 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
-from pydantic import BaseModel, Field
 
-from flowers import storage
-from flowers.data import decoding, reading
+from flowers.data import reading
 from flowers.data.ledger import Ledger
 from flowers.data.listing import listing_of
-from flowers.errors import BadImage, DamagedFile
-from flowers.evaluation.metrics import Counts, Summary, summarize
+from flowers.errors import DamagedFile
+from flowers.evaluation.answers import Answers, Calibration
+from flowers.evaluation.examples import Example
+from flowers.evaluation.gallery import CellPhotos, Gallery, first_photos, worth_a_look
+from flowers.evaluation.metrics import Summary
+from flowers.evaluation.slices import Slices
+from flowers.prediction.scorer import decode_block, score, scored_schema, scores_of
 from flowers.predictor import Predictor
 
 EXAMPLES = 5
-THUMBNAIL = 160  # pixels a side
-
-
-class ClassScore(BaseModel, frozen=True):
-    """The probability of a class."""
-
-    label: str
-    score: float
-
-
-class Example(BaseModel, frozen=True):
-    """A photo and what the bundle said of it.
-
-    Attributes:
-        path: of the photo, from the folder where the photos were listed.
-        label: its class.
-        predicted: the class of the highest score.
-        score: that score.
-        top: the highest scores, at most three.
-        thumbnail: a small picture as a data URI, for the page; it is not in the JSON.
-    """
-
-    path: str
-    label: str
-    predicted: str
-    score: float
-    top: list[ClassScore]
-    thumbnail: str = Field(default="", exclude=True, repr=False)
-
-    @property
-    def right(self) -> bool:
-        """Whether the prediction is the label."""
-        return self.predicted == self.label
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The quality of a bundle on test photos, with examples."""
+    """The quality of a bundle on test photos.
+
+    Attributes:
+        summary: the metrics.
+        examples: the first photos.
+        calibration: of scores; None without photos.
+        slices: accuracy by what photos have in common.
+        galleries: photos that are worth a look.
+        cells: photos of the cells of the confusion matrix.
+    """
 
     summary: Summary
-    examples: list[Example]
+    examples: list[Example] = field(default_factory=list)
+    calibration: Calibration | None = None
+    slices: list[Slices] = field(default_factory=list)
+    galleries: list[Gallery] = field(default_factory=list)
+    cells: list[CellPhotos] = field(default_factory=list)
 
 
 def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, readers: int) -> Evaluation:
@@ -79,83 +57,43 @@ def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, reader
     photos = ledger.subset("test")
     tables: Iterable[pa.Table] = ()
     if photos.num_rows:
-        stream = reading.stream_pixels(
-            listing_of(photos),
-            size=predictor.bundle.image_size,
-            max_pixels=predictor.max_pixels,
-            readers=readers,
-        )
-        tables = reading.tables(stream)
-    counts, examples = evaluate(tables, predictor, EXAMPLES, source)
-    return Evaluation(summarize(counts, ledger.classes), examples)
+        decode = functools.partial(_decoded, size=predictor.bundle.image_size, max_pixels=predictor.max_pixels)
+        listing = listing_of(photos).drop_columns("group").append_column("group", photos["group"])
+        tables = reading.tables(reading.stream_blocks(listing, decode, readers=readers))
+    answers = answered(tables, predictor, ledger.classes)
+    if not photos.num_rows:
+        return Evaluation(answers.summary())
+    galleries, cells = worth_a_look(answers, source, predictor)
+    return Evaluation(
+        answers.summary(),
+        first_photos(answers, EXAMPLES, source, predictor),
+        answers.calibration(None, 0, ""),
+        answers.slices(source),
+        galleries,
+        cells,
+    )
 
 
-def evaluate(
-    tables: Iterable[pa.Table], predictor: Predictor, examples: int = 0, source: str = ""
-) -> tuple[Counts, list[Example]]:
-    """Counts every decoded photo and describes the first few.
+def _decoded(block: pa.Table, size: int, max_pixels: int) -> pa.Table:
+    return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels)
+
+
+def answered(tables: Iterable[pa.Table], predictor: Predictor, classes: tuple[str, ...]) -> Answers:
+    """What a bundle says of decoded photos.
 
     Args:
-        tables: schema `flowers.data.reading.PIXELS`.
+        tables: schema `flowers.prediction.scorer.DECODED`.
         predictor: the bundle.
-        examples: photos to describe.
-        source: folder that examples are named from.
+        classes: names of its classes.
 
     Raises:
         DamagedFile: a photo of the split can no longer be read.
     """
-    classes, size = predictor.bundle.classes, predictor.bundle.image_size
-    counts = Counts.zero(len(classes))
-    described: list[Example] = []
+    parts = [scored_schema(len(classes)).empty_table()]
     for table in tables:
         lost = table.filter(pc.is_valid(table["code"]))
         if lost.num_rows:
             raise DamagedFile(f"{lost['path'][0]} changed since it was split: {lost['detail'][0]}; use another --name")
-        if not table.num_rows:
-            continue
-        photos = [np.frombuffer(value.as_buffer(), np.uint8).reshape(size, size, 3) for value in table["pixels"]]
-        probabilities, _ = predictor.run(np.stack(photos))
-        labels = table["label"].to_pylist()
-        counts += Counts.of([classes.index(label) for label in labels], probabilities)
-        for index in range(min(table.num_rows, examples - len(described))):
-            path = storage.relative(table["path"][index].as_py(), source)
-            described.append(example(path, labels[index], classes, probabilities[index], thumbnail(photos[index])))
-    return counts, described
-
-
-def example(
-    path: str, label: str, classes: Sequence[str], probabilities: npt.NDArray[np.float32], picture: str
-) -> Example:
-    """What is shown of a photo.
-
-    Args:
-        path: as it is named.
-        label: its class.
-        classes: names of the K classes.
-        probabilities: float32 [K].
-        picture: its thumbnail.
-    """
-    top = [
-        ClassScore(label=classes[at], score=float(probabilities[at]))
-        for at in np.argsort(-probabilities, kind="stable")[:3]
-    ]
-    # The label that is shown is the argmax: ML.NET's F# sample shows the true one by mistake.
-    return Example(path=path, label=label, predicted=top[0].label, score=top[0].score, top=top, thumbnail=picture)
-
-
-def thumbnail_of(path: str, max_pixels: int) -> str:
-    """The thumbnail of a file; empty if it is no usable photo."""
-    data = reading.read_bytes(path)
-    try:
-        if isinstance(data, BadImage):
-            return ""
-        return thumbnail(decoding.decode(data, THUMBNAIL, max_pixels=max_pixels))
-    except BadImage:
-        return ""
-
-
-def thumbnail(pixels: Any, size: int = THUMBNAIL) -> str:
-    """A small JPEG of uint8 [H, W, 3] pixels as a data URI."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((size, size)).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+        parts.append(score(table, predictor))
+    rows = pa.concat_tables(parts)
+    return Answers(rows, scores_of(rows), classes)

@@ -22,14 +22,17 @@ from flowers.data import reading
 from flowers.data.listing import list_files, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
+from flowers.evaluation.answers import Answers
+from flowers.evaluation.gallery import worth_a_look
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import datasets_of
 from flowers.prediction.parts import encoded, held, predicted
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.progress import progress_bar
-from flowers.report.evaluation import Answers, Comparison, EvaluationReport, Rows, compare, confusion_csv
+from flowers.report.evaluation import Comparison, EvaluationReport, Rows, compare, confusion_csv
 from flowers.report.evaluation_html import render_evaluation
+from flowers.report.findings import left_out
 from flowers.text import plain
 
 PREDICTIONS, CONFUSION, PAGE, REPORT = "predictions.parquet", "confusion.csv", "report.html", "report.json"
@@ -151,13 +154,14 @@ def _evaluate(
     rest = scored.filter(pc.is_null(scored["code"]))
     seen = rest.filter(pc.is_null(rest["scores"]))
     rows = rest.filter(pc.is_valid(rest["scores"]))
-    reasons = Counter([*bad["code"].to_pylist(), *unlabelled["code"].fill_null("unlabelled").to_pylist()])
+    unusable = [_reasons(bad), _reasons(unlabelled, "unlabelled")]
     if photos.digests is not None:
         same = pa.array(
             [photos.digests[path] == digest for path, digest in zip(*_columns(rows, "path", "sha256"), strict=True)]
         )
-        reasons["changed"] = rows.num_rows - rows.filter(same).num_rows
+        unusable.append(_reasons(rows.filter(pc.invert(same)), "changed"))
         rows = rows.filter(same)
+    reasons = Counter(_column(pa.concat_tables(unusable), "reason"))
     if not rows.num_rows:
         raise InputError(
             f"--data: none of {photos.table.num_rows} files can be evaluated: {seen.num_rows} photos were trained on, "
@@ -168,6 +172,7 @@ def _evaluate(
     answers = Answers(rows, scores_of(rows), classes)
     auc, macro_auc = ranking.one_vs_rest(answers.labels, answers.scores, classes)
     table = _rows_of(answers, options.top)
+    galleries, cells = worth_a_look(answers, photos.source, scorer.predictor)
     comparison = None
     if baseline is not None:
         comparison, table = _compared(options, baseline, answers, table, photos.source, machine, out)
@@ -186,7 +191,7 @@ def _evaluate(
             unusable=sum(reasons.values()),
         ),
         unknown_labels=dict(Counter(_column(strange)).most_common()),
-        reasons=dict((+reasons).most_common()),
+        reasons=dict(reasons.most_common()),
         warnings=warnings,
         seconds=0.0,
         summary=answers.summary(options.top),
@@ -197,7 +202,9 @@ def _evaluate(
         coverage_curve=ranking.coverage_curve(answers.score, answers.right),
         slices=answers.slices(photos.source),
         comparison=comparison,
-        mistakes=answers.mistakes(photos.source, options.max_pixels),
+        galleries=galleries,
+        cells=cells,
+        left_out=left_out(pa.concat_tables(unusable), options.max_pixels, photos.source),
     )
     return report, table
 
@@ -211,6 +218,12 @@ def _scored(
             parts.append(table)
             advance(table.num_rows)
     return pa.concat_tables(parts)
+
+
+def _reasons(rows: pa.Table, otherwise: str = "") -> pa.Table:
+    """Files that are not used, columns path, reason and detail; those without a code are so for `otherwise`."""
+    columns = {"path": rows["path"], "reason": rows["code"].fill_null(otherwise), "detail": rows["detail"]}
+    return pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns]))
 
 
 def _column(rows: pa.Table, name: str = "label") -> list[str]:

@@ -89,6 +89,11 @@ class Scorer:
         make = functools.partial(Predictor, engine=self.machine.engine, threads=self.machine.cpus)
         return background(lambda: make(self.bundle, self.max_pixels), "compile the network").result
 
+    @property
+    def predictor(self) -> Predictor:
+        """The network in this process, also where actors run it."""
+        return self._predictor()
+
     def tables(self, listing: pa.Table, skipped: reading.Known = reading.NONE_KNOWN) -> Iterator[pa.Table]:
         """Blocks of scored files, in the order of the listing.
 

@@ -12,6 +12,7 @@ from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
 from flowers.features.extraction import Extraction
 from flowers.plan import Plan
+from flowers.report import findings
 from flowers.report.record import (
     DataUsed,
     EpochMetrics,
@@ -58,7 +59,7 @@ def build_report(
         command=command,
         name=config.run_name(),
         sample=listing.drawn,
-        data=_data(listing, ledger),
+        data=_data(listing, ledger, config.max_pixels),
         split=_split(ledger),
         monitor=config.monitor,
         timing_s=timing,
@@ -90,6 +91,10 @@ def build_report(
         bundle=best.bundle,
         test=evaluation.summary,
         predictions=evaluation.examples,
+        calibration=evaluation.calibration,
+        slices=evaluation.slices,
+        galleries=evaluation.galleries,
+        cells=evaluation.cells,
     )
 
 
@@ -124,7 +129,7 @@ def advice(phases: Sequence[PhaseResult], monitor: str) -> str:
     return f"{said}; try more photos, --augment standard, another depth, or --trainable head, which takes less time"
 
 
-def _data(listing: Listing, ledger: Ledger) -> DataUsed:
+def _data(listing: Listing, ledger: Ledger, max_pixels: int) -> DataUsed:
     near = ledger.near_duplicates()
     return DataUsed(
         source=listing.source,
@@ -139,6 +144,8 @@ def _data(listing: Listing, ledger: Ledger) -> DataUsed:
         near_duplicates=sum(map(len, near)),
         near_groups=len(near),
         near_examples=[[storage.relative(path, listing.source) for path in group[:3]] for group in near[:3]],
+        left_out=findings.left_out(ledger.table, max_pixels, listing.source),
+        near=findings.near_duplicates(ledger, max_pixels, listing.source),
     )
 
 

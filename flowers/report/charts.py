@@ -20,6 +20,8 @@ Points = list[tuple[int, float]]
 _SVG_LOCK = threading.Lock()
 # Stand-in colours: the page's own (light or dark) replace them in the finished SVG.
 _INK, _FIRST, _SECOND, _GRID = "#010203", "#010204", "#010205", "#010206"
+_MARKS = {"marker": "o", "markersize": 3}
+_LEFT, _RIGHT = 0.12, 0.98  # sides of a plot, as shares of its width
 _COLOURS = {_INK: "currentColor", _FIRST: "var(--c1)", _SECOND: "var(--c2)", _GRID: "var(--line)"}
 
 
@@ -32,21 +34,25 @@ class Curve:
 
 
 def curves(report: Report) -> list[Curve]:
-    """Plots of the losses and of the monitored metric over epochs."""
-    history, monitor = report.history, report.monitor
+    """Plots of losses and accuracies over epochs; the monitored metric is among them."""
+    history = report.history
     losses = {
         "training loss": [(row.epoch, row.loss) for row in history],
         "validation log-loss": _known([(row.epoch, row.val_log_loss) for row in history]),
     }
-    monitored = {"": _known([(row.epoch, row.monitored(monitor)) for row in history])}
+    accuracies = {
+        "accuracy": _known([(row.epoch, row.val_accuracy) for row in history]),
+        "macro accuracy": _known([(row.epoch, row.val_macro_accuracy) for row in history]),
+    }
+    monitored = {"log_loss": "validation log-loss"}.get(report.monitor, report.monitor.replace("_", " "))
     found = []
-    for caption, series in (
-        ("Loss by epoch", losses),
-        (f"Validation {monitor.replace('_', ' ')} by epoch", monitored),
-    ):
+    for caption, series in (("Loss by epoch", losses), ("Validation accuracy by epoch", accuracies)):
         if lines := {name: points for name, points in series.items() if points}:
-            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}".strip() for name, p in lines.items()]
-            svg = _svg(lines, report.best_epoch, alt=f"{caption}: {', '.join(said)}.", salt=caption)
+            said = [f"{name} from {short(p[0][1])} to {short(p[-1][1])}" for name, p in lines.items()]
+            ring = dict(lines.get(monitored, ())).get(report.best_epoch)
+            if ring is not None:
+                said.append(f"{monitored} {short(ring)} in the best epoch, {report.best_epoch}")
+            svg = _svg(lines, ring, report.best_epoch, alt=f"{caption}: {', '.join(said)}.", salt=caption)
             found.append(Curve(svg, caption))
     return found
 
@@ -55,39 +61,48 @@ def _known(points: list[tuple[int, float | None]]) -> Points:
     return [(epoch, y) for epoch, y in points if y is not None]
 
 
-def _svg(lines: dict[str, Points], best: int, alt: str, salt: str) -> Markup:
-    """Draw lines over epochs, with the mark of the best epoch on the last line (the validation metric).
+def _svg(lines: dict[str, Points], ring: float | None, best: int, alt: str, salt: str) -> Markup:
+    """Draw lines over epochs, with the best epoch, and a ring around its monitored metric if that is among them.
 
     Uses Figure directly: pyplot keeps global state and is not safe in threads.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _frame("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(_whole(8))
     for (name, points), colour, dash in zip(lines.items(), (_FIRST, _SECOND), ("-", "--"), strict=False):
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3)
-    at_best = dict(list(lines.values())[-1])
-    if best in at_best:
-        axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":")
-        axes.plot([best], [at_best[best]], "o", color=_INK, markersize=8, fillstyle="none", label=f"best, epoch {best}")
+        axes.plot(x, y, dash, color=colour, linewidth=1.8, label=name, **_MARKS)
+    axes.axvline(best, color=_INK, linewidth=0.8, linestyle=":", label=f"best, epoch {best}")
+    if ring is not None:
+        axes.plot([best], [ring], "o", color=_INK, markersize=8, fillstyle="none")
     return _drawn(figure, axes, alt, salt)
 
 
-def reliability_curve(before: Sequence[Bin], after: Sequence[Bin]) -> Curve:
-    """Accuracy over score, of the scores as they are and with a temperature if there is one."""
-    figure, axes = _frame("score")
-    axes.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8, label="as it should be")
-    for name, bins, colour, dash in (("as they are", before, _FIRST, "-"), ("with temperature", after, _SECOND, "--")):
-        known = [(one.score, one.accuracy) for one in bins if one.score is not None]
-        if known:
-            axes.plot(
-                *zip(*known, strict=True), dash, color=colour, linewidth=1.8, label=name, marker="o", markersize=3
-            )
-    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
+def reliability_curve(before: Sequence[Bin], after: Sequence[Bin] = ()) -> Curve:
+    """Accuracy by score, of the scores as they are and with a temperature if there is one; photos by score below."""
+    figure, axes = _frame("", height=3.6, bottom=0.34)
+    below = _styled(figure.add_axes((_LEFT, 0.13, _RIGHT - _LEFT, 0.15), sharex=axes), "score")
+    axes.tick_params(labelbottom=False)
+    axes.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.9, label="as it should be")
+    heights = _bars(before, "accuracy")
+    axes.bar(*heights, color=_FIRST, alpha=0.5, label="accuracy")
+    axes.plot(*heights[:2], "o", color=_FIRST, markersize=4)  # where a bar has no height
+    if known := [(one.score, one.accuracy) for one in after if one.score is not None]:
+        axes.plot(*zip(*known, strict=True), "--", color=_SECOND, linewidth=1.8, label="with temperature", **_MARKS)
+    below.bar(*_bars(before, "n"), color=_INK, alpha=0.4)
+    below.set_ylabel("photos", color=_INK, fontsize=10)
+    below.yaxis.set_major_locator(_whole(2))
+    below.tick_params(axis="x", pad=6)
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     points = ", ".join(f"{short(one.score)}: {short(one.accuracy)}" for one in before if one.n)
     caption = "Accuracy by score"
     return Curve(_drawn(figure, axes, f"{caption}: {points}.", caption), caption)
+
+
+def _bars(bins: Sequence[Bin], name: str) -> tuple[list[float], list[float], list[float]]:
+    """Middles, heights and widths of the bars of bins that have photos."""
+    known = [one for one in bins if one.n]
+    heights = [float(getattr(one, name)) for one in known]
+    return [(one.low + one.high) / 2 for one in known], heights, [0.9 * (one.high - one.low) for one in known]
 
 
 def coverage_plot(curve: Sequence[tuple[float, float]]) -> Curve:
@@ -101,13 +116,15 @@ def coverage_plot(curve: Sequence[tuple[float, float]]) -> Curve:
     return Curve(_drawn(figure, axes, f"{caption}: {said}.", caption), caption)
 
 
-def _frame(label: str) -> tuple[Any, Any]:
-    """An empty plot in the colours of the page, with the name of its x-axis."""
+def _frame(label: str, height: float = 2.8, bottom: float = 0.16) -> tuple[Any, Any]:
+    """An empty plot in the colours of the page, with the name of its x-axis; `height` is in inches."""
     from matplotlib.figure import Figure  # slow to import, and only this needs it
 
-    figure = Figure(figsize=(5.0, 2.8))
-    figure.subplots_adjust(left=0.12, right=0.98, bottom=0.16, top=0.97)
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(5.0, height))
+    return figure, _styled(figure.add_axes((_LEFT, bottom, _RIGHT - _LEFT, 0.97 - bottom)), label)
+
+
+def _styled(axes: Any, label: str) -> Any:
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
@@ -115,7 +132,14 @@ def _frame(label: str) -> tuple[Any, Any]:
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel(label, color=_INK, fontsize=10)
-    return figure, axes
+    return axes
+
+
+def _whole(most: int) -> Any:
+    """Marks of an axis at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=most, integer=True)
 
 
 def _drawn(figure: Any, axes: Any, alt: str, salt: str) -> Markup:

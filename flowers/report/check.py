@@ -14,47 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from flowers.data import quality
-from flowers.data.ledger import REASONS, Ledger
+from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.data.split import SUBSETS
-from flowers.evaluation.evaluate import thumbnail_of
+from flowers.report.findings import SHOWN, Finding, left_out, near_duplicates, shown
 from flowers.report.formatting import LARGE, count
 from flowers.text import plain
-
-# Photos shown of each kind.
-_SHOWN, _GROUPS = 10, 8
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A file on the page.
-
-    Attributes:
-        path: of the file.
-        note: what is to be said of it.
-        thumbnail: a small picture as a data URI; empty where there is none.
-    """
-
-    path: str
-    note: str
-    thumbnail: str = ""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Files of which one thing is to be said.
-
-    Attributes:
-        name: of the thing.
-        meaning: in a sentence.
-        files: how many there are.
-        shown: some of them; for near-duplicates some groups, one after the other.
-    """
-
-    name: str
-    meaning: str
-    files: int
-    shown: list[Shown]
 
 
 @dataclass(frozen=True)
@@ -121,7 +86,6 @@ def build_check(
     table = ledger.table if ledger else _unsettled(rows)
     good = pc.is_valid(rows["width"])
     looked = rows.filter(good)
-    show = _Thumbnails(max_pixels)
     return DataCheck(
         source=listing.source,
         command=command,
@@ -132,28 +96,21 @@ def build_check(
         classes=_classes(table),
         formats=dict(Counter(looked["format"].to_pylist()).most_common()),
         sides=_sides(looked),
-        reasons=_reasons(table, show),
-        near_duplicates=_near(ledger, show) if ledger else None,
+        reasons=left_out(table, max_pixels),
+        near_duplicates=near_duplicates(ledger, max_pixels) if ledger else None,
         doubts=[
             Finding(
-                name,
-                quality.DOUBTS[name][0],
-                len(indices),
-                [show(looked["path"][index].as_py(), _measures(looked, index)) for index in indices[:_SHOWN]],
+                name=name,
+                meaning=quality.DOUBTS[name][0],
+                files=len(indices),
+                shown=[
+                    shown(looked["path"][index].as_py(), _measures(looked, index), max_pixels)
+                    for index in indices[:SHOWN]
+                ],
             )
             for name, indices in quality.doubtful(looked).items()
         ],
     )
-
-
-class _Thumbnails:
-    """Reads and decodes the few files that are shown."""
-
-    def __init__(self, max_pixels: int) -> None:
-        self._max_pixels = max_pixels
-
-    def __call__(self, path: str, note: str) -> Shown:
-        return Shown(path, note, thumbnail_of(path, self._max_pixels))
 
 
 def _unsettled(rows: pa.Table) -> pa.Table:
@@ -186,36 +143,6 @@ def _sides(looked: pa.Table) -> tuple[list[int], list[int]] | None:
         for side in (extents.min(axis=0), extents.max(axis=0))
     )
     return shorter, longer
-
-
-def _reasons(table: pa.Table, show: _Thumbnails) -> list[Finding]:
-    found: dict[str, list[int]] = {}
-    for index, reason in enumerate(table["reason"].to_pylist()):
-        if reason is not None:
-            found.setdefault(reason, []).append(index)
-    return [
-        Finding(
-            reason,
-            REASONS[reason],
-            len(indices),
-            [show(table["path"][index].as_py(), table["detail"][index].as_py() or "") for index in indices[:_SHOWN]],
-        )
-        for reason, indices in sorted(found.items(), key=lambda item: -len(item[1]))
-    ]
-
-
-def _near(ledger: Ledger, show: _Thumbnails) -> Finding | None:
-    groups = ledger.near_duplicates()
-    if not groups:
-        return None
-    side = dict(zip(ledger.table["path"].to_pylist(), ledger.table["status"].to_pylist(), strict=True))
-    shown = [
-        show(path, f"group {number}: {side[path]}")
-        for number, group in enumerate(groups[:_GROUPS], start=1)
-        for path in group[:4]
-    ]
-    meaning = f"the same picture in several files: {count(len(groups))} groups, each on one side of the split"
-    return Finding("near-duplicates", meaning, sum(map(len, groups)), shown)
 
 
 def _measures(looked: pa.Table, index: int) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from flowers import storage
 from flowers.report.check import DataCheck
 from flowers.report.formatting import LARGE
-from flowers.report.html import template
+from flowers.report.html import encodable, template
+from flowers.report.parts import MOST_CLASSES, first_rows
 
 
 def render_check(found: DataCheck) -> str:
     """What was found as one page."""
+    classes = found.classes
+    if len(classes) > MOST_CLASSES:
+        classes = sorted(classes, key=lambda row: row.usable)
     near = [found.near_duplicates] if found.near_duplicates else []
     page = template("check.html").render(
         c=found,
+        name=storage.name(found.source) or found.source,
+        classes=first_rows((row.name, row) for row in classes),
         large=len(found.classes) > LARGE,
         largest=max((row.usable for row in found.classes), default=1) or 1,
-        findings=[*near, *found.doubts],
+        doubts=[*near, *found.doubts],
     )
-    return page.encode("utf-8", "replace").decode()
+    return encodable(page)

@@ -10,19 +10,20 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from flowers import storage
-from flowers.evaluation import calibration, ranking
-from flowers.evaluation.evaluate import Example, example, thumbnail_of
-from flowers.evaluation.metrics import Counts, Metric, Summary, summarize
+from flowers.evaluation import ranking
+from flowers.evaluation.answers import Answers, Calibration
+from flowers.evaluation.gallery import CellPhotos, Gallery
+from flowers.evaluation.metrics import Metric, Summary
 from flowers.evaluation.paired import Paired
-from flowers.evaluation.slices import Slices, slices
+from flowers.evaluation.slices import Slices
+from flowers.report.findings import Finding
 from flowers.text import spreadsheet_safe
 
-# Mistakes that are shown, and changes that are named.
-_SHOWN, _NAMED = 10, 20
+# Changes that are named.
+_NAMED = 20
 
 
 class Rows(BaseModel, frozen=True):
@@ -41,30 +42,6 @@ class Rows(BaseModel, frozen=True):
     training: int
     unknown: int
     unusable: int
-
-
-class Calibration(BaseModel, frozen=True):
-    """Whether scores are what they say.
-
-    Attributes:
-        bins: photos by their highest score.
-        error: expected calibration error over these bins.
-        temperature: by which logits are to be divided; None where it could not be fitted.
-        fitted_on: validation photos of the run that it was fitted on.
-        why_not: why it was not fitted.
-        bins_after: as `bins`, of the scores with that temperature.
-        error_after: of these.
-        log_loss_after: of the scores with that temperature.
-    """
-
-    bins: list[calibration.Bin]
-    error: float | None
-    temperature: float | None = None
-    fitted_on: int = 0
-    why_not: str = ""
-    bins_after: list[calibration.Bin] = []
-    error_after: float | None = None
-    log_loss_after: Metric | None = None
 
 
 class Change(BaseModel, frozen=True):
@@ -130,7 +107,9 @@ class EvaluationReport(BaseModel, frozen=True):
         coverage_curve: coverage and accuracy, the surest photos first.
         slices: accuracy by what photos have in common.
         comparison: with another bundle; None if none was named.
-        mistakes: the wrong answers of the highest scores.
+        galleries: photos that are worth a look.
+        cells: photos of the cells of the confusion matrix.
+        left_out: the unusable files by reason, some by name.
     """
 
     created: str
@@ -153,74 +132,13 @@ class EvaluationReport(BaseModel, frozen=True):
     coverage_curve: list[tuple[float, float]]
     slices: list[Slices]
     comparison: Comparison | None = None
-    mistakes: list[Example]
+    galleries: list[Gallery]
+    cells: list[CellPhotos]
+    left_out: list[Finding]
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=2)
-
-
-class Answers:
-    """What a bundle says of labelled photos, as arrays.
-
-    Args:
-        rows: columns label, and what `flowers.evaluation.slices.slices` takes.
-        scores: float32 [n, K].
-        classes: names of the K classes.
-
-    Attributes:
-        labels: int64 [n], true classes.
-        predicted: int64 [n].
-        score: float32 [n], the highest score.
-        margin: float32 [n], the highest score less the second.
-        right: bool [n].
-    """
-
-    def __init__(self, rows: pa.Table, scores: npt.NDArray[np.float32], classes: Sequence[str]) -> None:
-        self.rows, self.scores, self.classes = rows, scores, tuple(classes)
-        index = {name: at for at, name in enumerate(classes)}
-        self.labels = np.array([index[label] for label in rows["label"].to_pylist()], np.int64)
-        self.predicted = scores.argmax(axis=1) if len(scores) else np.empty(0, np.int64)
-        highest = np.sort(scores, axis=1)[:, -2:]
-        self.score, self.right = highest[:, -1], self.predicted == self.labels
-        self.margin = highest[:, -1] - highest[:, 0]
-
-    def summary(self, top: int) -> Summary:
-        """The metrics of a training's report."""
-        return summarize(Counts.of(self.labels, self.scores), self.classes, top)
-
-    def calibration(self, temperature: float | None, fitted_on: int, why_not: str) -> Calibration:
-        """Calibration, and what a temperature makes of it."""
-        bins = calibration.reliability(self.score, self.right)
-        before = Calibration(bins=bins, error=calibration.expected_error(bins), why_not=why_not)
-        if temperature is None:
-            return before
-        scores = calibration.tempered(self.scores, temperature)
-        after = calibration.reliability(scores.max(axis=1, initial=0), self.right)
-        return before.model_copy(
-            update={
-                "temperature": temperature,
-                "fitted_on": fitted_on,
-                "bins_after": after,
-                "error_after": calibration.expected_error(after),
-                "log_loss_after": summarize(Counts.of(self.labels, scores), self.classes).log_loss,
-            }
-        )
-
-    def mistakes(self, source: str, max_pixels: int) -> list[Example]:
-        """The wrong answers of the highest scores, with thumbnails."""
-        wrong = np.flatnonzero(~self.right)
-        chosen = wrong[np.argsort(-self.score[wrong], kind="stable")][:_SHOWN]
-        return [self._example(int(at), source, max_pixels) for at in chosen]
-
-    def _example(self, at: int, source: str, max_pixels: int) -> Example:
-        path, label = self.rows["path"][at].as_py(), self.classes[self.labels[at]]
-        picture = thumbnail_of(path, max_pixels)
-        return example(storage.relative(path, source), label, self.classes, self.scores[at], picture)
-
-    def slices(self, source: str) -> list[Slices]:
-        """Accuracy by what photos have in common."""
-        return slices(self.rows, self.right, source)
 
 
 def compare(

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
-from flowers.evaluation.metrics import Summary
-from flowers.report.charts import curves
+from flowers import storage
+from flowers.report.charts import curves, reliability_curve
 from flowers.report.formatting import (
-    LARGE,
     count,
     held_out,
     interval,
@@ -29,16 +27,8 @@ from flowers.report.formatting import (
     time_parts,
     value,
 )
+from flowers.report.parts import HeldParts, first_rows
 from flowers.report.record import Report
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number of the confusion matrix; `shade` is an opacity that keeps it readable."""
-
-    n: int
-    right: bool
-    shade: float
 
 
 @functools.cache
@@ -59,7 +49,7 @@ def template(name: str) -> jinja2.Template:
         "value": value,
         "interval": interval,
         "probability": probability,
-        "seconds": lambda x: f"{x:.1f} s" if x < 120 else f"{round(x) // 60} min {round(x) % 60} s",
+        "seconds": seconds,
         "css": lambda x: f"{100 * x:.1f}%",
     }
     return environment.get_template(name)
@@ -69,13 +59,13 @@ def render_html(report: Report) -> str:
     """The report as one page."""
     held_name, held = held_out(report)
     page = template("report.html").render(
+        **vars(HeldParts.of(held, report.cells if held_name == "test" else [])),
         r=report,
         facts=_facts(report),
-        held=held,
         held_name=held_name,
         metrics=metric_rows(report),
-        matrix=matrix_rows(held),
-        large=len(held.classes) > LARGE,
+        reliability=reliability_curve(report.calibration.bins) if report.calibration else None,
+        split=first_rows(report.split.per_class),
         curves=curves(report),
         monitor=report.monitor.replace("_", " "),
         time_parts=time_parts(report),
@@ -86,16 +76,34 @@ def render_html(report: Report) -> str:
             ("Versions", list(report.versions.items())),
         ],
     )
-    # A file name that is not UTF-8 arrives as lone surrogates, which no UTF-8 file can hold.
+    return encodable(page)
+
+
+def seconds(x: float) -> str:
+    """A duration as people read it."""
+    return f"{x:.1f} s" if x < 120 else f"{round(x) // 60} min {round(x) % 60} s"
+
+
+def encodable(page: str) -> str:
+    """A page that UTF-8 can hold: a file name that is not UTF-8 arrives as lone surrogates, which it cannot."""
     return page.encode("utf-8", "replace").decode()
 
 
-def _facts(report: Report) -> list[str]:
-    facts = [report.created.replace("T", " ").replace("+00:00", " UTC"), report.backbone, report.weights]
-    facts += [f"{report.image_size} px", report.precision]
-    facts += [f"trained from {report.trainable}"] if report.trainable != "head" else []
-    facts += [f"augmented: {report.augment}"] if report.augment != "none" else []
-    return [*facts, f"seed {report.seed}"]
+def moment(iso: str) -> str:
+    """A time of day as people read it."""
+    return iso.replace("T", " ").replace("+00:00", " UTC")
+
+
+def _facts(report: Report) -> list[tuple[str, str]]:
+    """What was trained on what, in a few words each."""
+    data, trained = report.data, "the head" if report.trainable == "head" else f"the head and {report.trainable}"
+    weights = storage.name(report.weights) or report.weights  # of a path
+    return [
+        ("Photos", f"{count(data.used)} of {data.source}"),
+        ("Network", f"{report.backbone}, {weights} weights, {report.image_size} px, {report.precision}"),
+        ("Trained", trained + (f", photos varied: {report.augment}" if report.augment != "none" else "")),
+        ("Made", f"{moment(report.created)}, seed {report.seed}"),
+    ]
 
 
 def _run(report: Report) -> list[tuple[str, object]]:
@@ -110,16 +118,6 @@ def _run(report: Report) -> list[tuple[str, object]]:
         ("workers", report.workers),
         ("seed", report.seed),
     ]
-
-
-def matrix_rows(held: Summary) -> list[tuple[str, list[Cell]]]:
-    """Names and cells of the rows of the confusion matrix."""
-    rows = []
-    for i, counts in enumerate(held.confusion_matrix):
-        shade = 0.55 / max(1, sum(counts))
-        cells = [Cell(n, i == j, round(0.04 + n * shade, 2)) for j, n in enumerate(counts)]
-        rows.append((held.classes[i], cells))
-    return rows
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

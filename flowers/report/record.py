@@ -12,8 +12,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, ValidationError
 
 from flowers.errors import DamagedFile
-from flowers.evaluation.evaluate import Example
+from flowers.evaluation.answers import Calibration
+from flowers.evaluation.examples import Example
+from flowers.evaluation.gallery import CellPhotos, Gallery
 from flowers.evaluation.metrics import Summary
+from flowers.evaluation.slices import Slices
+from flowers.report.findings import Finding
 
 
 class DataUsed(BaseModel, frozen=True):
@@ -32,6 +36,8 @@ class DataUsed(BaseModel, frozen=True):
         near_duplicates: photos used that show the same picture as another.
         near_groups: groups of these, each on one side of the split.
         near_examples: paths of some groups.
+        left_out: the quarantined files by reason, some by name.
+        near: the near-duplicates, some groups by name; None if there are none.
     """
 
     source: str
@@ -46,6 +52,8 @@ class DataUsed(BaseModel, frozen=True):
     near_duplicates: int = 0
     near_groups: int = 0
     near_examples: list[list[str]] = []
+    left_out: list[Finding] = []
+    near: Finding | None = None
 
 
 class SubsetCounts(BaseModel, frozen=True):
@@ -176,6 +184,10 @@ class Report(BaseModel, frozen=True):
         bundle: URI of the bundle.
         test: metrics of the bundle on the test photos.
         predictions: the first test photos.
+        calibration: of the scores on the test photos; None without any.
+        slices: accuracy on the test photos by what they have in common.
+        galleries: test photos that are worth a look.
+        cells: test photos of the cells of the confusion matrix.
     """
 
     created: str
@@ -212,6 +224,10 @@ class Report(BaseModel, frozen=True):
     bundle: str
     test: Summary
     predictions: list[Example]
+    calibration: Calibration | None = None
+    slices: list[Slices] = []
+    galleries: list[Gallery] = []
+    cells: list[CellPhotos] = []
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""

@@ -89,7 +89,14 @@ def test_a_wrong_bundle_is_reported_as_wrong(place: Place) -> None:
     assert found["calibration"]["error"] > 0.5 > found["calibration"]["error_after"]
     assert found["calibration"]["fitted_on"] == 6
     assert "33.3 %" in out
-    assert [one["predicted"] for one in found["mistakes"]].count("blue") == 0
+    worst, surest, unsure = found["galleries"]
+    assert (worst["n"], len(worst["photos"]), surest["above"], unsure["n"]) == (6, 6, 6, 3)
+    assert {one["predicted"] for one in worst["photos"]} == {"=red", "green"}
+    cells = {(one["true"], one["predicted"]): len(one["photos"]) for one in found["cells"]}
+    assert cells == {("=red", "green"): 3, ("green", "=red"): 3, ("blue", "blue"): 3}
+    # Each of the 9 photos once in its cell and once in a gallery, there with a heat map.
+    page = (Path(place.wrong.uri) / "evaluations" / "test" / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 9 + 2 * 9
 
 
 @pytest.mark.usefixtures("ray")
@@ -111,6 +118,10 @@ def test_what_is_left_out_and_a_baseline(place: Place) -> None:
     assert found["rows"] == {"found": 33, "evaluated": 15, "training": 15, "unknown": 1, "unusable": 2}
     assert found["unknown_labels"] == {"purple": 1}
     assert found["reasons"] == {"empty": 1, "unlabelled": 1}
+    assert {one["name"]: one["shown"][0]["path"] for one in found["left_out"]} == {
+        "empty": str(place.folder / "photos" / "bad.png"),
+        "unlabelled": str(place.folder / "nowhere.png"),
+    }
     assert "6 photos are validation photos of the run" in " ".join(found["warnings"])
     assert found["summary"]["accuracy"] == {"value": 1.0, "n": 15, "low": pytest.approx(0.796, abs=1e-3), "high": 1.0}
     compared = found["comparison"]
@@ -141,7 +152,7 @@ def test_what_is_left_out_and_a_baseline(place: Place) -> None:
     again = report(target)
     assert (again["rows"]["evaluated"], again["rows"]["training"]) == (30, 0)
     evaluated(place.right.uri, *more, "--actors", 1)
-    same = ("summary", "auc", "calibration", "coverage", "slices", "comparison")
+    same = ("summary", "auc", "calibration", "coverage", "slices", "comparison", "galleries", "cells", "left_out")
     assert {name: report(target)[name] for name in same} == {name: found[name] for name in same}
 
 

@@ -69,6 +69,13 @@ def test_report_has_what_others_read_from_it(first: Done) -> None:
     assert 0 < len(report["predictions"]) <= 5
     data = first.run.parent.parent / "data"
     assert all((data / shown["path"]).is_file() for shown in report["predictions"])
+    # Of the few test photos all are shown: in their cell of the confusion matrix, and in a gallery with a heat map.
+    tested = report["split"]["test"]
+    assert sum(bin_["n"] for bin_ in report["calibration"]["bins"]) == tested
+    assert sum(len(cell["photos"]) for cell in report["cells"]) == sum(cell["n"] for cell in report["cells"]) == tested
+    assert sum(len(gallery["photos"]) for gallery in report["galleries"]) == tested
+    page = (first.run / "report.html").read_text()
+    assert page.count("what spoke for") == 1 + tested
 
 
 def test_terminal_says_where_the_time_went_and_shows_predictions(first: Done) -> None:

@@ -14,8 +14,10 @@ from pydantic import ValidationError
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, settle
 from flowers.data.listing import LISTING, Listing
+from flowers.data.near_duplicates import BYTES
 from flowers.errors import DamagedFile, InputError
-from flowers.evaluation.evaluate import ClassScore, Evaluation, Example
+from flowers.evaluation.evaluate import Evaluation
+from flowers.evaluation.examples import ClassScore, Example
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.extraction import Extraction
 from flowers.plan import Plan
@@ -55,6 +57,16 @@ def written() -> dict[str, Any]:
             "source": "/photos", "listed": 9, "found": 9, "used": 8, "quarantined": 1, "reasons": {"empty": 1},
             "classes": ["daisy", "roses", "tulips"], "per_class": {"daisy": 4, "roses": 3, "tulips": 1},
             "notes": ["a split on disk"], "near_duplicates": 2, "near_groups": 1, "near_examples": [["a.jpg", "b.jpg"]],
+            "left_out": [
+                {
+                    "name": "empty", "meaning": "no bytes", "files": 1,
+                    "shown": [{"path": "daisy/0.jpg", "note": "no bytes"}],
+                }
+            ],
+            "near": {
+                "name": "near-duplicates", "meaning": "the same picture", "files": 2,
+                "shown": [{"path": "a.jpg", "note": "group 1: train"}],
+            },
         },
         "split": {
             "train": 4, "validation": 3, "test": 1,
@@ -86,12 +98,26 @@ def written() -> dict[str, Any]:
         "phases": [{"name": "head", "epochs": 1, "val_accuracy": 0.5, "val_log_loss": 0.25, "kept": True}],
         "advice": "",
         "weights_sha256": "1e4c", "bundle": "/runs/one/best", "test": scores(1),
-        "predictions": [
-            {
-                "path": "roses/1.jpg", "label": "roses", "predicted": "roses", "score": 0.75,
-                "top": [{"label": "roses", "score": 0.75}, {"label": "daisy", "score": 0.25}],
-            }
+        "predictions": [shown()],
+        "calibration": {
+            "bins": [{"low": 0.0, "high": 1.0, "n": 1, "score": 0.75, "accuracy": 1.0}], "error": 0.25,
+            "temperature": None, "fitted_on": 0, "why_not": "", "bins_after": [], "error_after": None,
+            "log_loss_after": None,
+        },
+        "slices": [
+            {"name": "class", "slices": [{"value": "roses", "accuracy": metric(1.0, 1, 0.2, 1.0)}], "more": 0}
         ],
+        "galleries": [
+            {"name": "Least certain right answers", "meaning": "right", "n": 1, "above": 0, "photos": [shown()]}
+        ],
+        "cells": [{"true": "roses", "predicted": "roses", "n": 1, "photos": [shown()]}],
+    }  # fmt: skip
+
+
+def shown() -> dict[str, Any]:
+    return {
+        "path": "roses/1.jpg", "label": "roses", "predicted": "roses", "score": 0.75, "label_score": 0.75,
+        "top": [{"label": "roses", "score": 0.75}, {"label": "daisy", "score": 0.25}],
     }  # fmt: skip
 
 
@@ -106,11 +132,15 @@ def test_the_json_form_is_kept_to_the_byte() -> None:
 
 def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
-    for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"):
+    for key in (
+        *("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"),
+        *("calibration", "slices", "galleries", "cells"),
+    ):
         del earlier[key]
-    for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
+    for key in ("notes", "near_duplicates", "near_groups", "near_examples", "left_out", "near"):
         del earlier["data"][key]
     del earlier["history"][0]["phase"]
+    del earlier["predictions"][0]["label_score"]
     report = Report.from_json(json.dumps(earlier))
     assert (report.data.notes, report.data.near_duplicates) == ([], 0)
     assert (report.trainable, report.augment, report.workers, report.history[0].phase) == ("head", "none", 1, None)
@@ -158,22 +188,26 @@ def test_names_that_are_not_utf8_are_kept(tmp_path: Path) -> None:
 
 
 def build(tmp_path: Path, **seconds: float) -> Report:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"path": f"/photos/{label}/{n}.jpg", "label": label, "sha256": hashlib.sha256(f"{label}{n}".encode()).digest()}
         for label in ("daisy", "roses")
         for n in range(20)
     ]
+    rows[0]["phash"] = rows[1]["phash"] = rows[0]["sha256"][:BYTES]  # the same picture
     table = pa.Table.from_pylist([*rows, {**rows[0], "path": "/photos/daisy/copy.jpg"}], schema=ROW)
     config = TrainConfig(storage=str(tmp_path), name="one", data="/photos", weights="random")
     plan = Plan(
         config=config, run=Run(str(tmp_path / "one")), image_size=64, weights="random", start_weights="random-0",
         precision="float32", precision_reason="of a test",
     )  # fmt: skip
-    ledger = settle(table, config.split, config.seed, config.max_bad_fraction)
+    ledger = settle(table, config.split, config.seed, config.max_bad_fraction, near="group")
     line = written()["history"][0]
     measured = summarize(Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]), ledger.classes)
+    known = Report.from_json(json.dumps(written()))
+    looked = {name: getattr(known, name) for name in ("calibration", "slices", "galleries", "cells")}
     example = Example(
-        path="roses/1.jpg", label="roses", predicted="daisy", score=0.75, thumbnail="data:image/jpeg;base64,x",
+        path="roses/1.jpg", label="roses", predicted="daisy", score=0.75, label_score=0.25,
+        thumbnail="data:image/jpeg;base64,x",
         top=[ClassScore(label="daisy", score=0.75), ClassScore(label="roses", score=0.25)],
     )  # fmt: skip
     return build_report(
@@ -182,7 +216,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         listing=Listing("/photos", table.select(LISTING.names), listed=50),
         extraction=Extraction(ledger, hits=10, computed=30, features_s=6.0, waited_s=1.0),
         best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32"),
-        evaluation=Evaluation(measured, [example]),
+        evaluation=Evaluation(measured, [example], **looked),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
     )
 
@@ -201,6 +235,11 @@ def test_a_report_is_built_and_kept(tmp_path: Path) -> None:
     assert keys(json.loads(report.to_json())) == keys(written())
     assert (report.data.listed, report.data.found, report.data.used, report.data.quarantined) == (50, 41, 40, 1)
     assert report.data.reasons == {"duplicate": 1}
+    assert [(one.name, one.files, [file.path for file in one.shown]) for one in report.data.left_out] == [
+        ("duplicate", 1, ["daisy/copy.jpg"])
+    ]
+    assert report.data.near is not None
+    assert [file.path for file in report.data.near.shown] == ["daisy/0.jpg", "daisy/1.jpg"]
     assert report.data.per_class == {"daisy": 20, "roses": 20}
     assert report.split.total == sum(subsets.total for subsets in report.split.per_class.values()) == 40
     assert (report.images_per_s.read, report.images_per_s.features) == (5.1, 3.8)

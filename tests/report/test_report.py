@@ -24,13 +24,17 @@ from flowers.config import TrainConfig
 from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.options import described
 from flowers.report.build import advice, phase_results
+from flowers.report.charts import curves
 from flowers.report.html import render_html, template
+from flowers.report.parts import HeldParts
 from flowers.report.record import EpochMetrics, PhaseResult, Report
 from flowers.report.text import render_text
+from tests.report.samples import answers, left_out, looks
 from tests.report.templates import followed
 
 FLOWERS = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 HOSTILE = "<script>alert(1)</script>"
+FILES = {"ledger.parquet", "report.json"}  # beside the page
 
 
 def evaluated(classes: list[str], n: int, seed: int) -> Summary:
@@ -105,6 +109,14 @@ def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> R
     return Report.model_validate(report | changes)
 
 
+def full_report(folder: Path, classes: list[str] = FLOWERS, n: int = 60) -> Report:
+    """A report with photos of every kind."""
+    made, files = answers(folder, classes, n), left_out(folder)
+    report = fake_report(classes, test=made.summary(), calibration=made.calibration(None, 0, ""), **looks(made, folder))
+    near = files[0].model_copy(update={"name": "near-duplicates", "meaning": "the same picture"})
+    return report.model_copy(update={"data": report.data.model_copy(update={"left_out": files, "near": near})})
+
+
 def least(**changes: Any) -> Report:
     """A report of one class, with everything empty that can be."""
     empty = summarize(Counts.zero(1), ["one"])
@@ -162,20 +174,26 @@ def terminal(report: Report, width: int = 80) -> str:
     return out.getvalue()
 
 
-def test_page_is_complete_and_self_contained() -> None:
-    html = render_html(fake_report(trainable="block_12", cut="block_12_add", streamed=True))
+def test_page_is_complete_and_self_contained(tmp_path: Path) -> None:
+    report = full_report(tmp_path).model_copy(update={"trainable": "block_12", "cut": "block_12_add", "streamed": True})
+    html = render_html(report)
     page = Page(html)
-    outside = [a for a in page.addresses if not a.startswith(("data:image/", "#", "ledger.parquet"))]
+    outside = [a for a in page.addresses if not a.startswith(("data:image/", "#")) and a not in FILES]
     assert outside == []
+    assert {a[1:] for a in page.addresses if a.startswith("#")} <= set(page.ids)
+    assert sum(a.startswith("#cell-") for a in page.addresses) >= 25
     without_images = re.sub(r'"data:image/[^"]*"', "", html)
     assert not re.search(r"https?:|//|@import|url\((?!#)", without_images)
     assert "script" not in page.tags
     assert page.images_without_alt == 0
     assert len(page.ids) == len(set(page.ids))
     assert page.tags.count("table") == page.tags.count("caption")
-    assert page.tags.count("svg") == 2
+    assert page.tags.count("svg") == 3
+    assert page.tags.count("img") > 100
     for text in (
         "Results on test photos", "3,670", "truncated", "62.7", "✗ wrong", "best, epoch 12", "feature cache",
+        "Worst mistakes", "Least certain right answers", "roses taken for daisy: ", "Accuracy by brightness",
+        "same bytes as <b>another", "<i>.jpg",
         "runs/cache/features/5d0ce7a1", "bfloat16", "decoded again each epoch", "block_12", "tail", "9c1f9c1f",
     ):  # fmt: skip
         assert text in page.text
@@ -200,7 +218,7 @@ def test_page_is_quick() -> None:
 def test_sample_banner_and_warnings() -> None:
     page = Page(render_html(fake_report(sample=True, warnings=["a", "b <i>"])))
     assert "says nothing about real flowers" in page.text
-    assert "b <i>" in page.text
+    assert "B <i>." in page.text
     assert "says nothing" in " ".join(terminal(fake_report(sample=True)).split())
 
 
@@ -220,15 +238,18 @@ def test_hostile_texts_are_escaped() -> None:
     assert "[bold]b[/bold]" in terminal(fake_report(["a\x1b[31m", "[bold]b[/bold]"]))
 
 
-@pytest.mark.parametrize("k", [2, 3, 100])
-def test_few_and_many_classes(k: int) -> None:
+@pytest.mark.parametrize("k", [2, 3, 100, 600])
+def test_few_and_many_classes(k: int, tmp_path: Path) -> None:
     classes = [f"class number {i}" for i in range(k)]
-    report = fake_report(classes, n=10 * k)
+    report = full_report(tmp_path, classes, n=4 * k)
     html = render_html(report)
-    assert Page(html).text.count("class number 1") > 3
-    assert len(html) < 1_000_000
+    page = Page(html)
+    assert page.text.count("class number 1") > 3
+    assert ("cells have photos that are not kept" in page.text) == (k > 3)
+    assert page.tags.count("img") < 190
+    assert len(html) < 1_500_000
     text = terminal(report)
-    assert ("lowest 12 of 100" in text) == (k == 100)
+    assert (f"lowest 12 of {k}" in text) == (k > 3)
     assert len(text.splitlines()) < 40
 
 
@@ -262,8 +283,9 @@ def test_the_page_reads_what_the_report_has() -> None:
     """Also in branches that no report of these tests takes; below the first level as far as the types say."""
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
-    given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
-    assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
+    given = {"r", "facts", "held_name", "metrics", "curves", "reliability", "monitor", "time_parts", "split"}
+    read = meta.find_undeclared_variables(tree) - set(HeldParts.__dataclass_fields__)
+    assert read == given | {"unaccounted", "details"}
     assert followed(tree, {"r": Report, "held": Summary}) > 20
 
 
@@ -277,14 +299,19 @@ def test_a_wrong_name_in_the_template_is_an_error() -> None:
 
 def test_history_with_gaps_and_one_epoch() -> None:
     line = fake_report().history[0]
-    gap = line.model_copy(update={"val_accuracy": None, "val_log_loss": None, "phase": None})
+    none = dict.fromkeys(("val_accuracy", "val_macro_accuracy", "val_log_loss", "phase"))
+    gap = line.model_copy(update=none)
     for history, plots in (([line], 2), ([gap], 1), ([gap, line], 2), ([], 0)):
         assert Page(render_html(fake_report(history=history, best_epoch=1))).tags.count("svg") == plots
 
 
 @pytest.mark.parametrize("monitor", described(TrainConfig)["monitor"].choices)
-def test_the_monitored_metric_is_drawn(monitor: str) -> None:
-    assert f"Validation {monitor.replace('_', ' ')} by epoch" in Page(render_html(fake_report(monitor=monitor))).text
+def test_the_monitored_metric_is_drawn_and_its_best_epoch_marked(monitor: str) -> None:
+    drawn = curves(fake_report(monitor=monitor))
+    assert all("best, epoch 12" in curve.svg for curve in drawn)
+    name = "validation log-loss" if monitor == "log_loss" else monitor.replace("_", " ")
+    [marked] = [curve.svg for curve in drawn if "in the best epoch, 12." in curve.svg]
+    assert re.search(f"[:,] {name} 0.[0-9]+ in the best epoch", marked)
 
 
 @pytest.mark.parametrize("classes", [FLOWERS, ["x" * 70, "雛菊" * 30, "c"]])
@@ -302,7 +329,7 @@ def test_the_page_says_what_was_understood_and_what_is_there_twice() -> None:
     page = render_html(fake_report())
     assert "A split on disk: Train/ (train)." in page
     assert "5 photos are near-duplicates: 2 groups" in page
-    assert "roses/1.jpg, roses/&lt;copy&gt;.jpg" in page
+    assert "roses/1.jpg, roses/&lt;copy&gt;.jpg" in page  # of a report that names no more of them
     data = fake_report().data.model_copy(update={"near_duplicates": 0, "near_examples": []})
     assert "near-duplicates" not in render_html(fake_report(data=data))
 

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
+from tests.browser import FAINT, complaints
+
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
 
@@ -31,19 +33,6 @@ FILES = {
 POLICY = "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none'; frame-ancestors 'none'"
 CLASSES = ["daisy", "dandelion", "roses", "sunflowers", "tulips"]
 HOSTILE = "<img src=x onerror=alert(1)>"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--window-size=1200,1000",
-]
-
 CARDS = """
 return [...document.querySelectorAll(".card")].map((card) => {
   const text = (selector) => card.querySelector(selector)?.textContent ?? null;
@@ -76,26 +65,6 @@ const event = arguments[0] === "paste"
   : new DragEvent(arguments[0], {...options, dataTransfer: transfer});
 document.body.dispatchEvent(event);
 return event.defaultPrevented;
-"""
-# Text whose contrast with what lies behind it is below 4.5, the limit of WCAG 2 AA.
-FAINT = """
-const channels = (text) => text.match(/[\\d.]+/g).map(Number);
-const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
-  .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const behind = (element) => {
-  for (let at = element; at; at = at.parentElement) {
-    const rgb = channels(getComputedStyle(at).backgroundColor);
-    if (rgb.length < 4 || rgb[3] === 1) return rgb;
-  }
-  return [255, 255, 255];
-};
-const shown = [...document.body.querySelectorAll("*")].filter((element) => element.checkVisibility()
-  && [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
-return shown.map((element) => {
-  const [a, b] = [light(channels(getComputedStyle(element).color)), light(behind(element))];
-  return [element.tagName + "." + element.className, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
-}).filter(([, contrast]) => contrast < 4.5);
 """
 
 
@@ -249,12 +218,8 @@ class Page:
 
     def complaints(self) -> list[str]:
         """What the console says against the page."""
-        return [
-            entry["message"]
-            for entry in self.driver.get_log("browser")  # type: ignore[no-untyped-call]
-            if entry["level"] in {"SEVERE", "WARNING"}
-            and not any(text in entry["message"] for text in self.site.expected)
-        ]
+        said = complaints(self.driver)
+        return [text for text in said if not any(expected in text for expected in self.site.expected)]
 
     def strangers(self) -> list[str]:
         """Addresses outside the site that the page asked."""
@@ -268,29 +233,6 @@ def site() -> Iterator[Site]:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         yield server
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebDriver]:
-    selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium (pip install -e '.[dev]')")
-    browser, control = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not control:
-        pytest.skip("needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)")
-    from selenium.webdriver.chrome.service import Service
-
-    folder = tmp_path_factory.mktemp("browser")
-    options = selenium.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
-        options.add_argument(flag)
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1")
-    options.add_experimental_option("prefs", {"download.default_directory": str(folder)})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SE_OFFLINE", "true")
-        started = selenium.Chrome(options=options, service=Service(executable_path=control))
-    yield started
-    started.quit()
 
 
 @pytest.fixture
