@@ -139,6 +139,7 @@ def _data(listing: Listing, ledger: Ledger) -> DataUsed:
         near_duplicates=sum(map(len, near)),
         near_groups=len(near),
         near_examples=[[storage.relative(path, listing.source) for path in group[:3]] for group in near[:3]],
+        decisions=ledger.decisions(),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 
+from flowers.data.corrections import in_words
 from flowers.evaluation.metrics import Summary
 from flowers.report.charts import curves
 from flowers.report.formatting import (
@@ -51,6 +52,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {
+        "in_words": in_words,
         "sentence": lambda text, end=".": f"{text[:1].upper()}{text[1:]}{end}",
         "percent": percent,
         "count": count,

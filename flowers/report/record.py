@@ -32,6 +32,7 @@ class DataUsed(BaseModel, frozen=True):
         near_duplicates: photos used that show the same picture as another.
         near_groups: groups of these, each on one side of the split.
         near_examples: paths of some groups.
+        decisions: photos that somebody looked at, by what was decided (`flowers.data.corrections.ACTIONS`).
     """
 
     source: str
@@ -46,6 +47,7 @@ class DataUsed(BaseModel, frozen=True):
     near_duplicates: int = 0
     near_groups: int = 0
     near_examples: list[list[str]] = []
+    decisions: dict[str, int] = {}
 
 
 class SubsetCounts(BaseModel, frozen=True):
