@@ -55,6 +55,7 @@ def written() -> dict[str, Any]:
             "source": "/photos", "listed": 9, "found": 9, "used": 8, "quarantined": 1, "reasons": {"empty": 1},
             "classes": ["daisy", "roses", "tulips"], "per_class": {"daisy": 4, "roses": 3, "tulips": 1},
             "notes": ["a split on disk"], "near_duplicates": 2, "near_groups": 1, "near_examples": [["a.jpg", "b.jpg"]],
+            "decisions": {"relabel": 2, "keep": 1},
         },
         "split": {
             "train": 4, "validation": 3, "test": 1,
@@ -108,7 +109,7 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
     for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"):
         del earlier[key]
-    for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
+    for key in ("notes", "near_duplicates", "near_groups", "near_examples", "decisions"):
         del earlier["data"][key]
     del earlier["history"][0]["phase"]
     report = Report.from_json(json.dumps(earlier))
@@ -191,7 +192,9 @@ def keys(tree: object, prefix: str = "") -> list[str]:
     """The keys of a report.json, but for those that the user's data make."""
     if isinstance(tree, list):
         return keys(tree[0], prefix) if tree else []
-    if not isinstance(tree, dict) or prefix.endswith(("config.", "versions.", "reasons.", "top_k.", "per_class.")):
+    if not isinstance(tree, dict) or prefix.endswith(
+        ("config.", "versions.", "reasons.", "decisions.", "top_k.", "per_class.")
+    ):
         return []
     return [path for key, entry in tree.items() for path in (prefix + key, *keys(entry, f"{prefix}{key}."))]
 
