@@ -419,6 +419,12 @@ class EvaluateOptions(BulkOptions):
     layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
     root: str | None = _as_in_training("root")
     class_names: str | None = _as_in_training("class_names")
+    relabel: NotEmpty | None = deciding(
+        None,
+        "A suspects.csv of jobs.suspects in which somebody decided: what it says of these photos counts.",
+        required="a file",
+        path=True,
+    )
     allow_training_rows: bool = deciding(False, "Count photos too that the bundle was trained on.")
     baseline: str | None = deciding(
         None,

@@ -80,11 +80,12 @@ class Corrections:
         """The error of a decision that does not fit the photos."""
         return _wrong(self.source, one.line, what)
 
-    def apply(self, rows: pa.Table) -> tuple[pa.Table, pa.Array, pa.Array]:
+    def apply(self, rows: pa.Table, *, some: bool = False) -> tuple[pa.Table, pa.Array, pa.Array]:
         """Decides what is decided.
 
         Args:
-            rows: of all files, with the columns path, label, sha256, code and detail.
+            rows: of files, with the columns path, label, sha256, code and detail.
+            some: whether these are only some of the photos of which something was decided.
 
         Returns:
             The rows, relabelled, dropped photos with the code "dropped"; for each row what its label was, null if that
@@ -102,6 +103,8 @@ class Corrections:
                 places.setdefault(digest, []).append(index)
         for digest, one in self.decisions.items():
             indices = places.get(digest)
+            if indices is None and some:
+                continue
             if indices is None:
                 raise self.wrong(one, f"no photo has the sha256 {digest.hex()[:12]}...; remove the line")
             found = {labels[index] for index in indices}

@@ -37,7 +37,7 @@ def test_flipped_labels_are_found() -> None:
 
 
 def test_copies_do_not_vouch_for_each_other() -> None:
-    """Each of some wrong labels is there twice, on pictures with a mark of their own: a head that saw one knows both."""
+    """Some wrong labels are there twice, on pictures with a mark of their own: a head that saw one knows both."""
     features, labels = drawn((40, 40))
     marks = np.zeros((80, 4), np.float32)
     marks[:4] = 12 * np.eye(4)
