@@ -21,11 +21,11 @@ CLASSES = ["=daisy", 'a "rose", or two', HOSTILE]
 DOT = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
-def suspect(number: int, label: str, suggested: str, **more: str) -> Suspect:
+def suspect(number: int, label: str, suggested: str, action: str = "") -> Suspect:
     picture = Picture(f"{label}/{number}.jpg", DOT)
     return Suspect(
         path=f"/photos/{label}/{number}.jpg", sha256=f"{number:064x}", subset="train", label=label, now=label,
-        suggested=suggested, score=0.01 * number, suggested_score=0.9, picture=picture, like_now=[picture] * 3, **more,
+        suggested=suggested, score=0.01 * number, suggested_score=0.9, picture=picture, like_now=[picture] * 3, action=action,
     )  # fmt: skip
 
 
@@ -97,4 +97,4 @@ def test_decisions_become_the_file(driver: WebDriver, tmp_path: Path) -> None:  
     size = {"width": 360, "height": 740, "deviceScaleFactor": 1, "mobile": True}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     assert driver.execute_script("return document.documentElement.scrollWidth") <= 360
-    assert not driver.get_log("browser")
+    assert not driver.get_log("browser")  # type: ignore[no-untyped-call]
