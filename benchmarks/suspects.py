@@ -7,27 +7,36 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import click
 import pyarrow.parquet as pq
+
+from flowers import cli
+from flowers.cluster.session import ray_session
+from jobs.evaluate import main as evaluate
+from jobs.suspects import main as suspects
+from jobs.train import main as train
 
 # What is trained, and measured on validation photos by their right labels.
 RUNS = ("right labels", "flipped", "suspects looked at", "suspects believed")
-ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*words: object) -> str:
-    done = subprocess.run([sys.executable, "-m", *map(str, words)], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{words}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+def run(job: click.Command, *words: object) -> str:
+    """Runs a job in this process, on the Ray that all share; what it prints."""
+    with redirect_stdout(io.StringIO()) as out:
+        code, text = cli.outcome(job, "a job", [str(word) for word in words])
+    if code:
+        sys.exit(f"{words}\n{out.getvalue()}\n{text}")
+    return out.getvalue()
 
 
 def copy_with_flips(data: Path, target: Path, share: float, seed: int) -> dict[str, str]:
@@ -51,9 +60,11 @@ class Trial:
     """One seed: the photos with flips, and runs on one split of them."""
 
     def __init__(self, data: Path, folder: Path, share: float, seed: int, options: list[str]) -> None:
-        self.storage, self.noisy, self.seed, self.options = folder / "runs", folder / "noisy", seed, options
+        # Runs of all seeds share the feature cache.
+        self.storage, self.folder, self.seed, self.options = folder / "runs", folder / str(seed), seed, options
+        self.noisy = self.folder / "noisy"
         self.right = copy_with_flips(data, self.noisy, share, seed)
-        self.clean = folder / "clean.csv"
+        self.clean = self.folder / "clean.csv"
         rows = ((path, self.right[path.name]) for path in sorted(self.noisy.glob("*/*")))
         self.clean.write_text("path,label\n" + "".join(f"{path},{label}\n" for path, label in rows))
 
@@ -64,9 +75,10 @@ class Trial:
 
     def train(self, name: str, data: Path, *more: object) -> Path:
         """Trains on the split of the clean run."""
-        words = ["jobs.train", "--data", data, "--storage", self.storage, "--name", name, "--seed", self.seed]
-        run(*words, *self.options, *more)
-        return self.storage / name
+        words = ["--data", data, "--storage", self.storage, "--seed", self.seed]
+        words += ["--name", f"{name}-{self.seed}"]
+        run(train, *words, *self.options, *more)
+        return self.storage / f"{name}-{self.seed}"
 
     def accuracy(self, bundle: Path, split: Path) -> float:
         """Of the validation photos by their right labels, in per cent."""
@@ -77,7 +89,7 @@ class Trial:
         )
         manifest.write_text("path,label\n" + "".join(lines))
         out = self.storage / f"{bundle.name}-clean"
-        run("jobs.evaluate", "--bundle", bundle, "--data", manifest, "--out", out, "--storage", self.storage)
+        run(evaluate, "--bundle", bundle, "--data", manifest, "--out", out, "--storage", self.storage)
         return 100 * float(json.loads((out / "report.json").read_text())["summary"]["accuracy"]["value"])
 
     def decided(self, suspects: Path, looks: bool) -> Iterator[dict[str, str]]:
@@ -101,31 +113,34 @@ def main() -> None:
     columns = ("seed", "flips", "of as many suspects flipped", "suggestion right", "wrong labels, estimated", *RUNS)
     print(f"| {' | '.join(columns)} |")
     print("|-:|-:|-:|-:|-:|-:|-:|-:|-:|", flush=True)
-    all_of: list[list[float]] = []
-    for seed in range(arguments.seeds):
-        with tempfile.TemporaryDirectory() as folder:
+    with ray_session(verbose=False), tempfile.TemporaryDirectory() as folder:
+        found = []
+        for seed in range(arguments.seeds):
             trial = Trial(arguments.data, Path(folder), arguments.share, seed, options)
-            clean = trial.train("clean", trial.clean)
-            split = ("--split-file", clean / "split.parquet")
-            noisy = trial.train("noisy", trial.noisy, *split)
-            said = run("jobs.suspects", noisy, "--count", trial.flips)
-            with open(noisy / "suspects.csv", encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
-            found = [row for row in rows if row["label"] != trial.right[Path(row["path"]).name]]
-            right = sum(row["suggested"] == trial.right[Path(row["path"]).name] for row in found)
-            estimated = int(said.split("about ")[1].split(" labels")[0].replace(",", ""))
-            accuracies = [trial.accuracy(clean, clean), trial.accuracy(noisy, clean)]
-            for name, looks in (("looked-at", True), ("believed", False)):
-                filled = Path(folder) / f"{name}.csv"
-                with open(filled, "w", newline="") as file:
-                    writer = csv.DictWriter(file, rows[0])
-                    writer.writeheader()
-                    writer.writerows(trial.decided(noisy / "suspects.csv", looks))
-                accuracies.append(trial.accuracy(trial.train(name, trial.noisy, *split, "--relabel", filled), clean))
-        shares = [100 * len(found) / trial.flips, 100 * right / max(1, len(found))]
-        all_of.append([*shares, float(estimated), *accuracies])
-        show(str(seed), trial.flips, all_of[-1])
-    show("mean", trial.flips, [statistics.mean(column) for column in zip(*all_of, strict=True)])
+            found.append(measured(trial))
+            show(str(seed), trial.flips, found[-1])
+    show("mean", trial.flips, [statistics.mean(column) for column in zip(*found, strict=True)])
+
+
+def measured(trial: Trial) -> list[float]:
+    """What was found of the flips, and the accuracies of `RUNS`."""
+    clean = trial.train("clean", trial.clean)
+    split = ("--split-file", clean / "split.parquet")
+    noisy = trial.train("noisy", trial.noisy, *split)
+    said = run(suspects, noisy, "--count", trial.flips)
+    estimated = float(said.split("about ")[1].split(" labels")[0].replace(",", ""))
+    rows = list(trial.decided(noisy / "suspects.csv", looks=True))
+    flipped = [row for row in rows if row["action"] == "relabel"]
+    right = sum(row["suggested"] == row["new_label"] for row in flipped)
+    accuracies = [trial.accuracy(clean, clean), trial.accuracy(noisy, clean)]
+    for name, looks in (("looked-at", True), ("believed", False)):
+        filled = trial.folder / f"{name}.csv"
+        with open(filled, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(trial.decided(noisy / "suspects.csv", looks))
+        accuracies.append(trial.accuracy(trial.train(name, trial.noisy, *split, "--relabel", filled), clean))
+    return [100 * len(flipped) / trial.flips, 100 * right / max(1, len(flipped)), estimated, *accuracies]
 
 
 def show(name: str, flips: int, values: list[float]) -> None:
