@@ -173,12 +173,18 @@ class Run:
         """Makes or finds the folder; what it is a run of is noted by `begin`, once the photos are known.
 
         Raises:
-            InputError: the folder holds a run with other options, or something that is no run.
+            InputError: the folder holds a run with other options, or something that is no run; or what --fresh deletes
+                is needed.
         """
         own = storage.name(self.config)
         with _writable(self.uri), storage.enough_space(self.uri):
             found = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
             if config.fresh and own in found:
+                if config.relabel and storage.inside(storage.absolute(config.relabel), self.uri):
+                    raise InputError(
+                        f"--relabel: {config.relabel} lies in the folder that --fresh deletes; move it elsewhere, or "
+                        "choose another --name"
+                    )
                 storage.delete(self.uri, last=own)
                 found = []
             before_begin = {storage.name(path) for path in (self.split, self.ledger, self.status)}

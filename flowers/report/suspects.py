@@ -155,9 +155,8 @@ def render_suspects_text(found: SuspectsFound) -> Group:
         for title in ("label", "suggested", "score of the label", "photo"):
             table.add_column(title, justify="right" if title.startswith("score") else "left")
         for one in found.suspects[:_NAMED]:
-            table.add_row(
-                *map(Text, (plain(one.now), plain(one.suggested or ""), number(one.score, 3), plain(one.path)))
-            )
+            path = one.picture.path if one.picture else one.path
+            table.add_row(*map(Text, (plain(one.now), plain(one.suggested or ""), number(one.score, 3), plain(path))))
         parts.append(table)
         if len(found.suspects) > _NAMED:
             parts.append(Text(f"and {count(len(found.suspects) - _NAMED)} more"))

@@ -25,7 +25,8 @@ def suspect(number: int, label: str, suggested: str, action: str = "") -> Suspec
     picture = Picture(f"{label}/{number}.jpg", DOT)
     return Suspect(
         path=f"/photos/{label}/{number}.jpg", sha256=f"{number:064x}", subset="train", label=label, now=label,
-        suggested=suggested, score=0.01 * number, suggested_score=0.9, picture=picture, like_now=[picture] * 3, action=action,
+        suggested=suggested, score=0.01 * number, suggested_score=0.9, picture=picture, like_now=[picture] * 3,
+        action=action,
     )  # fmt: skip
 
 
