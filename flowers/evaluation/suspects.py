@@ -124,7 +124,7 @@ def find_suspects(
     Args:
         labels: int64 [n].
         probabilities: what `out_of_sample` returned.
-        count: how many, at most; None takes as many as confident learning estimates.
+        count: how many, at most; None takes as many as confident learning estimates, less those that are confirmed.
         confirmed: bool [n], photos whose label somebody looked at and kept: no suspects.
     """
     judged = np.flatnonzero(~np.isnan(probabilities[:, 0]))
@@ -135,10 +135,12 @@ def find_suspects(
     likeliest = said.argmax(axis=1)
     estimated = int(num_label_issues(given, said))
     order = np.argsort(get_label_quality_scores(given, said, method="self_confidence"), kind="stable")
-    contradicted = likeliest != given
+    chosen = order[(likeliest != given)[order]]
+    if count is None:
+        chosen = chosen[:estimated]
     if confirmed is not None:
-        contradicted &= ~confirmed[judged]
-    chosen = order[contradicted[order]][: estimated if count is None else count]
+        chosen = chosen[~confirmed[judged[chosen]]]
+    chosen = chosen[:count]
     return Suspects(
         indices=judged[chosen],
         suggested=likeliest[chosen].astype(np.int64),

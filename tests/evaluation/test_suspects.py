@@ -33,6 +33,8 @@ def test_flipped_labels_are_found() -> None:
     assert (found.score < found.suggested_score).all()
     confirmed = np.isin(np.arange(len(labels)), flipped[:3])
     assert set(find_suspects(labels, probabilities, 5, confirmed).indices.tolist()) == set(flipped[3:].tolist())
+    left = [index for index in found.indices[: found.estimated].tolist() if not confirmed[index]]  # it comes to an end
+    assert find_suspects(labels, probabilities, None, confirmed).indices.tolist() == left
     assert find_suspects(labels, probabilities, 4).indices.tolist() == found.indices[:4].tolist()
 
 
