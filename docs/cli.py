@@ -13,8 +13,10 @@ from jobs.clean import main as clean
 from jobs.doctor import main as doctor
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
+from jobs.next import main as choose_next
 from jobs.predict import main as predict
 from jobs.publish import main as publish
+from jobs.suspects import main as suspects
 from jobs.train import main as train
 from serving.__main__ import main as serving
 
@@ -24,6 +26,8 @@ COMMANDS = {
     "python -m jobs.evaluate": evaluate,
     "python -m jobs.predict": predict,
     "python -m jobs.check": check,
+    "python -m jobs.suspects": suspects,
+    "python -m jobs.next": choose_next,
     "python -m jobs.clean": clean,
     "python -m jobs.doctor": doctor,
     "python -m jobs.publish": publish,

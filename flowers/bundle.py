@@ -134,13 +134,14 @@ class Bundle:
         self._check_outputs(model.output_shape[-1])
         return model
 
-    def engine(self, name: str, *, sizes: Sequence[int], threads: int) -> Engine:
+    def engine(self, name: str, *, sizes: Sequence[int], threads: int, features: bool = False) -> Engine:
         """The network compiled for this machine; its outputs are probabilities float32 [n, K] and heat [n, h, w].
 
         Args:
             name: of the engine, "openvino" or "tensorflow".
             sizes: of the batches, ascending (`flowers.inference.engine.Engine`).
             threads: that OpenVINO computes with.
+            features: whether the last output is what the head's dense layer sees instead: features float32 [n, d].
 
         Raises:
             InputError: it cannot be loaded.
@@ -148,13 +149,14 @@ class Bundle:
         """
         if name == "tensorflow":
             from flowers.inference.tensorflow_engine import TensorFlowEngine
-            from flowers.model.heatmap import explained
+            from flowers.model.heatmap import described, explained
 
-            return TensorFlowEngine(explained(self.model), self.image_size, sizes)
+            function = described if features else explained
+            return TensorFlowEngine(function(self.model), self.image_size, sizes)
         from flowers.inference.openvino_engine import OpenVINOEngine
 
         with self.network() as folder:
-            engine = OpenVINOEngine(folder, sizes, self.precision, threads)
+            engine = OpenVINOEngine(folder, sizes, self.precision, threads, features=features)
         self._check_outputs(engine.outputs[0][0])
         return engine
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, model_validator
 
 from flowers import storage
+from flowers.data.corrections import Corrections, read_corrections
 from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
@@ -142,11 +143,26 @@ class DataOptions(OptionSet):
         "The same picture in several files, re-encoded, resized, mirrored or cropped a little: group keeps them on one "
         "side of the split, drop keeps the largest file, keep treats them as any two photos.",
     )
+    relabel: NotEmpty | None = deciding(
+        None,
+        "A suspects.csv of jobs.suspects in which somebody decided: photos are relabelled or dropped as it says.",
+        required="a file",
+        path=True,
+    )
     max_bad_fraction: float = deciding(0.1, "Stop if more than this fraction of the files is unusable.", ge=0, le=1)
     max_pixels: int = deciding(MAX_PIXELS, "Refuse pictures of more pixels, before decoding them.", ge=1)
     seed: int = deciding(
         0, "Seed of subset, split, shuffling, dropout and the head's start weights.", ge=0, le=(1 << 31) - 1
     )
+
+    @functools.cached_property
+    def corrections(self) -> Corrections | None:
+        """What the file `relabel` says when it is first asked for; None without one.
+
+        Raises:
+            InputError: it cannot be read or understood.
+        """
+        return read_corrections(self.relabel) if self.relabel else None
 
 
 class TrainConfig(DataOptions):
@@ -293,8 +309,16 @@ class TrainConfig(DataOptions):
         return self.augment or ("none" if self.trainable == "head" else TAIL_AUGMENT)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result, as JSON has it: no option of where it is kept, where it runs and what is shown."""
+        """What decides the result, as JSON has it: no option of where it is kept, where it runs and what is shown.
+
+        Of corrections that is what they say, not what their file is called.
+
+        Raises:
+            InputError: the file of corrections cannot be read.
+        """
         values = {name: getattr(self, name) for name, known in described(type(self)).items() if known.result}
+        if (corrections := self.corrections) is not None:
+            values["relabel"] = f"decisions {corrections.digest[:16]}"
         return dict(json.loads(json.dumps(values)))
 
     def differences(self, before: Mapping[str, Any]) -> list[str]:
@@ -395,6 +419,12 @@ class EvaluateOptions(BulkOptions):
     layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
     root: str | None = _as_in_training("root")
     class_names: str | None = _as_in_training("class_names")
+    relabel: NotEmpty | None = deciding(
+        None,
+        "A suspects.csv of jobs.suspects in which somebody decided: what it says of these photos counts.",
+        required="a file",
+        path=True,
+    )
     allow_training_rows: bool = deciding(False, "Count photos too that the bundle was trained on.")
     baseline: str | None = deciding(
         None,
@@ -458,6 +488,55 @@ class PredictOptions(BulkOptions):
         if self.link and any(storage.is_remote(uri) for uri in (self.sort_into or "", self.data)):
             raise wrong("link", True, "photos and --sort-into on a disk; leave it out for a bucket")
         return self
+
+
+class SuspectsOptions(OptionSet):
+    """How many photos are suspected, and where they are listed."""
+
+    count: int | None = neutral(
+        None,
+        "Photos to list, at most: those whose labels are the most doubtful.",
+        group="Result",
+        absent="as many as labels seem to be wrong",
+        ge=1,
+    )
+    out: NotEmpty | None = neutral(
+        None,
+        "Folder or URI to write suspects.csv and suspects.html to; what was decided in a suspects.csv there stays.",
+        absent="the folder of the run",
+        required="a folder or a URI",
+        path=True,
+    )
+    verbose: bool = neutral(False, "Show what Ray and TensorFlow log.")
+
+
+class NextOptions(BulkOptions):
+    """Which photos to label next."""
+
+    data: NotEmpty = deciding(
+        ...,
+        "Photos without labels: a folder, however they lie in it, a manifest with a column path, an archive, or a URI "
+        "of these. Labels are not looked at, and photos that the run knows are left out.",
+        group="Photos",
+        required="a folder, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
+    )
+    root: str | None = _as_in_training("root")
+    count: int = deciding(100, "Photos to choose.", group="Result", ge=1)
+    seed: int = deciding(0, "Seed of the choice.", ge=0, le=(1 << 31) - 1)
+    out: NotEmpty = neutral(
+        ...,
+        "Folder or URI to write to: next.csv, and for Label Studio tasks.json and labels.xml.",
+        required="a folder or a URI",
+        path=True,
+    )
+    files_root: NotEmpty = neutral(
+        "/",
+        "Folder that Label Studio serves local files from (its LOCAL_FILES_DOCUMENT_ROOT).",
+        required="a folder",
+        path=True,
+    )
 
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}

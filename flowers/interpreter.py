@@ -12,6 +12,7 @@ PACKAGES = (
     *("click", "rich", "pydantic", "pydantic_core", "yaml", "numpy", "pyarrow", "PIL", "requests", "urllib3"),
     *("jinja2", "markupsafe", "matplotlib", "tensorboardX", "prometheus_client", "python_multipart", "grpc"),
     *("starlette", "fastapi", "fastapi_offline", "uvicorn", "ml_dtypes", "ray", "openvino", "keras", "tensorflow"),
+    *("cleanlab", "sklearn", "threadpoolctl"),
 )
 
 

@@ -94,7 +94,7 @@ class OptionSet(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """A copy with other values, checked like any other."""
-        return type(self)(**{**dict(self), **changes})
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
 
 @dataclass(frozen=True, kw_only=True)

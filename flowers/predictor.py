@@ -43,6 +43,7 @@ class Predictor:
         batch: photos that go through the network at once, at most.
         engine: that runs the network (`flowers.inference.engine.ENGINES`).
         threads: that the engine computes with; None takes all CPUs.
+        features: whether it describes photos (`describe`), instead of explaining what it says of them.
 
     Raises:
         InputError: the network cannot be loaded.
@@ -56,11 +57,15 @@ class Predictor:
         batch: int = BATCH,
         engine: str = "openvino",
         threads: int | None = None,
+        features: bool = False,
     ) -> None:
         self.bundle = bundle
+        self.features = features
         self.max_pixels = max_pixels
         threads = threads or usable_cpus()
-        self.engine = bundle.engine(engine, sizes=batch_sizes(engine, batch, threads), threads=threads)
+        self.engine = bundle.engine(
+            engine, sizes=batch_sizes(engine, batch, threads), threads=threads, features=features
+        )
 
     @property
     def largest_batch(self) -> int:
@@ -107,3 +112,8 @@ class Predictor:
         """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
         probabilities, heat = self.engine(pixels)
         return probabilities, heat
+
+    def describe(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
+        """Probabilities float32 [n, K] and features float32 [n, d] of uint8 [n, size, size, 3] photos, n at least 1."""
+        outputs = self.engine(pixels)
+        return outputs[0], outputs[-1]

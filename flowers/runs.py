@@ -24,7 +24,7 @@ from flowers import locks, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
 # A folder that holds these is a run.
 FILES = frozenset({"config.json", "ledger.parquet", "split.parquet"})
@@ -101,6 +101,16 @@ class Run:
         """report.json, written last: what marks a run as finished."""
         return storage.join(self.uri, "report.json")
 
+    @property
+    def suspects(self) -> str:
+        """suspects.csv: photos whose labels are doubtful, and what was decided of them."""
+        return storage.join(self.uri, "suspects.csv")
+
+    @property
+    def suspects_page(self) -> str:
+        """suspects.html: the same, to look at and decide."""
+        return storage.join(self.uri, "suspects.html")
+
     def evaluation(self, name: str) -> str:
         """evaluations/<name>/: its bundle on other photos."""
         return storage.join(self.uri, "evaluations", name)
@@ -163,12 +173,18 @@ class Run:
         """Makes or finds the folder; what it is a run of is noted by `begin`, once the photos are known.
 
         Raises:
-            InputError: the folder holds a run with other options, or something that is no run.
+            InputError: the folder holds a run with other options, or something that is no run; or what --fresh deletes
+                is needed.
         """
         own = storage.name(self.config)
         with _writable(self.uri), storage.enough_space(self.uri):
             found = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
             if config.fresh and own in found:
+                if config.relabel and storage.inside(storage.absolute(config.relabel), self.uri):
+                    raise InputError(
+                        f"--relabel: {config.relabel} lies in the folder that --fresh deletes; move it elsewhere, or "
+                        "choose another --name"
+                    )
                 storage.delete(self.uri, last=own)
                 found = []
             before_begin = {storage.name(path) for path in (self.split, self.ledger, self.status)}
@@ -308,6 +324,22 @@ def read_split(uri: str) -> dict[bytes, int]:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"--split-file: {uri} is not the split.parquet of a run: {first_line(error)}") from error
     return dict(zip(digests, subsets, strict=True))
+
+
+def read_ledger(run: Run) -> pa.Table:
+    """The ledger of a run (`flowers.data.ledger.Ledger.table`); what earlier versions did not write is null.
+
+    Raises:
+        DamagedFile: it cannot be read.
+    """
+    try:
+        table = pq.read_table(io.BytesIO(storage.read(run.ledger)))
+        for name in ("group", "like", "was", "decision"):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+        return table
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DamagedFile(f"{run.ledger} cannot be read: {first_line(error)}") from error
 
 
 def split_sha256(ledger: Ledger) -> str:

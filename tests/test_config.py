@@ -150,11 +150,13 @@ def test_where_and_how_loud_is_no_part_of_the_identity(name: str, value: Any) ->
     assert name not in config.identity()
 
 
+# What somebody decided of one photo.
+DECIDED = str(Path(__file__).parent / "data" / "suspects.csv")
 CHANGES: dict[str, Any] = {
     "data": "elsewhere", "per_class": 9, "split": (0.8, 0.1, 0.1), "split_file": "s.parquet", "max_bad_fraction": 0.2,
     "max_pixels": 9, "backbone": "resnet50", "weights": "random", "image_size": 64, "precision": "float32",
     "engine": "tensorflow", "root": "elsewhere", "class_names": "names.txt", "layout": "split", "group_by": "parent",
-    "near_duplicates": "drop",
+    "near_duplicates": "drop", "relabel": DECIDED,
     "epochs": 9, "batch_size": 64, "optimizer": "sgd", "learning_rate": 0.1, "schedule": "constant",
     "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
     "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7,
@@ -173,7 +175,7 @@ def test_every_other_option_is() -> None:
 
 
 # Options that are new since: they count as their default, and the others decide what they did.
-ADDED = {"engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
+ADDED = {"engine", "root", "class_names", "layout", "group_by", "near_duplicates", "relabel"}
 # Options that had another default: given here with it, which `differences` takes for the same where it means the same.
 DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.
@@ -207,6 +209,19 @@ def test_identity_and_name_stay(options: dict[str, Any], sha256: str, name: str)
     text = json.dumps(identity, sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == sha256
     assert config.run_name() == name
+
+
+def test_corrections_count_by_what_they_say(tmp_path: Path) -> None:
+    """Another name of the file, another order, a spreadsheet's semicolons: the same run. Another decision: another."""
+    config, copy = TrainConfig(relabel=DECIDED), tmp_path / "copy.csv"
+    head, *rows = Path(DECIDED).read_text().splitlines()
+    copy.write_text("\n".join([head, *reversed(rows)]).replace(",", ";"))
+    moved = TrainConfig(relabel=str(copy))
+    assert (moved.identity(), moved.run_name()) == (config.identity(), config.run_name())
+    copy.write_text("")  # while a run goes on: it keeps to what it began with
+    assert moved.identity() == config.identity()
+    copy.write_text(Path(DECIDED).read_text().replace("tulips", "roses"))
+    assert TrainConfig(relabel=str(copy)).differences(config.identity())[0].startswith("--relabel was 'decisions ")
 
 
 def test_a_number_is_the_same_however_it_is_written() -> None:

@@ -214,6 +214,14 @@ def test_fresh_starts_over(config: TrainConfig, folder: Path) -> None:
     assert beside.read_text() == "kept"
 
 
+def test_fresh_does_not_delete_what_it_is_given(config: TrainConfig, folder: Path) -> None:
+    begun(config)
+    suspects = folder / "suspects.csv"
+    suspects.write_text("sha256,label,action\n")
+    assert refusal(other(config, fresh=True, relabel=str(suspects))).startswith("--relabel: ")
+    assert suspects.exists()
+
+
 @pytest.mark.parametrize("fresh", [True, False])
 @pytest.mark.parametrize("content", ["photo.jpg", "report.json", "roses/1.jpg"])
 def test_a_foreign_folder_is_left_alone(config: TrainConfig, folder: Path, fresh: bool, content: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from flowers.data import near_duplicates
+from flowers.data.corrections import Corrections
 from flowers.data.groups import by_name, connected
 from flowers.data.split import SUBSETS, assign
 from flowers.errors import InputError, few
@@ -34,14 +35,15 @@ REASONS = {
     "conflict": "same bytes under two labels",
     "leak": "the same picture is on another side of the split that was given",
     "near_duplicate": "the same picture as another photo of the class, by --near-duplicates drop",
+    "dropped": "by the file of --relabel",
 }
 Near = Literal["keep", "group", "drop"]
 # Where it tests, a photo that lies on several sides stays.
 _SIDE: dict[str | None, int] = {None: -1, **{subset: index for index, subset in enumerate(SUBSETS)}}
 # So many photos of a class or more, and more than half of it, in one group of near-duplicates: they are no copies.
 _UNIFORM = 8
-# A second copy, a stray file or a sidecar does not make a data set bad.
-HARMLESS = frozenset({"duplicate", "hidden", "unlabelled", "side_file", "leak", "near_duplicate"})
+# A second copy, a stray file or a sidecar does not make a data set bad, nor does what somebody left out.
+HARMLESS = frozenset({"duplicate", "hidden", "unlabelled", "side_file", "leak", "near_duplicate", "dropped"})
 
 # What reading a file yields; `code` is null for a good photo, `phash` (`near_duplicates.perceptual_hash`) also for one
 # that was not decoded.
@@ -67,8 +69,9 @@ class Ledger:
 
     Attributes:
         table: columns path, label, group, sha256 (32 bytes), size (bytes), format, status (train, validation, test or
-            quarantined), reason (a key of `REASONS`), detail and like (path of the first of its near-duplicates; null
-            for a photo without any).
+            quarantined), reason (a key of `REASONS`), detail, like (path of the first of its near-duplicates; null
+            for a photo without any), was (the label that the data gives, where it was relabelled) and decision (keep,
+            relabel or drop, where somebody looked).
         classes: the labels in use, sorted: a label's index here is that of the model's output.
         doubts: what looks wrong with the photos, a line each.
     """
@@ -100,6 +103,11 @@ class Ledger:
         """Quarantined files by reason, the most frequent first."""
         found = Counter(reason for reason in self.table["reason"].to_pylist() if reason is not None)
         return dict(found.most_common())
+
+    def decisions(self) -> dict[str, int]:
+        """Photos that somebody looked at, by what was decided: all that is used, and what was dropped."""
+        rows = self.table.filter(pc.is_in(self.table["reason"], pa.array([None, "dropped"], pa.string())))
+        return dict(Counter(rows["decision"].drop_null().to_pylist()))
 
     def per_class(self) -> dict[str, dict[str, int]]:
         """Photos of each class in each subset."""
@@ -153,6 +161,7 @@ def settle(
     max_bad_fraction: float,
     known: Mapping[bytes, int] | None = None,
     near: Near = "keep",
+    corrections: Corrections | None = None,
 ) -> Ledger:
     """Decides the fate of every file: duplicates, conflicts and leaks out, the rest split.
 
@@ -166,11 +175,15 @@ def settle(
         known: subsets of photos assigned by an earlier run, by digest.
         near: what to do with near-duplicates: keep each on its own, keep each group on one side, or drop all of a
             group but the largest file of each class.
+        corrections: of labels, which count before anything else.
 
     Raises:
-        InputError: too many bad files, fewer than two classes, a class too small to split, or a group on two sides of
-            the split that was given.
+        InputError: corrections of other photos, too many bad files, fewer than two classes, a class too small to split,
+            or a group on two sides of the split that was given.
     """
+    was = decision = pa.nulls(rows.num_rows, pa.string())
+    if corrections is not None:
+        rows, was, decision = corrections.apply(rows)
     rows = mark_repeats(rows)
     check_bad_fraction(rows, max_bad_fraction)
     rows, alike, doubts = _mark_near_duplicates(rows, near)
@@ -203,7 +216,9 @@ def settle(
     table = rows.select(["path", "label", "group", "sha256", "size", "format"])
     table = table.append_column("status", pa.array(status, pa.string()))
     table = table.append_column("reason", rows["code"]).append_column("detail", rows["detail"])
-    ledger = Ledger(table.append_column("like", _first_alike(rows, alike)), tuple(sorted(set(labels))), tuple(doubts))
+    table = table.append_column("like", _first_alike(rows, alike))
+    table = table.append_column("was", was).append_column("decision", decision)
+    ledger = Ledger(table, tuple(sorted(set(labels))), tuple(doubts))
     for subset in ("train", "validation"):
         if not ledger.counts().get(subset):
             raise InputError(

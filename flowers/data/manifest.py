@@ -248,7 +248,7 @@ def _named(labels: Sequence[str | None], class_names: str) -> list[str | None]:
 
 def _class_names(path: str) -> dict[str, str] | list[str]:
     try:
-        text = _decoded(storage.read(path))
+        text = decoded(storage.read(path))
         if path.lower().endswith(".json"):
             found = json.loads(text)
             if isinstance(found, dict) and all(str(value).isdecimal() for value in found.values()):
@@ -324,7 +324,7 @@ def _parse(source: str, data: bytes) -> _Table:
             raise InputError(f"--data: {source} has the column {double[0]} twice, required is each once")
         columns = [[_text(cell) for cell in table[column].to_pylist()] for column in table.column_names]
         return _numbered(table.column_names, [list(row) for row in zip(*columns, strict=True)], "row")
-    text = _decoded(data)
+    text = decoded(data)
     if name.endswith(".jsonl"):
         lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
         return _of_records(
@@ -338,7 +338,7 @@ def _parse(source: str, data: bytes) -> _Table:
     return _of_text(text)
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """The text of a file: UTF-8 or UTF-16 with a byte order mark, UTF-8, or what Windows writes in Western Europe."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16")

@@ -87,13 +87,13 @@ def example(
     )
 
 
-def thumbnail_of(path: str, max_pixels: int) -> str:
-    """The thumbnail of a file; empty if it is no usable photo."""
+def thumbnail_of(path: str, max_pixels: int, size: int = THUMBNAIL) -> str:
+    """The thumbnail of a file, `size` pixels a side; empty if it is no usable photo."""
     data = reading.read_bytes(path)
     try:
         if isinstance(data, BadImage):
             return ""
-        return thumbnail(decoding.decode(data, THUMBNAIL, max_pixels=max_pixels))
+        return thumbnail(decoding.decode(data, size, max_pixels=max_pixels), size)
     except BadImage:
         return ""
 

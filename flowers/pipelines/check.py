@@ -62,6 +62,7 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
             options.max_bad_fraction,
             known,
             options.near_duplicates,
+            options.corrections,
         )
     except InputError as error:
         refusal = str(error)

@@ -19,6 +19,7 @@ from flowers.cluster.access import joined
 from flowers.cluster.session import ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
+from flowers.data.corrections import in_words, read_corrections
 from flowers.data.listing import list_files, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
@@ -140,6 +141,9 @@ def _evaluate(
     """The report, and a row for each photo that counts."""
     bundle, warnings = origin.bundle, list[str]()
     classes = bundle.classes
+    corrections = read_corrections(options.relabel) if options.relabel else None
+    if corrections is not None:
+        corrections.check_labels(classes)
     labels = photos.table["label"]
     known = pc.is_in(labels, pa.array(classes, pa.string()))
     strange = photos.table.filter(pc.and_(pc.is_valid(labels), pc.invert(known)))
@@ -149,6 +153,10 @@ def _evaluate(
     scorer = Scorer(bundle, machine, options.max_pixels)
     trained_on = reading.digests_array(_trained_on(options, origin, warnings))
     scored = _scored(scorer, todo, "evaluating", out, trained_on)
+    if corrections is not None:
+        scored, _, decisions = corrections.apply(scored, some=True)
+        if decided := in_words(Counter(decisions.drop_null().to_pylist())):
+            warnings.append(f"labels corrected by --relabel: {decided}")
 
     bad = scored.filter(pc.is_valid(scored["code"]))
     rest = scored.filter(pc.is_null(scored["code"]))

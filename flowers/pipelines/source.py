@@ -22,7 +22,7 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
         runs_storage: folder or URI of all runs: named sets are kept in it, and it is none of the photos.
 
     Raises:
-        InputError: there is nothing to train on.
+        InputError: there is nothing to train on, or --relabel names classes that there are not.
     """
     listing = list_photos(
         options.data,
@@ -36,5 +36,8 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
         runs=storage.absolute(runs_storage),
         run_files=runs.FILES,
     )
-    check_small_classes(listing.table, options.max_pixels)
+    if options.corrections is None:
+        check_small_classes(listing.table, options.max_pixels)
+    else:
+        options.corrections.check_labels(listing.table["label"].to_pylist())
     return listing

@@ -21,6 +21,7 @@ from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
+from flowers.data.corrections import in_words
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of, some
 from flowers.data.split import SUBSETS
@@ -125,7 +126,7 @@ def _train(
         check_files("--data", some(listing.table))
         if config.weights not in NAMED_WEIGHTS:
             check_files("--weights", [config.weights])
-        facts = _facts(config, listing, nodes)
+        facts = facts_of(config, listing, nodes)
         out.print(_computing(facts), highlight=False)
         build = functools.partial(
             build_network, config.backbone, weights_of(config), image_size(config), facts.precision[0]
@@ -135,10 +136,10 @@ def _train(
         if plan.inputs_reason:
             out.print(f"  training  {config.trainable}: {plan.inputs_reason}", highlight=False)
         run.use([listing.source, *plan.caches])
-        backend, caches = _extraction(plan, build, network, listing, out)
+        backend, caches = extraction_of(plan, build, network, listing, out)
         stopwatch.lap("start")
 
-        photos = functools.partial(_decoded, plan)
+        photos = functools.partial(decoded_photos, plan)
         with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
             extraction = extract(
                 listing.table,
@@ -153,6 +154,7 @@ def _train(
                     max_bad_fraction=config.max_bad_fraction,
                     known=known,
                     near=config.near_duplicates,
+                    corrections=config.corrections,
                 ),
                 max_bad_fraction=config.max_bad_fraction,
                 advance=advance,
@@ -204,7 +206,7 @@ def build_network(backbone: str, weights: str, image_size: int, precision: str) 
     return build_backbone(backbone, weights, image_size, precision)
 
 
-def _facts(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
+def facts_of(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
     """What the plan is made from, as far as nothing has to be measured for it."""
     gpus = gpu_count(nodes)
     return Facts(
@@ -234,7 +236,7 @@ def _measured(facts: Facts, config: TrainConfig, network: Callable[[], Any]) -> 
     return dataclasses.replace(facts, photo_bytes=output_bytes(built, config.backbone, cut))
 
 
-def _extraction(
+def extraction_of(
     plan: Plan, build: Callable[[], Any], network: Callable[[], Any], listing: Listing, out: Console
 ) -> tuple[Backend, Caches]:
     """Where features are computed, and their caches; the network is compiled meanwhile if it will be needed."""
@@ -287,7 +289,7 @@ def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> Caches
     return caches
 
 
-def _decoded(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Dataset:
+def decoded_photos(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Dataset:
     """The photos of a listing as the network sees them; those whose digests are known are not decoded."""
     return reading.stream_pixels(
         listing,
@@ -341,6 +343,8 @@ def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> No
     if reasons:
         text = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         out.print(f"            quarantined: {text}; each with its path in ledger.parquet", highlight=False)
+    if decided := in_words(ledger.decisions()):
+        out.print(f"  labels    --relabel: {decided}", highlight=False)
     if near := ledger.near_duplicates():
         example = plain(" and ".join(storage.relative(path, source) for path in near[0][:2]))
         count = sum(map(len, near))

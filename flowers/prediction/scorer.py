@@ -36,9 +36,13 @@ _FOUND = (
 DECODED = pa.schema([*_FOUND, ("pixels", pa.large_binary())])
 
 
-def scored_schema(classes: int) -> pa.Schema:
-    """The schema of scored files: `scores` are the probabilities float32 [K], null where there is a `code`."""
-    return pa.schema([*_FOUND, ("scores", pa.list_(pa.float32(), classes))])
+def scored_schema(classes: int, features: bool = False) -> pa.Schema:
+    """The schema of scored files: `scores` are the probabilities float32 [K], null where there is a `code`.
+
+    With features also these, float32 [d], null at the same places.
+    """
+    more = [("features", pa.list_(pa.float32()))] if features else []
+    return pa.schema([*_FOUND, ("scores", pa.list_(pa.float32(), classes)), *more])
 
 
 @dataclass(frozen=True)
@@ -77,16 +81,19 @@ class Scorer:
         bundle: the network.
         machine: where it runs.
         max_pixels: photos with more are refused before decoding.
+        features: whether photos get their features, too (`flowers.predictor.Predictor.describe`).
     """
 
-    def __init__(self, bundle: Bundle, machine: Machine, max_pixels: int) -> None:
-        self.bundle, self.machine, self.max_pixels = bundle, machine, max_pixels
-        self.schema = scored_schema(len(bundle.classes))
+    def __init__(self, bundle: Bundle, machine: Machine, max_pixels: int, features: bool = False) -> None:
+        self.bundle, self.machine, self.max_pixels, self.features = bundle, machine, max_pixels, features
+        self.schema = scored_schema(len(bundle.classes), features)
 
     @functools.cached_property
     def _predictor(self) -> Callable[[], Predictor]:
         """Gives the network in this process, which is compiled while the first photos are read."""
-        make = functools.partial(Predictor, engine=self.machine.engine, threads=self.machine.cpus)
+        make = functools.partial(
+            Predictor, engine=self.machine.engine, threads=self.machine.cpus, features=self.features
+        )
         return background(lambda: make(self.bundle, self.max_pixels), "compile the network").result
 
     @property
@@ -132,7 +139,7 @@ class Scorer:
         machine = self.machine
         scored = photos.map_batches(
             _Actor,
-            fn_constructor_args=(self.bundle, machine.engine, self.max_pixels, machine.cpus),
+            fn_constructor_args=(self.bundle, machine.engine, self.max_pixels, machine.cpus, self.features),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=machine.actors),
@@ -145,8 +152,8 @@ class Scorer:
 class _Actor:
     """The network in a Ray actor."""
 
-    def __init__(self, bundle: Bundle, engine: str, max_pixels: int, threads: int) -> None:
-        self._predictor = Predictor(bundle, max_pixels, engine=engine, threads=threads)
+    def __init__(self, bundle: Bundle, engine: str, max_pixels: int, threads: int, features: bool) -> None:
+        self._predictor = Predictor(bundle, max_pixels, engine=engine, threads=threads, features=features)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return score(block, self._predictor)
@@ -183,18 +190,23 @@ def decode_block(
 
 
 def score(block: pa.Table, predictor: Predictor) -> pa.Table:
-    """Replaces the pixels of a block of schema `DECODED` by scores."""
+    """Replaces the pixels of a block of schema `DECODED` by scores, and by features if the predictor describes."""
     size, classes = predictor.bundle.image_size, len(predictor.bundle.classes)
     good = pc.is_valid(block["pixels"]).to_numpy()
-    scores = np.zeros((block.num_rows, classes), np.float32)
+    scores, more = np.zeros((block.num_rows, classes), np.float32), np.zeros((0, 0), np.float32)
     if good.any():
         values = (value.as_buffer() for value in block["pixels"] if value.is_valid)
         photos = [np.frombuffer(value, np.uint8).reshape(size, size, 3) for value in values]
-        scores[good] = predictor.run(np.stack(photos))[0]
+        forward = predictor.describe if predictor.features else predictor.run
+        scores[good], more = forward(np.stack(photos))
     column = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), classes, mask=pa.array(~good))
     # Copies: a view of the other columns would keep the pixels in the object store.
     kept = reading.detached(block, [name for name, _ in _FOUND])
-    return pa.table([*kept.columns, column], schema=scored_schema(classes))
+    columns = [*kept.columns, column]
+    if predictor.features:
+        rows = pa.array(np.cumsum(good) - 1, mask=~good)
+        columns.append(pa.array(list(more), pa.list_(pa.float32())).take(rows))
+    return pa.table(columns, schema=scored_schema(classes, predictor.features))
 
 
 def scores_of(table: pa.Table) -> npt.NDArray[np.float32]:

@@ -146,6 +146,7 @@ def _data(listing: Listing, ledger: Ledger, max_pixels: int) -> DataUsed:
         near_examples=[[storage.relative(path, listing.source) for path in group[:3]] for group in near[:3]],
         left_out=findings.left_out(ledger.table, max_pixels, listing.source),
         near=findings.near_duplicates(ledger, max_pixels, listing.source),
+        decisions=ledger.decisions(),
     )
 
 

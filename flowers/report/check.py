@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowers.data import quality
+from flowers.data.corrections import in_words
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.data.split import SUBSETS
@@ -90,7 +91,7 @@ def build_check(
         source=listing.source,
         command=command,
         files=rows.num_rows,
-        notes=listing.notes,
+        notes=(*listing.notes, *_corrected(ledger)),
         warnings=(*listing.warnings, *(ledger.warnings() if ledger else ())),
         refusal=refusal,
         classes=_classes(table),
@@ -111,6 +112,12 @@ def build_check(
             for name, indices in quality.doubtful(looked).items()
         ],
     )
+
+
+def _corrected(ledger: Ledger | None) -> list[str]:
+    """A line on the labels that were corrected."""
+    said = in_words(ledger.decisions()) if ledger else ""
+    return [f"labels corrected by --relabel: {said}"] if said else []
 
 
 def _unsettled(rows: pa.Table) -> pa.Table:

@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from flowers import storage
+from flowers.data.corrections import in_words
 from flowers.report.charts import curves, reliability_curve
 from flowers.report.formatting import (
     count,
@@ -41,6 +42,7 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
     )
     environment.filters |= {
+        "in_words": in_words,
         "sentence": lambda text, end=".": f"{text[:1].upper()}{text[1:]}{end}",
         "percent": percent,
         "count": count,

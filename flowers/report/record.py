@@ -38,6 +38,7 @@ class DataUsed(BaseModel, frozen=True):
         near_examples: paths of some groups.
         left_out: the quarantined files by reason, some by name.
         near: the near-duplicates, some groups by name; None if there are none.
+        decisions: photos that somebody looked at, by what was decided (`flowers.data.corrections.ACTIONS`).
     """
 
     source: str
@@ -54,6 +55,7 @@ class DataUsed(BaseModel, frozen=True):
     near_examples: list[list[str]] = []
     left_out: list[Finding] = []
     near: Finding | None = None
+    decisions: dict[str, int] = {}
 
 
 class SubsetCounts(BaseModel, frozen=True):

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flowers import cli
+from flowers.data.corrections import written
 from flowers.report.evaluation import EvaluationReport
 from flowers.runs import Run
 from jobs.evaluate import main
@@ -97,6 +98,31 @@ def test_a_wrong_bundle_is_reported_as_wrong(place: Place) -> None:
     # Each of the 9 photos once in its cell and once in a gallery, there with a heat map.
     page = (Path(place.wrong.uri) / "evaluations" / "test" / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 9 + 2 * 9
+
+
+@pytest.mark.usefixtures("ray")
+def test_corrected_labels_count(place: Place) -> None:
+    """Of the photos of a class that is called another one, one is corrected and one dropped; others do not matter."""
+    tests = {path: label for path, label in place.photos.items() if int(path.stem[-1]) >= 7}
+    of = {label: [path for path, one in tests.items() if one == label] for label in CLASSES}
+    decided = [
+        (of["green"][0], "green", "relabel", "=red"),
+        (of["green"][1], "green", "drop", ""),
+        (of["blue"][0], "blue", "keep", ""),
+        (next(iter(place.photos)), "=red", "drop", ""),  # trained on
+    ]
+    rows = [
+        (str(path), hashlib.sha256(path.read_bytes()).hexdigest(), "test", label, "", 0.1, 0.2, *says)
+        for path, label, *says in decided
+    ]
+    file = place.folder / "suspects.csv"
+    file.write_bytes(written(rows))
+    evaluated(place.wrong.uri, "--relabel", file, "--out", place.folder / "corrected")
+    found = report(place.folder / "corrected")
+    assert found["rows"] == {"found": 9, "evaluated": 8, "training": 0, "unknown": 0, "unusable": 1}
+    assert found["reasons"] == {"dropped": 1}
+    assert found["summary"]["accuracy"]["value"] == pytest.approx(4 / 8)
+    assert "labels corrected by --relabel: 1 relabelled, 1 dropped, 1 looked at and kept" in found["warnings"]
 
 
 @pytest.mark.usefixtures("ray")

@@ -67,6 +67,7 @@ def written() -> dict[str, Any]:
                 "name": "near-duplicates", "meaning": "the same picture", "files": 2,
                 "shown": [{"path": "a.jpg", "note": "group 1: train"}],
             },
+            "decisions": {"relabel": 2, "keep": 1},
         },
         "split": {
             "train": 4, "validation": 3, "test": 1,
@@ -137,7 +138,7 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
         *("calibration", "slices", "galleries", "cells"),
     ):
         del earlier[key]
-    for key in ("notes", "near_duplicates", "near_groups", "near_examples", "left_out", "near"):
+    for key in ("notes", "near_duplicates", "near_groups", "near_examples", "left_out", "near", "decisions"):
         del earlier["data"][key]
     del earlier["history"][0]["phase"]
     del earlier["predictions"][0]["label_score"]
@@ -225,7 +226,9 @@ def keys(tree: object, prefix: str = "") -> list[str]:
     """The keys of a report.json, but for those that the user's data make."""
     if isinstance(tree, list):
         return keys(tree[0], prefix) if tree else []
-    if not isinstance(tree, dict) or prefix.endswith(("config.", "versions.", "reasons.", "top_k.", "per_class.")):
+    if not isinstance(tree, dict) or prefix.endswith(
+        ("config.", "versions.", "reasons.", "decisions.", "top_k.", "per_class.")
+    ):
         return []
     return [path for key, entry in tree.items() for path in (prefix + key, *keys(entry, f"{prefix}{key}."))]
 
