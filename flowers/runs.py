@@ -105,6 +105,15 @@ class Run:
         """evaluations/<name>/: its bundle on other photos."""
         return storage.join(self.uri, "evaluations", name)
 
+    def fold(self, number: int) -> Run:
+        """folds/<number>/: its training on other sides of a split, counted from 1; a run without options of its own."""
+        return Run(storage.join(self.uri, "folds", str(number)))
+
+    @property
+    def outcome(self) -> str:
+        """outcome.json of a fold, written last: the counts of its photos that were held out."""
+        return storage.join(self.uri, "outcome.json")
+
     @property
     def status(self) -> str:
         """status.json: whether it runs, is done, failed or was stopped."""

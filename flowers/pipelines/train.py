@@ -21,6 +21,7 @@ from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
+from flowers.data.folds import fold_splits
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of
 from flowers.data.split import SUBSETS
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     import ray.data
 
     from flowers.training.best import BestModel
+    from flowers.training.folds import FoldCounts
 
 
 # Photos on which a saved network is compared with the trained one.
@@ -167,15 +169,17 @@ def _train(
         stopwatch.move(extraction.waited_s, "read", "start")
         _say_what_was_found(extraction, listing.source, out)
         check_workers(plan, ledger.counts().get("train", 0))
+        splits = fold_splits(ledger, config.folds, config.seed) if config.folds else []
         run.begin(config, ledger)
 
         with run.running():
             best = _fit(plan, ledger, network, stopwatch, out)
+            folds = _cross_validate(plan, ledger, splits, stopwatch, out) if splits else []
             saved = load_bundle(best.bundle)
             predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
             evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
-            report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report())
+            report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report(), folds)
             write_report(run, report)
     return report
 
@@ -318,6 +322,20 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
         say(f"  bundle    {best.precision}: in {plan.precision} its scores are too far from those of Keras in float32")
     stopwatch.lap("save")
     return best
+
+
+def _cross_validate(
+    plan: Plan, ledger: Ledger, splits: list[pa.Table], stopwatch: Stopwatch, out: Console
+) -> list[FoldCounts]:
+    """Trains the folds that are not done yet; returns what all of them came to."""
+    from flowers.training import trainer
+    from flowers.training.folds import counts_of, follow_folds, plan_folds
+
+    folds = plan_folds(plan, splits)
+    with follow_folds(folds, len(ledger.classes), out):
+        trainer.fit(plan, ledger.classes, functools.partial(out.print, highlight=False, markup=False), folds)
+    stopwatch.lap("folds")
+    return counts_of(folds, splits, len(ledger.classes))
 
 
 def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,22 +11,29 @@ from flowers import runs, storage
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
+from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.extraction import Extraction
 from flowers.plan import Plan
 from flowers.report.record import (
+    CrossValidation,
     DataUsed,
     EpochMetrics,
     FeatureUse,
+    Fold,
     ImagesPerSecond,
     PhaseResult,
     Report,
     SplitCounts,
+    Spread,
     StageSeconds,
     SubsetCounts,
 )
+from flowers.training.folds import FoldCounts
 
 if TYPE_CHECKING:
     from flowers.training.best import BestModel
+
+_SPREADS = ("accuracy", "macro_accuracy", "log_loss")
 
 
 def build_report(
@@ -36,6 +44,7 @@ def build_report(
     best: BestModel,
     evaluation: Evaluation,
     seconds: Mapping[str, float],
+    folds: Sequence[FoldCounts] = (),
 ) -> Report:
     """The report of a run that has just ended.
 
@@ -47,6 +56,7 @@ def build_report(
         best: the saved model.
         evaluation: of that model on the test photos.
         seconds: what `flowers.progress.Stopwatch.report` returned.
+        folds: what `flowers.training.folds.counts_of` returned of its folds, if it has any.
     """
     ledger, config = extraction.ledger, plan.config
     timing = StageSeconds.model_validate(seconds, extra="forbid")  # a new stage must not go missing
@@ -90,7 +100,34 @@ def build_report(
         bundle=best.bundle,
         test=evaluation.summary,
         predictions=evaluation.examples,
+        cross_validation=cross_validation(folds, ledger.classes) if folds else None,
     )
+
+
+def cross_validation(folds: Sequence[FoldCounts], classes: Sequence[str]) -> CrossValidation:
+    """What the folds say together; there are two or more of them."""
+    found, total = [], Counts.zero(len(classes))
+    for fold in folds:
+        total += fold.held_out
+        summary = summarize(fold.held_out, classes)
+        found.append(
+            Fold(
+                train=fold.train,
+                validation=fold.validation,
+                held_out=fold.held_out.n,
+                best_epoch=fold.epoch,
+                **{name: getattr(summary, name).value for name in _SPREADS},
+            )
+        )
+    return CrossValidation(
+        folds=found,
+        **{name: _spread([getattr(fold, name) for fold in found]) for name in _SPREADS},
+        held_out=summarize(total, classes),
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), low=min(values), high=max(values))
 
 
 def phase_results(history: Sequence[EpochMetrics], best_epoch: int) -> list[PhaseResult]:

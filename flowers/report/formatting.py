@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowers.evaluation.metrics import Metric, Summary
-from flowers.report.record import Report
+from flowers.report.record import CrossValidation, Report, Spread
 
 LARGE = 12
 """Above this many classes the tables scroll inside the page and the terminal lists the worst only."""
@@ -129,6 +129,54 @@ def metric_rows(report: Report) -> list[MetricRow]:
         MetricRow(name, percent, headline, get(test), get(validation), get(held))
         for name, get, percent, headline in _kinds(held)
     ]
+
+
+@dataclass(frozen=True)
+class SpreadRow:
+    """A row of the table of folds: a metric over the folds, and of all photos together."""
+
+    name: str
+    percent: bool
+    spread: Spread
+    metric: Metric
+
+    @property
+    def mean(self) -> str:
+        """Mean over the folds."""
+        return _plain(self.spread.mean, self.percent)
+
+    @property
+    def sd(self) -> str:
+        """Their standard deviation."""
+        return _plain(self.spread.sd, self.percent)
+
+    @property
+    def range(self) -> str:
+        """The least and the largest value."""
+        return f"{_plain(self.spread.low, self.percent)}–{_plain(self.spread.high, self.percent)}"
+
+
+def spread_rows(found: CrossValidation) -> list[SpreadRow]:
+    """Rows of the table of folds."""
+    return [
+        SpreadRow("Accuracy", True, found.accuracy, found.held_out.accuracy),
+        SpreadRow("Macro accuracy", True, found.macro_accuracy, found.held_out.macro_accuracy),
+        SpreadRow("Log-loss", False, found.log_loss, found.held_out.log_loss),
+    ]
+
+
+def folds_said(found: CrossValidation) -> str:
+    """What the folds are, in a sentence."""
+    least = min(fold.train for fold in found.folds)
+    return (
+        f"the same training {len(found.folds)} times more, each time with other photos held out: "
+        f"{count(found.held_out.n)} photos, all but the test photos, each judged once by a training on {count(least)} "
+        "or more others"
+    )
+
+
+def _plain(x: float, as_percent: bool) -> str:
+    return percent(x) if as_percent else number(x, 3)
 
 
 def time_parts(report: Report) -> list[TimePart]:

@@ -19,6 +19,7 @@ from flowers.report.charts import curves
 from flowers.report.formatting import (
     LARGE,
     count,
+    folds_said,
     held_out,
     interval,
     metric_rows,
@@ -26,6 +27,7 @@ from flowers.report.formatting import (
     percent,
     probability,
     short,
+    spread_rows,
     time_parts,
     value,
 )
@@ -77,6 +79,8 @@ def render_html(report: Report) -> str:
         matrix=matrix_rows(held),
         large=len(held.classes) > LARGE,
         curves=curves(report),
+        spreads=spread_rows(report.cross_validation) if report.cross_validation else [],
+        folds_said=folds_said(report.cross_validation) if report.cross_validation else "",
         monitor=report.monitor.replace("_", " "),
         time_parts=time_parts(report),
         unaccounted=report.data.found - report.split.total - report.data.quarantined,

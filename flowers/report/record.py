@@ -15,6 +15,9 @@ from flowers.errors import DamagedFile
 from flowers.evaluation.evaluate import Example
 from flowers.evaluation.metrics import Summary
 
+# Stages that a run has only with an option of this name.
+_ASKED_FOR = {"folds"}
+
 
 class DataUsed(BaseModel, frozen=True):
     """The photos of a run.
@@ -69,7 +72,7 @@ class SplitCounts(SubsetCounts, frozen=True):
 
 
 class StageSeconds(BaseModel, frozen=True):
-    """Wall time of the job and of each of its stages, which add up to it."""
+    """Wall time of the job and of each of its stages, which add up to it; 0 for one that there was not."""
 
     total: float
     start: float
@@ -77,11 +80,12 @@ class StageSeconds(BaseModel, frozen=True):
     features: float
     train: float
     save: float
+    folds: float = 0.0
     evaluate: float
 
     def stages(self) -> list[tuple[str, float]]:
         """Names and seconds of the stages, in their order."""
-        return [(name, seconds) for name, seconds in self if name != "total"]
+        return [(name, seconds) for name, seconds in self if name != "total" and (seconds or name not in _ASKED_FOR)]
 
 
 class ImagesPerSecond(BaseModel, frozen=True):
@@ -138,6 +142,55 @@ class PhaseResult(BaseModel, frozen=True):
     kept: bool
 
 
+class Fold(BaseModel, frozen=True):
+    """A training on another split of the run's photos.
+
+    Attributes:
+        train: photos that it was trained on.
+        validation: photos that chose its epoch.
+        held_out: photos that it is measured on, and that had no part in it.
+        best_epoch: the epoch that was chosen.
+        accuracy: on the photos held out.
+        macro_accuracy: the same.
+        log_loss: the same.
+    """
+
+    train: int
+    validation: int
+    held_out: int
+    best_epoch: int
+    accuracy: float
+    macro_accuracy: float
+    log_loss: float
+
+
+class Spread(BaseModel, frozen=True):
+    """A metric over the folds: their plain mean, standard deviation (n - 1), least and largest value."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class CrossValidation(BaseModel, frozen=True):
+    """The run's training on folds.
+
+    Attributes:
+        folds: each of them.
+        accuracy: over the folds.
+        macro_accuracy: the same.
+        log_loss: the same.
+        held_out: metrics of all photos together, each measured by the fold that held it out.
+    """
+
+    folds: list[Fold]
+    accuracy: Spread
+    macro_accuracy: Spread
+    log_loss: Spread
+    held_out: Summary
+
+
 class Report(BaseModel, frozen=True):
     """The record of a finished run; `flowers.report.build` makes it.
 
@@ -176,6 +229,7 @@ class Report(BaseModel, frozen=True):
         bundle: URI of the bundle.
         test: metrics of the bundle on the test photos.
         predictions: the first test photos.
+        cross_validation: the same training on folds; None without --folds.
     """
 
     created: str
@@ -212,6 +266,7 @@ class Report(BaseModel, frozen=True):
     bundle: str
     test: Summary
     predictions: list[Example]
+    cross_validation: CrossValidation | None = None
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""

@@ -11,15 +11,17 @@ from flowers.evaluation.metrics import ClassSummary, Summary
 from flowers.report.formatting import (
     LARGE,
     count,
+    folds_said,
     held_out,
     interval,
     metric_rows,
     number,
     percent,
+    spread_rows,
     time_parts,
     value,
 )
-from flowers.report.record import Report
+from flowers.report.record import CrossValidation, Report
 from flowers.text import plain
 
 
@@ -37,6 +39,8 @@ def render_text(report: Report) -> Group:
     table.add_row("photos", count(report.test.n), "", count(report.validation.n), "")
     parts: list[Table | Text] = [table]
 
+    if report.cross_validation:
+        parts += _folds(report.cross_validation)
     parts += recall_by_class(held, name)
 
     if len(report.phases) > 1:
@@ -74,6 +78,23 @@ def recall_by_class(summary: Summary, name: str) -> list[Table | Text]:
         numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
         recall.add_row(Text(_cut(plain(label), 36)), *numbers)
     return [Text(f"\n{title}", style="bold"), recall]
+
+
+def _folds(found: CrossValidation) -> list[Table | Text]:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for title in ("mean", "± sd", "lowest–highest", "all held out", "95 %"):
+        table.add_column(title, justify="right" if title in ("mean", "± sd", "all held out") else "left")
+    for row in spread_rows(found):
+        table.add_row(
+            row.name.lower(),
+            row.mean,
+            row.sd,
+            row.range,
+            value(row.metric, row.percent),
+            interval(row.metric, row.percent),
+        )
+    return [Text(f"\n{len(found.folds)} folds, photos held out", style="bold"), table, Text(f"{folds_said(found)}")]
 
 
 def _phases(report: Report) -> Table:

@@ -1,8 +1,12 @@
-"""What every training worker runs: phases of epochs, exact validation, a checkpoint after each, the best one kept."""
+"""What every training worker runs: phases of epochs, exact validation, a checkpoint after each, the best one kept.
+
+With folds it does that once a fold, and then measures the best epoch on the photos that were held out.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +15,16 @@ import ray.train
 import tensorflow as tf
 
 from flowers import storage
-from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
+from flowers.errors import DamagedFile, FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
 from flowers.training import checkpoints, failures
 from flowers.training.batches import class_weights, epoch_batches
+from flowers.training.folds import Outcome, read_outcome, write_outcome
 from flowers.training.history import History
 from flowers.training.inputs import Inputs, Subset, read_subsets
 from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
-from flowers.training.schedule import learning_rate
+from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches, Step
 
 
@@ -27,25 +32,34 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     """The function that Ray's `TensorflowTrainer` runs in each worker, or in the job itself.
 
     Args:
-        arguments: `plan` (a `Plan`) and `classes` (names of the outputs, in order).
+        arguments: `plan` (a `Plan`), `classes` (names of the outputs, in order), and `folds` (plans of its folds: if
+            there are any, these are trained and not the run itself).
 
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
     """
     plan: Plan = arguments["plan"]
+    folds: list[Plan] = arguments["folds"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
     if known := failures.noted(plan.run):
         return known
+    training = plan
     try:
         if count > 1:
             tf.config.threading.set_intra_op_parallelism_threads(plan.worker_cpus)
         strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()
-        _train(plan, arguments["classes"], Worker(rank, count, strategy))
+        worker = Worker(rank, count, strategy)
+        if not folds:
+            _train(plan, arguments["classes"], worker)
+        for training in folds:
+            if read_outcome(training.run) is None:
+                _train(training, arguments["classes"], worker, told=False)
+                _hold_out(training, arguments["classes"], worker)
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
     except (FlowersError, tf.errors.ResourceExhaustedError) as error:
-        failure = error if isinstance(error, FlowersError) else failures.out_of_memory(plan, count)
+        failure = error if isinstance(error, FlowersError) else failures.out_of_memory(training, count)
         if plan.in_process:
             return failure
         if not isinstance(failure, OutOfMemory) or not failure.retry:
@@ -54,7 +68,8 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     return None
 
 
-def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
+def _train(plan: Plan, classes: list[str], worker: Worker, told: bool = True) -> None:
+    """Trains from where the run is to its end; Ray is told of each epoch unless it is a fold's."""
     history, found, _ = History.resume(plan.run, plan.config)
     if worker.rank == 0:
         storage.sweep(plan.run.checkpoints)
@@ -73,14 +88,31 @@ def _train(plan: Plan, classes: list[str], worker: Worker) -> None:
         while history.phase() == phase:
             line, counts = _epoch(plan, prepared, history, subsets, classes, worker)
             history.add(line)
-            _report(history, prepared, counts, worker)
+            uri = history.commit(prepared.arrays(counts)) if worker.rank == 0 else None
+            if told:
+                _report(history, uri)
 
 
-def _report(history: History, prepared: PreparedPhase, counts: Counts, worker: Worker) -> None:
-    """Commits the epoch, and tells Ray."""
-    known = None
+def _hold_out(plan: Plan, classes: list[str], worker: Worker) -> None:
+    """Measures the best epoch of a fold on the photos that were held out, which had no part in anything before."""
+    found, _ = checkpoints.newest(plan.run.checkpoints)
+    if found is None:
+        raise DamagedFile(f"{plan.run.checkpoints} holds no complete checkpoint; run the same command again")
+    best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, found.state["best"]))
+    (held,) = read_subsets(plan.run, classes, ["test"])
+    phase = next(phase for phase in phases(plan.config) if phase.name == found.state["lines"][best.epoch - 1]["phase"])
+    prepared = prepare_phase(plan, phase, (held, held), standard_of(best), len(classes), worker)
+    for kind in ("head", "tail"):
+        prepared.step.restore(best.arrays, kind)
+    counts = validate(prepared.step, best.epoch - 1, held, prepared.validation, len(classes), worker)
     if worker.rank == 0:
-        known = ray.train.Checkpoint(*reversed(storage.resolve(history.commit(prepared.arrays(counts)))))
+        write_outcome(plan.run, Outcome(best.epoch, counts.to_vector()))
+        storage.delete(plan.run.checkpoints)
+
+
+def _report(history: History, uri: str | None) -> None:
+    """Tells Ray of an epoch, and where its checkpoint is."""
+    known = ray.train.Checkpoint(*reversed(storage.resolve(uri))) if uri else None
     ray.train.report(
         {name: value for name, value in history.lines[-1].items() if name != "seconds"},
         checkpoint=known,
@@ -93,7 +125,7 @@ def _epoch(
     plan: Plan,
     prepared: PreparedPhase,
     history: History,
-    subsets: tuple[Subset, Subset],
+    subsets: Sequence[Subset],
     classes: list[str],
     worker: Worker,
 ) -> tuple[dict[str, Any], Counts]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +71,7 @@ class PreparedPhase:
 
 
 def prepare_phase(
-    plan: Plan, phase: Phase, subsets: tuple[Subset, Subset], standard: Standard | None, classes: int, worker: Worker
+    plan: Plan, phase: Phase, subsets: Sequence[Subset], standard: Standard | None, classes: int, worker: Worker
 ) -> PreparedPhase:
     """Makes a phase ready in one worker.
 
@@ -137,7 +138,7 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
     )
 
 
-def _at_cut(plan: Plan, subsets: tuple[Subset, Subset], trained: Trained) -> tuple[Inputs, Inputs]:
+def _at_cut(plan: Plan, subsets: Sequence[Subset], trained: Trained) -> tuple[Inputs, Inputs]:
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
     cpus = 1.0 if plan.in_process else 0.0

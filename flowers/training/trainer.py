@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
@@ -56,20 +56,21 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> None:
     history.rewrite()
 
 
-def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """Trains, or goes on training, a run that `prepare` made ready.
+def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None], folds: Sequence[Plan] = ()) -> None:
+    """Trains, or goes on training, a run that `prepare` made ready, or its folds.
 
     Args:
         plan: of the run. Its folder holds split.parquet; the caches hold the photos of the split.
         classes: names of the outputs, in order.
         say: told what the user should know, a line at a time.
+        folds: of a run that is trained (`flowers.training.folds.plan_folds`); those that are not done are trained.
 
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
     before = failures.microbatches(plan.run)
     while True:
-        failure = _attempt(plan, classes)
+        failure = _attempt(plan, classes, folds)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
@@ -83,7 +84,7 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
     failures.forget(plan.run)
 
 
-def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
+def _attempt(plan: Plan, classes: tuple[str, ...], folds: Sequence[Plan]) -> FlowersError | None:
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)
@@ -103,7 +104,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         train_loop,
-        train_loop_config={"plan": plan, "classes": list(classes)},
+        train_loop_config={"plan": plan, "classes": list(classes), "folds": list(folds)},
         tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

@@ -24,6 +24,9 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.training.best import BestModel
+from flowers.training.folds import FoldCounts
+
+FOLDED = ("accuracy", "macro_accuracy", "log_loss")
 
 
 def metric(value: float | None, n: int, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -66,7 +69,8 @@ def written() -> dict[str, Any]:
         },
         "monitor": "log_loss",
         "timing_s": {
-            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "train": 1.88, "save": 0.68, "evaluate": 2.93
+            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "train": 1.88, "save": 0.68, "folds": 9.5,
+            "evaluate": 2.93,
         },
         "images_per_s": {"read": 12.8, "features": None},
         "features": {"hits": 0, "computed": 8, "cache": "/runs/cache/features/7485"},
@@ -92,6 +96,15 @@ def written() -> dict[str, Any]:
                 "top": [{"label": "roses", "score": 0.75}, {"label": "daisy", "score": 0.25}],
             }
         ],
+        "cross_validation": {
+            "folds": [
+                {
+                    "train": 3, "validation": 2, "held_out": 2, "best_epoch": 7, "accuracy": 0.5,
+                    "macro_accuracy": 0.5, "log_loss": 0.7,
+                }
+            ],
+            **{name: {"mean": 0.5, "sd": 0.1, "low": 0.4, "high": 0.6} for name in FOLDED}, "held_out": scores(7),
+        },
     }  # fmt: skip
 
 
@@ -106,10 +119,11 @@ def test_the_json_form_is_kept_to_the_byte() -> None:
 
 def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
-    for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"):
+    for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice", "cross_validation"):
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
         del earlier["data"][key]
+    del earlier["timing_s"]["folds"]
     del earlier["history"][0]["phase"]
     report = Report.from_json(json.dumps(earlier))
     assert (report.data.notes, report.data.near_duplicates) == ([], 0)
@@ -184,6 +198,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32"),
         evaluation=Evaluation(measured, [example]),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
+        folds=[FoldCounts(3, 2, 7, Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]))] * 2,
     )
 
 
