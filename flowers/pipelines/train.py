@@ -54,6 +54,7 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.text import plain
+from flowers.training.pace import Pace, seconds_to_finish
 
 if TYPE_CHECKING:
     import ray.data
@@ -171,14 +172,15 @@ def _train(
         check_workers(plan, ledger.counts().get("train", 0))
         splits = fold_splits(ledger, config.folds, config.seed) if config.folds else []
         run.begin(config, ledger)
+        budget = _budget(config, ledger, stopwatch, out)
 
         with run.running():
-            best = _fit(plan, ledger, network, stopwatch, out)
-            folds = _cross_validate(plan, ledger, splits, stopwatch, out) if splits else []
+            best = _fit(plan, ledger, network, budget, stopwatch, out)
             saved = load_bundle(best.bundle)
             predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
             evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
+            folds = _cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
             report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report(), folds)
             write_report(run, report)
     return report
@@ -302,7 +304,34 @@ def _decoded(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Data
     )
 
 
-def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stopwatch, out: Console) -> BestModel:
+def _budget(config: TrainConfig, ledger: Ledger, stopwatch: Stopwatch, out: Console) -> float | None:
+    """Seconds for each training: of the run, and of its folds if it has any; None without --time-limit."""
+    if config.limit_s is None:
+        return None
+    files, tests = ledger.table.num_rows, ledger.counts().get("test", 0)
+    seconds = stopwatch.seconds
+    photo_s = (seconds.get("read", 0.0) + seconds.get("features", 0.0)) / files
+    kept = seconds_to_finish(seconds["start"], photo_s, tests)
+    left = max(0.0, config.limit_s - stopwatch.elapsed - kept)
+    each = f" and {config.folds} folds" if config.folds else ""
+    out.print(
+        f"  time      --time-limit {config.time_limit}: {stopwatch.elapsed:.0f} s until here, {kept:.0f} s kept for "
+        f"saving and tests, {left:.0f} s for training{each}",
+        highlight=False,
+    )
+    if not left:
+        _warn("nothing of the --time-limit is left for training: one epoch of the head is trained all the same", out)
+    return left / (1 + (config.folds or 0))
+
+
+def _fit(
+    plan: Plan,
+    ledger: Ledger,
+    network: Callable[[], Any],
+    budget: float | None,
+    stopwatch: Stopwatch,
+    out: Console,
+) -> BestModel:
     """Trains, and saves the model of the best epoch. What it imports runs on TensorFlow, which is there by now."""
     from flowers.training import trainer
     from flowers.training.best import save_best
@@ -315,7 +344,7 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
     say = functools.partial(out.print, highlight=False, markup=False)
     trainer.prepare(plan, say)
     with follow(plan.run, out, config.monitor):
-        trainer.fit(plan, ledger.classes, say)
+        trainer.fit(plan, ledger.classes, say, pace=Pace(budget))
     stopwatch.lap("train")
     best = save_best(plan, ledger, network(), _sample(plan, ledger))
     if best.precision != plan.precision:
@@ -325,17 +354,30 @@ def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stop
 
 
 def _cross_validate(
-    plan: Plan, ledger: Ledger, splits: list[pa.Table], stopwatch: Stopwatch, out: Console
+    plan: Plan, ledger: Ledger, splits: list[pa.Table], best: BestModel, stopwatch: Stopwatch, out: Console
 ) -> list[FoldCounts]:
-    """Trains the folds that are not done yet; returns what all of them came to."""
+    """Trains the folds that are not done yet, in as many epochs as the run has; returns what all of them came to.
+
+    With a time limit a fold begins only if the ones before took no longer than what is left.
+    """
     from flowers.training import trainer
     from flowers.training.folds import counts_of, follow_folds, plan_folds
 
-    folds = plan_folds(plan, splits)
+    config, folds = plan.config, plan_folds(plan, splits)
+    say = functools.partial(out.print, highlight=False, markup=False)
     with follow_folds(folds, len(ledger.classes), out):
-        trainer.fit(plan, ledger.classes, functools.partial(out.print, highlight=False, markup=False), folds)
+        longest = stopwatch.seconds["train"]
+        for part in [[fold] for fold in folds] if config.limit_s else [folds]:
+            began = stopwatch.elapsed
+            if config.limit_s and began + longest > config.limit_s:
+                break
+            trainer.fit(plan, ledger.classes, say, part, Pace(None, best.pace.planned))
+            longest = max(longest, stopwatch.elapsed - began)
     stopwatch.lap("folds")
-    return counts_of(folds, splits, len(ledger.classes))
+    found = counts_of(folds, splits, len(ledger.classes))
+    if len(found) < len(folds):
+        _warn(f"{len(found)} of {len(folds)} folds fit into --time-limit {config.time_limit}", out)
+    return found
 
 
 def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flowers import runs, storage
+from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
@@ -21,12 +22,14 @@ from flowers.report.record import (
     FeatureUse,
     Fold,
     ImagesPerSecond,
+    LimitedPhase,
     PhaseResult,
     Report,
     SplitCounts,
     Spread,
     StageSeconds,
     SubsetCounts,
+    TimeLimit,
 )
 from flowers.training.folds import FoldCounts
 
@@ -100,8 +103,19 @@ def build_report(
         bundle=best.bundle,
         test=evaluation.summary,
         predictions=evaluation.examples,
-        cross_validation=cross_validation(folds, ledger.classes) if folds else None,
+        cross_validation=cross_validation(folds, ledger.classes) if len(folds) > 1 else None,
+        time_limit=_time_limit(config, best),
     )
+
+
+def _time_limit(config: TrainConfig, best: BestModel) -> TimeLimit | None:
+    """What --time-limit came to; a phase of which nothing was planned began too late."""
+    if config.limit_s is None or best.pace.budget_s is None:
+        return None
+    wanted, planned = config.phase_epochs, best.pace.planned
+    phases = [LimitedPhase(name=name, most=most, fit=planned.get(name, most)) for name, most in wanted.items()]
+    training, used = round(best.pace.budget_s, 2), round(best.spent_s, 2)
+    return TimeLimit(limit=config.limit_s, training=training, used=used, phases=phases)
 
 
 def cross_validation(folds: Sequence[FoldCounts], classes: Sequence[str]) -> CrossValidation:

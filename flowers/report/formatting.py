@@ -175,6 +175,23 @@ def folds_said(found: CrossValidation) -> str:
     )
 
 
+def limit_said(report: Report) -> str:
+    """What --time-limit came to, in a line; "" without one."""
+    limit = report.time_limit
+    if limit is None:
+        return ""
+    said = (
+        f"time limit {limit.limit:.0f} s: {limit.training:.0f} s of it for this training, which took {limit.used:.0f} s"
+    )
+    for phase in limit.phases:
+        said += (
+            f"; {phase.name}: {phase.fit} of {phase.most} epochs fit" if phase.fit else f"; {phase.name}: no epoch fits"
+        )
+    if (over := report.timing_s.total - limit.limit) > 1:
+        said += f"; the job took {over:.0f} s longer than that"
+    return said
+
+
 def _plain(x: float, as_percent: bool) -> str:
     return percent(x) if as_percent else number(x, 3)
 

@@ -142,6 +142,30 @@ class PhaseResult(BaseModel, frozen=True):
     kept: bool
 
 
+class LimitedPhase(BaseModel, frozen=True):
+    """The epochs of a phase that would have been trained at most, and those that fit; 0 left it out."""
+
+    name: str
+    most: int
+    fit: int
+
+
+class TimeLimit(BaseModel, frozen=True):
+    """What --time-limit came to, in seconds.
+
+    Attributes:
+        limit: for the whole job.
+        training: what was left of it for the training: without start, features, saving, tests, and its folds.
+        used: what the training took.
+        phases: epochs of each phase.
+    """
+
+    limit: float
+    training: float
+    used: float
+    phases: list[LimitedPhase]
+
+
 class Fold(BaseModel, frozen=True):
     """A training on another split of the run's photos.
 
@@ -229,7 +253,8 @@ class Report(BaseModel, frozen=True):
         bundle: URI of the bundle.
         test: metrics of the bundle on the test photos.
         predictions: the first test photos.
-        cross_validation: the same training on folds; None without --folds.
+        cross_validation: the same training on folds; None without --folds, or if fewer than two fit into the time.
+        time_limit: what it came to; None without --time-limit.
     """
 
     created: str
@@ -267,6 +292,7 @@ class Report(BaseModel, frozen=True):
     test: Summary
     predictions: list[Example]
     cross_validation: CrossValidation | None = None
+    time_limit: TimeLimit | None = None
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""

@@ -14,6 +14,7 @@ from flowers.report.formatting import (
     folds_said,
     held_out,
     interval,
+    limit_said,
     metric_rows,
     number,
     percent,
@@ -60,6 +61,8 @@ def render_text(report: Report) -> Group:
     ]
     parts.append(Text("\nwhere the time went", style="bold"))
     parts.append(Text(f"{report.timing_s.total:.1f} s: {', '.join(steps)}"))
+    if report.time_limit:
+        parts.append(Text(limit_said(report)))
     if report.advice:
         parts.append(Text(report.advice, style="bold"))
     parts += [Text(f"warning: {plain(text)}", style="bold") for text in report.warnings]

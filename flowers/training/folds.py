@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from flowers import storage
-from flowers.errors import DamagedFile
 from flowers.evaluation.metrics import Counts
 from flowers.plan import Plan
 from flowers.runs import Run
@@ -74,21 +73,20 @@ class FoldCounts:
 
 
 def counts_of(folds: Sequence[Plan], splits: Sequence[pa.Table], classes: int) -> list[FoldCounts]:
-    """What the folds came to, in their order.
+    """What the folds that are done came to, in their order.
 
     Args:
-        folds: what `plan_folds` returned; all of them are done.
+        folds: what `plan_folds` returned.
         splits: that it was given.
         classes: number of outputs, K.
     """
     found = []
     for fold, split in zip(folds, splits, strict=True):
         outcome = read_outcome(fold.run)
-        if outcome is None:
-            raise DamagedFile(f"{fold.run.outcome} is missing or damaged; run the same command again")
-        subsets = split["split"].to_pylist()
-        held_out = Counts.from_vector(outcome.held_out, classes)
-        found.append(FoldCounts(subsets.count("train"), subsets.count("validation"), outcome.epoch, held_out))
+        if outcome is not None:
+            subsets = split["split"].to_pylist()
+            held_out = Counts.from_vector(outcome.held_out, classes)
+            found.append(FoldCounts(subsets.count("train"), subsets.count("validation"), outcome.epoch, held_out))
     return found
 
 

@@ -23,8 +23,9 @@ from flowers.training.batches import class_weights, epoch_batches
 from flowers.training.folds import Outcome, read_outcome, write_outcome
 from flowers.training.history import History
 from flowers.training.inputs import Inputs, Subset, read_subsets
+from flowers.training.pace import Pace, steps_s
 from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
-from flowers.training.schedule import learning_rate, phases
+from flowers.training.schedule import Phase, learning_rate, phases
 from flowers.training.step import Batches, Step
 
 
@@ -33,7 +34,7 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
 
     Args:
         arguments: `plan` (a `Plan`), `classes` (names of the outputs, in order), and `folds` (plans of its folds: if
-            there are any, these are trained and not the run itself).
+            there are any, these are trained and not the run itself), and `pace` (a `Pace`).
 
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
@@ -51,10 +52,10 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
         strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()
         worker = Worker(rank, count, strategy)
         if not folds:
-            _train(plan, arguments["classes"], worker)
+            _train(plan, arguments["classes"], worker, arguments["pace"])
         for training in folds:
             if read_outcome(training.run) is None:
-                _train(training, arguments["classes"], worker, told=False)
+                _train(training, arguments["classes"], worker, arguments["pace"], told=False)
                 _hold_out(training, arguments["classes"], worker)
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
@@ -68,29 +69,61 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     return None
 
 
-def _train(plan: Plan, classes: list[str], worker: Worker, told: bool = True) -> None:
+def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: bool = True) -> None:
     """Trains from where the run is to its end; Ray is told of each epoch unless it is a fold's."""
-    history, found, _ = History.resume(plan.run, plan.config)
+    watch = _Watch()
+    history, found, _ = History.resume(plan.run, plan.config, pace)
     if worker.rank == 0:
         storage.sweep(plan.run.checkpoints)
         history.rewrite()
     subsets = read_subsets(plan.run, classes)
     standard = standard_of(found) if found else None
+    watch.start(history.spent_s)
     while (phase := history.phase()) is not None:
         prepared = prepare_phase(plan, phase, subsets, standard, len(classes), worker)
         if found and history.epoch > history.began:
             prepared.step.restore(found.arrays)
+            watch.start(history.spent_s)  # what was prepared before it was killed counted then
         elif history.epoch:  # a new phase starts from the best head of the one before
             best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, history.best))
             prepared.step.restore(best.arrays, "head")
         # The arrays of the checkpoint, some hundred MB, are not held while the phase trains.
         found, standard = None, prepared.standard
-        while history.phase() == phase:
-            line, counts = _epoch(plan, prepared, history, subsets, classes, worker)
+        while (now := history.phase()) is not None and now.name == phase.name:
+            epoch = _epoch(plan, prepared, now, history, subsets, classes, worker, watch)
+            if epoch is None:
+                history.give_up(now)
+                if worker.rank == 0:
+                    history.amend()
+                break
+            line, counts, epoch_s = epoch
             history.add(line)
+            if history.budget_s is not None:
+                history.keep_pace(*_agreed(prepared.step, worker, watch.spent_s, epoch_s))
             uri = history.commit(prepared.arrays(counts)) if worker.rank == 0 else None
             if told:
                 _report(history, uri)
+
+
+class _Watch:
+    """Seconds that a training took: what earlier processes noted, and this one since `start`."""
+
+    def __init__(self) -> None:
+        self.start(0.0)
+
+    def start(self, spent_s: float) -> None:
+        """Begins to count from what was noted."""
+        self._before, self._began = spent_s, time.perf_counter()
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds so far."""
+        return self._before + time.perf_counter() - self._began
+
+
+def _agreed(step: Step, worker: Worker, *values: float) -> list[float]:
+    """The numbers of the first worker, for all of them: their clocks differ, what they decide may not."""
+    return step.total(np.array(values if worker.rank == 0 else [0.0] * len(values))).tolist()
 
 
 def _hold_out(plan: Plan, classes: list[str], worker: Worker) -> None:
@@ -124,21 +157,30 @@ def _report(history: History, uri: str | None) -> None:
 def _epoch(
     plan: Plan,
     prepared: PreparedPhase,
+    phase: Phase,
     history: History,
     subsets: Sequence[Subset],
     classes: list[str],
     worker: Worker,
-) -> tuple[dict[str, Any], Counts]:
-    """Trains one epoch and validates; returns its line of metrics and the counts of the validation."""
+    watch: _Watch,
+) -> tuple[dict[str, Any], Counts, float] | None:
+    """Trains one epoch and validates.
+
+    Returns:
+        Its line of metrics, the counts of the validation, and the seconds that an epoch takes once TensorFlow has
+        traced it; None if a deeper phase turns out, in its first epoch, not to fit into the time.
+    """
     started = time.perf_counter()
     train, epoch = subsets[0], history.epoch
     order = epoch_batches(plan.config, epoch, len(train.labels), worker.rank, worker.count)
     per_epoch = len(order.indices)
     weights = class_weights(plan.config, train.labels, len(classes))[train.labels]
     begun = (epoch - history.began) * per_epoch
-    rates = [learning_rate(plan.config, prepared.phase, begun + number, per_epoch) for number in range(per_epoch)]
+    rates = [learning_rate(plan.config, phase, begun + number, per_epoch) for number in range(per_epoch)]
     losses: list[npt.NDArray[np.float64]] = []
     done = 0
+    may_not_fit = history.budget_s is not None and history.epoch == history.began > 0
+    calls: list[tuple[int, float]] = []  # steps and seconds of each call
     for chunk in prepared.train.steps(order):
         part = slice(done, done + len(chunk))
         batches = Batches(
@@ -152,11 +194,18 @@ def _epoch(
         losses.append(prepared.step.run(batches))
         check_finite(losses[-1], batches, epoch)
         done = part.stop
+        calls.append((len(chunk), time.perf_counter() - started - sum(seconds for _, seconds in calls)))
+        if may_not_fit and len(calls) > 1:
+            expected = watch.spent_s + steps_s(calls, per_epoch - done)
+            if _agreed(prepared.step, worker, expected)[0] > (history.budget_s or 0.0):
+                return None
+    trained = time.perf_counter()
     counts = validate(prepared.step, epoch, subsets[1], prepared.validation, len(classes), worker)
+    epoch_s = steps_s(calls, per_epoch) + time.perf_counter() - trained
     summary = summarize(counts, classes)
     line = {
         "epoch": epoch + 1,
-        "phase": prepared.phase.name,
+        "phase": phase.name,
         "loss": float(np.average(np.concatenate(losses), weights=order.rows)),
         "val_accuracy": summary.accuracy.value,
         "val_macro_accuracy": summary.macro_accuracy.value,
@@ -164,7 +213,7 @@ def _epoch(
         "learning_rate": rates[-1],
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return line, counts
+    return line, counts, epoch_s
 
 
 def check_finite(losses: npt.NDArray[np.float64], batches: Batches, epoch: int) -> None:

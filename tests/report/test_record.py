@@ -25,6 +25,7 @@ from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.training.best import BestModel
 from flowers.training.folds import FoldCounts
+from flowers.training.pace import Pace
 
 FOLDED = ("accuracy", "macro_accuracy", "log_loss")
 
@@ -105,6 +106,9 @@ def written() -> dict[str, Any]:
             ],
             **{name: {"mean": 0.5, "sd": 0.1, "low": 0.4, "high": 0.6} for name in FOLDED}, "held_out": scores(7),
         },
+        "time_limit": {
+            "limit": 60.0, "training": 12.5, "used": 11.0, "phases": [{"name": "head", "most": 60, "fit": 9}],
+        },
     }  # fmt: skip
 
 
@@ -119,7 +123,17 @@ def test_the_json_form_is_kept_to_the_byte() -> None:
 
 def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
-    for key in ("trainable", "augment", "cut", "streamed", "workers", "phases", "advice", "cross_validation"):
+    for key in (
+        "trainable",
+        "augment",
+        "cut",
+        "streamed",
+        "workers",
+        "phases",
+        "advice",
+        "cross_validation",
+        "time_limit",
+    ):
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
         del earlier["data"][key]
@@ -178,7 +192,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         for n in range(20)
     ]
     table = pa.Table.from_pylist([*rows, {**rows[0], "path": "/photos/daisy/copy.jpg"}], schema=ROW)
-    config = TrainConfig(storage=str(tmp_path), name="one", data="/photos", weights="random")
+    config = TrainConfig(storage=str(tmp_path), name="one", data="/photos", weights="random", time_limit="1m")
     plan = Plan(
         config=config, run=Run(str(tmp_path / "one")), image_size=64, weights="random", start_weights="random-0",
         precision="float32", precision_reason="of a test",
@@ -195,7 +209,9 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         plan=plan,
         listing=Listing("/photos", table.select(LISTING.names), listed=50),
         extraction=Extraction(ledger, hits=10, computed=30, features_s=6.0, waited_s=1.0),
-        best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32"),
+        best=BestModel(
+            str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32", Pace(9.0)
+        ),
         evaluation=Evaluation(measured, [example]),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
         folds=[FoldCounts(3, 2, 7, Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]))] * 2,

@@ -263,6 +263,7 @@ def test_the_page_reads_what_the_report_has() -> None:
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
+    given |= {"spreads", "folds_said", "limit_said"}
     assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
     assert followed(tree, {"r": Report, "held": Summary}) > 20
 
@@ -354,3 +355,33 @@ def test_training_deeper_that_did_not_pay_is_one_line(accuracy: float, kept: int
     assert ("did not pay" in shown) == ("did not pay" in page) == bool(said)
     assert "What each phase reached" in page
     assert advice(phases[:1], monitor) == "", "the head alone"
+
+
+def test_the_spread_over_folds_and_what_fits_into_a_time_limit() -> None:
+    spread = {"mean": 0.815, "sd": 0.0213, "low": 0.77, "high": 0.84}
+    fold = {"train": 60, "validation": 20, "held_out": 20, "best_epoch": 7}
+    metrics = {"accuracy": 0.77, "macro_accuracy": 0.76, "log_loss": 0.6}
+    report = fake_report(
+        ["a", "b"],
+        cross_validation={
+            "folds": [fold | metrics, fold | metrics | {"train": 61}],
+            **dict.fromkeys(metrics, spread),
+            "held_out": evaluated(["a", "b"], 40, 3),
+        },
+        time_limit={
+            "limit": 60.0, "training": 31.4, "used": 30.0,
+            "phases": [{"name": "head", "most": 60, "fit": 9}, {"name": "tail", "most": 12, "fit": 0}],
+        },
+    )  # fmt: skip
+    text = " ".join(terminal(report, 400).split())
+    assert "2 folds, photos held out" in text
+    assert "accuracy 81.5 % 2.1 % 77.0 %–84.0 %" in text
+    assert "each judged once by a training on 60 or more others" in text
+    limit = (
+        "time limit 60 s: 31 s of it for this training, which took 30 s; head: 9 of 60 epochs fit; tail: no epoch fits"
+    )
+    assert f"{limit}; the job took 36 s longer than that" in text
+    page = Page(render_html(report))
+    assert "2 folds" in page.text
+    assert "head: 9 of 60 epochs fit" in page.text
+    assert page.text.count("77.0 %") >= 2, "every fold has a row"
