@@ -264,6 +264,11 @@ class TrainConfig(DataOptions):
         "schedule with them. What comes before training takes as long as it takes, and one epoch is always trained.",
         required="a time such as 90s, 5m or 1h30m",
     )
+    search: bool = deciding(
+        False,
+        "Try other learning rates, weight decays, dropouts and label smoothings first, one after the other, and take "
+        "what validation photos say is best by --monitor: about nine trainings more, from the same cached features.",
+    )
     folds: int | None = deciding(
         None,
         "Train so many times more from the cached features, each time with another part of the photos held out, for "
@@ -330,6 +335,12 @@ class TrainConfig(DataOptions):
     def augmentation(self) -> str:
         """How training photos are varied in the last phase: `augment`, or what its absence means."""
         return self.augment or ("none" if self.trainable == "head" else TAIL_AUGMENT)
+
+    @property
+    def smoothing(self) -> float:
+        """Label smoothing in the last phase: `label_smoothing`, or what its absence means."""
+        absent = 0.0 if self.trainable == "head" else TAIL_SMOOTHING
+        return absent if self.label_smoothing is None else self.label_smoothing
 
     @property
     def phase_epochs(self) -> dict[str, int]:

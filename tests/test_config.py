@@ -161,7 +161,7 @@ CHANGES: dict[str, Any] = {
     "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
     "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7,
     "trainable": "stage5", "augment": "flip", "head_epochs": 9, "tail_learning_rate": 0.1, "layer_decay": 0.5,
-    "folds": 5, "time_limit": "5m",
+    "folds": 5, "time_limit": "5m", "search": True,
 }  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_every_other_option_is() -> None:
 
 
 # Options that are new since: they count as their default, and the others decide what they did.
-ADDED = {"folds", "time_limit", "engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
+ADDED = {"folds", "search", "time_limit", "engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
 # Options that had another default: given here with it, which `differences` takes for the same where it means the same.
 DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.

@@ -8,11 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
-from rich.markup import escape
 
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
@@ -45,6 +42,7 @@ from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
+from flowers.pipelines.fit import budget_of, cross_validate, fit, search, warn
 from flowers.pipelines.source import list_source
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.predictor import Predictor
@@ -54,17 +52,10 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.text import plain
-from flowers.training.pace import Pace, seconds_to_finish
+from flowers.training.search import Trial
 
 if TYPE_CHECKING:
     import ray.data
-
-    from flowers.training.best import BestModel
-    from flowers.training.folds import FoldCounts
-
-
-# Photos on which a saved network is compared with the trained one.
-_SAMPLE = 64
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
@@ -105,7 +96,7 @@ def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
         with suppress(InputError):  # of another version of this program, but whole
             load_bundle(run.bundle)
     except DamagedFile as error:
-        _warn(f"{error}; it is made again", out)
+        warn(f"{error}; it is made again", out)
         return None
     out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
     return report
@@ -118,7 +109,7 @@ def _train(
     listing = list_source(config, config.storage)
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
-        _warn(text, out)
+        warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
     with ray_session(config.verbose):
         from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
@@ -172,16 +163,21 @@ def _train(
         check_workers(plan, ledger.counts().get("train", 0))
         splits = fold_splits(ledger, config.folds, config.seed) if config.folds else []
         run.begin(config, ledger)
-        budget = _budget(config, ledger, stopwatch, out)
+        budget = budget_of(config, ledger, stopwatch, out)
 
         with run.running():
-            best = _fit(plan, ledger, network, budget, stopwatch, out)
+            asked, trials = plan, list[Trial]()
+            if config.search:
+                plan, trials = search(plan, ledger, budget, stopwatch, out)
+            best = fit(plan, ledger, network, budget, stopwatch, out)
             saved = load_bundle(best.bundle)
             predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
             evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
-            folds = _cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
-            report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report(), folds)
+            folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
+            report = build_report(
+                command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials
+            )
             write_report(run, report)
     return report
 
@@ -304,95 +300,6 @@ def _decoded(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.data.Data
     )
 
 
-def _budget(config: TrainConfig, ledger: Ledger, stopwatch: Stopwatch, out: Console) -> float | None:
-    """Seconds for each training: of the run, and of its folds if it has any; None without --time-limit."""
-    if config.limit_s is None:
-        return None
-    files, tests = ledger.table.num_rows, ledger.counts().get("test", 0)
-    seconds = stopwatch.seconds
-    photo_s = (seconds.get("read", 0.0) + seconds.get("features", 0.0)) / files
-    kept = seconds_to_finish(seconds["start"], photo_s, tests)
-    left = max(0.0, config.limit_s - stopwatch.elapsed - kept)
-    each = f" and {config.folds} folds" if config.folds else ""
-    out.print(
-        f"  time      --time-limit {config.time_limit}: {stopwatch.elapsed:.0f} s until here, {kept:.0f} s kept for "
-        f"saving and tests, {left:.0f} s for training{each}",
-        highlight=False,
-    )
-    if not left:
-        _warn("nothing of the --time-limit is left for training: one epoch of the head is trained all the same", out)
-    return left / (1 + (config.folds or 0))
-
-
-def _fit(
-    plan: Plan,
-    ledger: Ledger,
-    network: Callable[[], Any],
-    budget: float | None,
-    stopwatch: Stopwatch,
-    out: Console,
-) -> BestModel:
-    """Trains, and saves the model of the best epoch. What it imports runs on TensorFlow, which is there by now."""
-    from flowers.training import trainer
-    from flowers.training.best import save_best
-    from flowers.training.contact_sheet import write_sheet
-    from flowers.training.progress import follow
-
-    config = plan.config
-    if config.augmentation != "none":
-        write_sheet(plan, ledger)
-    say = functools.partial(out.print, highlight=False, markup=False)
-    trainer.prepare(plan, say)
-    with follow(plan.run, out, config.monitor):
-        trainer.fit(plan, ledger.classes, say, pace=Pace(budget))
-    stopwatch.lap("train")
-    best = save_best(plan, ledger, network(), _sample(plan, ledger))
-    if best.precision != plan.precision:
-        say(f"  bundle    {best.precision}: in {plan.precision} its scores are too far from those of Keras in float32")
-    stopwatch.lap("save")
-    return best
-
-
-def _cross_validate(
-    plan: Plan, ledger: Ledger, splits: list[pa.Table], best: BestModel, stopwatch: Stopwatch, out: Console
-) -> list[FoldCounts]:
-    """Trains the folds that are not done yet, in as many epochs as the run has; returns what all of them came to.
-
-    With a time limit a fold begins only if the ones before took no longer than what is left.
-    """
-    from flowers.training import trainer
-    from flowers.training.folds import counts_of, follow_folds, plan_folds
-
-    config, folds = plan.config, plan_folds(plan, splits)
-    say = functools.partial(out.print, highlight=False, markup=False)
-    with follow_folds(folds, len(ledger.classes), out):
-        longest = stopwatch.seconds["train"]
-        for part in [[fold] for fold in folds] if config.limit_s else [folds]:
-            began = stopwatch.elapsed
-            if config.limit_s and began + longest > config.limit_s:
-                break
-            trainer.fit(plan, ledger.classes, say, part, Pace(None, best.pace.planned))
-            longest = max(longest, stopwatch.elapsed - began)
-    stopwatch.lap("folds")
-    found = counts_of(folds, splits, len(ledger.classes))
-    if len(found) < len(folds):
-        _warn(f"{len(found)} of {len(folds)} folds fit into --time-limit {config.time_limit}", out)
-    return found
-
-
-def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
-    """Some decoded photos that were not trained on, of all classes: uint8 [n, size, size, 3]."""
-    rows = listing_of(ledger.subset("test" if ledger.counts().get("test") else "validation"))
-    rows = rows.take(np.unique(np.linspace(0, rows.num_rows - 1, _SAMPLE).round().astype(np.int64)))
-    block = reading.decode_block(reading.read_block(rows), size=plan.image_size, max_pixels=plan.config.max_pixels)
-    shape = (-1, plan.image_size, plan.image_size, 3)
-    return np.frombuffer(b"".join(block["pixels"].drop_null().to_pylist()), np.uint8).reshape(shape)
-
-
-def _warn(text: str, out: Console) -> None:
-    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
-
-
 def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> None:
     ledger: Ledger = extraction.ledger
     counts, reasons = ledger.counts(), ledger.reasons()
@@ -410,5 +317,5 @@ def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> No
             markup=False,
         )
     for text in ledger.warnings():
-        _warn(text, out)
+        warn(text, out)
     out.print(f"  features  {extraction.hits} from the cache, {extraction.computed} computed", highlight=False)

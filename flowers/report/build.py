@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flowers import runs, storage
-from flowers.config import TrainConfig
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
@@ -30,8 +29,10 @@ from flowers.report.record import (
     StageSeconds,
     SubsetCounts,
     TimeLimit,
+    TriedOptions,
 )
-from flowers.training.folds import FoldCounts
+from flowers.training.inner import FoldCounts
+from flowers.training.search import Trial, best_of, changed
 
 if TYPE_CHECKING:
     from flowers.training.best import BestModel
@@ -48,18 +49,20 @@ def build_report(
     evaluation: Evaluation,
     seconds: Mapping[str, float],
     folds: Sequence[FoldCounts] = (),
+    trials: Sequence[Trial] = (),
 ) -> Report:
     """The report of a run that has just ended.
 
     Args:
         command: how the job was called.
-        plan: of the run.
+        plan: of the run, with the options that were given.
         listing: its files.
         extraction: what became of them.
         best: the saved model.
         evaluation: of that model on the test photos.
         seconds: what `flowers.progress.Stopwatch.report` returned.
-        folds: what `flowers.training.folds.counts_of` returned of its folds, if it has any.
+        folds: those that are done.
+        trials: of a search, if there was one.
     """
     ledger, config = extraction.ledger, plan.config
     timing = StageSeconds.model_validate(seconds, extra="forbid")  # a new stage must not go missing
@@ -104,12 +107,28 @@ def build_report(
         test=evaluation.summary,
         predictions=evaluation.examples,
         cross_validation=cross_validation(folds, ledger.classes) if len(folds) > 1 else None,
-        time_limit=_time_limit(config, best),
+        search=_tried(plan, trials),
+        time_limit=_time_limit(plan, best),
     )
 
 
-def _time_limit(config: TrainConfig, best: BestModel) -> TimeLimit | None:
+def _tried(plan: Plan, trials: Sequence[Trial]) -> list[TriedOptions]:
+    chosen = best_of(trials, plan.config.monitor) if trials else None
+    return [
+        TriedOptions(
+            options=changed(plan.config, trial.config),
+            best_epoch=trial.epoch,
+            val_accuracy=trial.val_accuracy,
+            val_log_loss=trial.val_log_loss,
+            chosen=trial is chosen,
+        )
+        for trial in trials
+    ]
+
+
+def _time_limit(plan: Plan, best: BestModel) -> TimeLimit | None:
     """What --time-limit came to; a phase of which nothing was planned began too late."""
+    config = plan.config
     if config.limit_s is None or best.pace.budget_s is None:
         return None
     wanted, planned = config.phase_epochs, best.pace.planned

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowers.evaluation.metrics import Metric, Summary
+from flowers.options import flag
 from flowers.report.record import CrossValidation, Report, Spread
 
 LARGE = 12
@@ -165,13 +166,30 @@ def spread_rows(found: CrossValidation) -> list[SpreadRow]:
     ]
 
 
-def folds_said(found: CrossValidation) -> str:
-    """What the folds are, in a sentence."""
+def search_rows(report: Report) -> list[tuple[str, str, str, str, bool]]:
+    """Rows of the table of a search: options, best epoch, accuracy, log-loss, and whether they were chosen."""
+    return [
+        (
+            " ".join(f"{flag(name)} {value:g}" for name, value in tried.options.items()) or "as given",
+            count(tried.best_epoch),
+            percent(tried.val_accuracy),
+            number(tried.val_log_loss, 3),
+            tried.chosen,
+        )
+        for tried in report.search
+    ]
+
+
+def folds_said(report: Report) -> str:
+    """What the folds are, in a sentence; "" if there are none."""
+    found = report.cross_validation
+    if found is None:
+        return ""
     least = min(fold.train for fold in found.folds)
     return (
         f"the same training {len(found.folds)} times more, each time with other photos held out: "
         f"{count(found.held_out.n)} photos, all but the test photos, each judged once by a training on {count(least)} "
-        "or more others"
+        f"or more others{'; the options were chosen with these photos before' if report.search else ''}"
     )
 
 

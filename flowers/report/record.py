@@ -16,7 +16,7 @@ from flowers.evaluation.evaluate import Example
 from flowers.evaluation.metrics import Summary
 
 # Stages that a run has only with an option of this name.
-_ASKED_FOR = {"folds"}
+_ASKED_FOR = {"search", "folds"}
 
 
 class DataUsed(BaseModel, frozen=True):
@@ -78,6 +78,7 @@ class StageSeconds(BaseModel, frozen=True):
     start: float
     read: float
     features: float
+    search: float = 0.0
     train: float
     save: float
     folds: float = 0.0
@@ -140,6 +141,24 @@ class PhaseResult(BaseModel, frozen=True):
     val_accuracy: float | None
     val_log_loss: float | None
     kept: bool
+
+
+class TriedOptions(BaseModel, frozen=True):
+    """A training of a search.
+
+    Attributes:
+        options: that were not as given, with their values.
+        best_epoch: of this training.
+        val_accuracy: of that epoch on the validation photos.
+        val_log_loss: the same.
+        chosen: whether the run was trained with these.
+    """
+
+    options: dict[str, float]
+    best_epoch: int
+    val_accuracy: float
+    val_log_loss: float
+    chosen: bool
 
 
 class LimitedPhase(BaseModel, frozen=True):
@@ -254,6 +273,7 @@ class Report(BaseModel, frozen=True):
         test: metrics of the bundle on the test photos.
         predictions: the first test photos.
         cross_validation: the same training on folds; None without --folds, or if fewer than two fit into the time.
+        search: the options that were tried on the validation photos; empty without --search.
         time_limit: what it came to; None without --time-limit.
     """
 
@@ -292,6 +312,7 @@ class Report(BaseModel, frozen=True):
     test: Summary
     predictions: list[Example]
     cross_validation: CrossValidation | None = None
+    search: list[TriedOptions] = []
     time_limit: TimeLimit | None = None
 
     def to_json(self) -> str:

@@ -18,6 +18,7 @@ from flowers.report.formatting import (
     metric_rows,
     number,
     percent,
+    search_rows,
     spread_rows,
     time_parts,
     value,
@@ -41,11 +42,14 @@ def render_text(report: Report) -> Group:
     parts: list[Table | Text] = [table]
 
     if report.cross_validation:
-        parts += _folds(report.cross_validation)
+        parts += _folds(report, report.cross_validation)
     parts += recall_by_class(held, name)
 
     if len(report.phases) > 1:
         parts += [Text("\nphases, best on validation photos", style="bold"), _phases(report)]
+
+    if report.search:
+        parts += [Text(f"\nsearch, {len(report.search)} trainings on validation photos", style="bold"), _search(report)]
 
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
@@ -83,7 +87,7 @@ def recall_by_class(summary: Summary, name: str) -> list[Table | Text]:
     return [Text(f"\n{title}", style="bold"), recall]
 
 
-def _folds(found: CrossValidation) -> list[Table | Text]:
+def _folds(report: Report, found: CrossValidation) -> list[Table | Text]:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("")
     for title in ("mean", "± sd", "lowest–highest", "all held out", "95 %"):
@@ -97,7 +101,15 @@ def _folds(found: CrossValidation) -> list[Table | Text]:
             value(row.metric, row.percent),
             interval(row.metric, row.percent),
         )
-    return [Text(f"\n{len(found.folds)} folds, photos held out", style="bold"), table, Text(f"{folds_said(found)}")]
+    return [Text(f"\n{len(found.folds)} folds, photos held out", style="bold"), table, Text(folds_said(report))]
+
+
+def _search(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 2))
+    for options, epoch, accuracy, loss, chosen in search_rows(report):
+        reached = f"epoch {epoch}", f"accuracy {accuracy}", f"log-loss {loss}"
+        grid.add_row(options, *reached, "chosen" if chosen else "")
+    return grid
 
 
 def _phases(report: Report) -> Table:

@@ -1,10 +1,11 @@
 """What every training worker runs: phases of epochs, exact validation, a checkpoint after each, the best one kept.
 
-With folds it does that once a fold, and then measures the best epoch on the photos that were held out.
+A run's folds and the trials of a search are trained in the same way, one after the other; of these an outcome is kept.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,12 +21,12 @@ from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
 from flowers.training import checkpoints, failures
 from flowers.training.batches import class_weights, epoch_batches
-from flowers.training.folds import Outcome, read_outcome, write_outcome
 from flowers.training.history import History
+from flowers.training.inner import Outcome, read_outcome, write_outcome
 from flowers.training.inputs import Inputs, Subset, read_subsets
 from flowers.training.pace import Pace, steps_s
 from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
-from flowers.training.schedule import Phase, learning_rate, phases
+from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches, Step
 
 
@@ -33,14 +34,14 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     """The function that Ray's `TensorflowTrainer` runs in each worker, or in the job itself.
 
     Args:
-        arguments: `plan` (a `Plan`), `classes` (names of the outputs, in order), and `folds` (plans of its folds: if
-            there are any, these are trained and not the run itself), and `pace` (a `Pace`).
+        arguments: `plan` (a `Plan`), `classes` (names of the outputs, in order), and `inner` (plans of its folds or
+            trials: if there are any, these are trained and not the run itself), and `pace` (a `Pace`).
 
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
     """
     plan: Plan = arguments["plan"]
-    folds: list[Plan] = arguments["folds"]
+    inner: list[Plan] = arguments["inner"]
     context = ray.train.get_context()
     rank, count = context.get_world_rank(), context.get_world_size()
     if known := failures.noted(plan.run):
@@ -51,12 +52,12 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
             tf.config.threading.set_intra_op_parallelism_threads(plan.worker_cpus)
         strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()
         worker = Worker(rank, count, strategy)
-        if not folds:
+        if not inner:
             _train(plan, arguments["classes"], worker, arguments["pace"])
-        for training in folds:
+        for training in inner:
             if read_outcome(training.run) is None:
                 _train(training, arguments["classes"], worker, arguments["pace"], told=False)
-                _hold_out(training, arguments["classes"], worker)
+                _conclude(training, arguments["classes"], worker)
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
     except (FlowersError, tf.errors.ResourceExhaustedError) as error:
@@ -71,26 +72,26 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
 
 def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: bool = True) -> None:
     """Trains from where the run is to its end; Ray is told of each epoch unless it is a fold's."""
-    watch = _Watch()
     history, found, _ = History.resume(plan.run, plan.config, pace)
+    watch = Watch(history.spent_s)
     if worker.rank == 0:
         storage.sweep(plan.run.checkpoints)
         history.rewrite()
     subsets = read_subsets(plan.run, classes)
     standard = standard_of(found) if found else None
-    watch.start(history.spent_s)
     while (phase := history.phase()) is not None:
         prepared = prepare_phase(plan, phase, subsets, standard, len(classes), worker)
         if found and history.epoch > history.began:
             prepared.step.restore(found.arrays)
-            watch.start(history.spent_s)  # what was prepared before it was killed counted then
+            watch = Watch(history.spent_s)  # what was prepared before it was killed counted then
         elif history.epoch:  # a new phase starts from the best head of the one before
             best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, history.best))
             prepared.step.restore(best.arrays, "head")
         # The arrays of the checkpoint, some hundred MB, are not held while the phase trains.
         found, standard = None, prepared.standard
         while (now := history.phase()) is not None and now.name == phase.name:
-            epoch = _epoch(plan, prepared, now, history, subsets, classes, worker, watch)
+            prepared = dataclasses.replace(prepared, phase=now)
+            epoch = _epoch(plan, prepared, history, subsets, classes, worker, watch)
             if epoch is None:
                 history.give_up(now)
                 if worker.rank == 0:
@@ -105,14 +106,10 @@ def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: boo
                 _report(history, uri)
 
 
-class _Watch:
-    """Seconds that a training took: what earlier processes noted, and this one since `start`."""
+class Watch:
+    """Seconds that a training took: those that earlier processes noted, and those since this was made."""
 
-    def __init__(self) -> None:
-        self.start(0.0)
-
-    def start(self, spent_s: float) -> None:
-        """Begins to count from what was noted."""
+    def __init__(self, spent_s: float = 0.0) -> None:
         self._before, self._began = spent_s, time.perf_counter()
 
     @property
@@ -126,20 +123,26 @@ def _agreed(step: Step, worker: Worker, *values: float) -> list[float]:
     return step.total(np.array(values if worker.rank == 0 else [0.0] * len(values))).tolist()
 
 
-def _hold_out(plan: Plan, classes: list[str], worker: Worker) -> None:
-    """Measures the best epoch of a fold on the photos that were held out, which had no part in anything before."""
+def _conclude(plan: Plan, classes: list[str], worker: Worker) -> None:
+    """Keeps what a fold or a trial came to, with its best epoch on the photos that were held out, if there are any.
+
+    These had no part in anything before.
+    """
     found, _ = checkpoints.newest(plan.run.checkpoints)
     if found is None:
         raise DamagedFile(f"{plan.run.checkpoints} holds no complete checkpoint; run the same command again")
     best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, found.state["best"]))
+    line = found.state["lines"][best.epoch - 1]
     (held,) = read_subsets(plan.run, classes, ["test"])
-    phase = next(phase for phase in phases(plan.config) if phase.name == found.state["lines"][best.epoch - 1]["phase"])
-    prepared = prepare_phase(plan, phase, (held, held), standard_of(best), len(classes), worker)
-    for kind in ("head", "tail"):
-        prepared.step.restore(best.arrays, kind)
-    counts = validate(prepared.step, best.epoch - 1, held, prepared.validation, len(classes), worker)
+    counts = Counts.zero(len(classes))
+    if len(held.labels):
+        phase = next(phase for phase in phases(plan.config) if phase.name == line["phase"])
+        prepared = prepare_phase(plan, phase, (held, held), standard_of(best), len(classes), worker)
+        for kind in ("head", "tail"):
+            prepared.step.restore(best.arrays, kind)
+        counts = validate(prepared.step, best.epoch - 1, held, prepared.validation, len(classes), worker)
     if worker.rank == 0:
-        write_outcome(plan.run, Outcome(best.epoch, counts.to_vector()))
+        write_outcome(plan.run, Outcome(line, counts.to_vector().tolist()))
         storage.delete(plan.run.checkpoints)
 
 
@@ -157,12 +160,11 @@ def _report(history: History, uri: str | None) -> None:
 def _epoch(
     plan: Plan,
     prepared: PreparedPhase,
-    phase: Phase,
     history: History,
     subsets: Sequence[Subset],
     classes: list[str],
     worker: Worker,
-    watch: _Watch,
+    watch: Watch,
 ) -> tuple[dict[str, Any], Counts, float] | None:
     """Trains one epoch and validates.
 
@@ -176,7 +178,7 @@ def _epoch(
     per_epoch = len(order.indices)
     weights = class_weights(plan.config, train.labels, len(classes))[train.labels]
     begun = (epoch - history.began) * per_epoch
-    rates = [learning_rate(plan.config, phase, begun + number, per_epoch) for number in range(per_epoch)]
+    rates = [learning_rate(plan.config, prepared.phase, begun + number, per_epoch) for number in range(per_epoch)]
     losses: list[npt.NDArray[np.float64]] = []
     done = 0
     may_not_fit = history.budget_s is not None and history.epoch == history.began > 0
@@ -205,7 +207,7 @@ def _epoch(
     summary = summarize(counts, classes)
     line = {
         "epoch": epoch + 1,
-        "phase": phase.name,
+        "phase": prepared.phase.name,
         "loss": float(np.average(np.concatenate(losses), weights=order.rows)),
         "val_accuracy": summary.accuracy.value,
         "val_macro_accuracy": summary.macro_accuracy.value,

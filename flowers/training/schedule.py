@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from flowers.config import TAIL_SMOOTHING, TrainConfig
+from flowers.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,10 @@ def phases(config: TrainConfig) -> list[Phase]:
     Label smoothing that was not asked for is the tail's alone: a head cannot learn its photos by heart as a network
     can, so it would only make its probabilities worse.
     """
-    smoothing, tail_smoothing = config.label_smoothing or 0.0, config.label_smoothing
-    tail_smoothing = TAIL_SMOOTHING if tail_smoothing is None else tail_smoothing
-    known = {"head": (config.learning_rate, smoothing), "tail": (config.tail_learning_rate, tail_smoothing)}
+    known = {
+        "head": (config.learning_rate, config.label_smoothing or 0.0),
+        "tail": (config.tail_learning_rate, config.smoothing),
+    }
     return [Phase(name, epochs, *known[name]) for name, epochs in config.phase_epochs.items()]
 
 

@@ -62,24 +62,25 @@ def fit(
     plan: Plan,
     classes: tuple[str, ...],
     say: Callable[[str], None],
-    folds: Sequence[Plan] = (),
+    inner: Sequence[Plan] = (),
     pace: Pace = _AS_PLANNED,
 ) -> None:
-    """Trains, or goes on training, a run that `prepare` made ready, or its folds.
+    """Trains, or goes on training, a run that `prepare` made ready; or its folds, or its trials.
 
     Args:
         plan: of the run. Its folder holds split.parquet; the caches hold the photos of the split.
         classes: names of the outputs, in order.
         say: told what the user should know, a line at a time.
-        folds: of a run that is trained (`flowers.training.folds.plan_folds`); those that are not done are trained.
-        pace: what a time limit leaves, or what the epochs of the folds are.
+        inner: trainings inside the run's folder (`flowers.training.inner`); those that are not done are trained, and
+            not the run itself.
+        pace: what a time limit leaves for each training, or how many epochs it has.
 
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
     before = failures.microbatches(plan.run)
     while True:
-        failure = _attempt(plan, classes, folds, pace)
+        failure = _attempt(plan, classes, inner, pace)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
@@ -93,7 +94,7 @@ def fit(
     failures.forget(plan.run)
 
 
-def _attempt(plan: Plan, classes: tuple[str, ...], folds: Sequence[Plan], pace: Pace) -> FlowersError | None:
+def _attempt(plan: Plan, classes: tuple[str, ...], inner: Sequence[Plan], pace: Pace) -> FlowersError | None:
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)
@@ -113,7 +114,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...], folds: Sequence[Plan], pace: 
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         train_loop,
-        train_loop_config={"plan": plan, "classes": list(classes), "folds": list(folds), "pace": pace},
+        train_loop_config={"plan": plan, "classes": list(classes), "inner": list(inner), "pace": pace},
         tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

@@ -24,8 +24,9 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.training.best import BestModel
-from flowers.training.folds import FoldCounts
+from flowers.training.inner import FoldCounts
 from flowers.training.pace import Pace
+from flowers.training.search import Trial
 
 FOLDED = ("accuracy", "macro_accuracy", "log_loss")
 
@@ -70,7 +71,8 @@ def written() -> dict[str, Any]:
         },
         "monitor": "log_loss",
         "timing_s": {
-            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "train": 1.88, "save": 0.68, "folds": 9.5,
+            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "search": 0.0,
+            "train": 1.88, "save": 0.68, "folds": 9.5,
             "evaluate": 2.93,
         },
         "images_per_s": {"read": 12.8, "features": None},
@@ -106,6 +108,9 @@ def written() -> dict[str, Any]:
             ],
             **{name: {"mean": 0.5, "sd": 0.1, "low": 0.4, "high": 0.6} for name in FOLDED}, "held_out": scores(7),
         },
+        "search": [
+            {"options": {"dropout": 0.5}, "best_epoch": 3, "val_accuracy": 0.5, "val_log_loss": 0.7, "chosen": True}
+        ],
         "time_limit": {
             "limit": 60.0, "training": 12.5, "used": 11.0, "phases": [{"name": "head", "most": 60, "fit": 9}],
         },
@@ -137,7 +142,7 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples"):
         del earlier["data"][key]
-    del earlier["timing_s"]["folds"]
+    del earlier["timing_s"]["folds"], earlier["timing_s"]["search"]
     del earlier["history"][0]["phase"]
     report = Report.from_json(json.dumps(earlier))
     assert (report.data.notes, report.data.near_duplicates) == ([], 0)
@@ -214,6 +219,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         ),
         evaluation=Evaluation(measured, [example]),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
+        trials=[Trial(config.replace(dropout=0.5), 3, 0.5, 0.5, 0.7)],
         folds=[FoldCounts(3, 2, 7, Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]))] * 2,
     )
 

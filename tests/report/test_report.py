@@ -263,7 +263,7 @@ def test_the_page_reads_what_the_report_has() -> None:
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "facts", "held", "held_name", "metrics", "matrix", "large", "curves", "monitor", "time_parts"}
-    given |= {"spreads", "folds_said", "limit_said"}
+    given |= {"spreads", "folds_said", "limit_said", "search"}
     assert meta.find_undeclared_variables(tree) == given | {"unaccounted", "details"}
     assert followed(tree, {"r": Report, "held": Summary}) > 20
 
@@ -357,7 +357,7 @@ def test_training_deeper_that_did_not_pay_is_one_line(accuracy: float, kept: int
     assert advice(phases[:1], monitor) == "", "the head alone"
 
 
-def test_the_spread_over_folds_and_what_fits_into_a_time_limit() -> None:
+def test_the_spread_over_folds_what_was_searched_and_what_fits_into_a_time_limit() -> None:
     spread = {"mean": 0.815, "sd": 0.0213, "low": 0.77, "high": 0.84}
     fold = {"train": 60, "validation": 20, "held_out": 20, "best_epoch": 7}
     metrics = {"accuracy": 0.77, "macro_accuracy": 0.76, "log_loss": 0.6}
@@ -368,6 +368,10 @@ def test_the_spread_over_folds_and_what_fits_into_a_time_limit() -> None:
             **dict.fromkeys(metrics, spread),
             "held_out": evaluated(["a", "b"], 40, 3),
         },
+        search=[
+            {"options": {}, "best_epoch": 9, "val_accuracy": 0.8, "val_log_loss": 0.5, "chosen": False},
+            {"options": {"dropout": 0.5}, "best_epoch": 7, "val_accuracy": 0.9, "val_log_loss": 0.4, "chosen": True},
+        ],
         time_limit={
             "limit": 60.0, "training": 31.4, "used": 30.0,
             "phases": [{"name": "head", "most": 60, "fit": 9}, {"name": "tail", "most": 12, "fit": 0}],
@@ -376,7 +380,7 @@ def test_the_spread_over_folds_and_what_fits_into_a_time_limit() -> None:
     text = " ".join(terminal(report, 400).split())
     assert "2 folds, photos held out" in text
     assert "accuracy 81.5 % 2.1 % 77.0 %–84.0 %" in text
-    assert "each judged once by a training on 60 or more others" in text
+    assert "each judged once by a training on 60 or more others; the options were chosen with" in text
     limit = (
         "time limit 60 s: 31 s of it for this training, which took 30 s; head: 9 of 60 epochs fit; tail: no epoch fits"
     )

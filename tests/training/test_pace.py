@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from flowers.errors import InputError
 from flowers.model import backbones
 from flowers.plan import Plan
 from flowers.runs import Run
-from flowers.training import inputs, loop, trainer
+from flowers.training import inputs, trainer
 from flowers.training.history import History
 from flowers.training.pace import Pace, epochs_that_fit, seconds_to_finish, steps_s
 from flowers.training.step import Step
@@ -82,7 +81,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time of the loop: a second for each call of TensorFlow, and nothing for anything else."""
     now, run = [0.0], Step.run
 
@@ -91,7 +90,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
         return run(self, batches)
 
     monkeypatch.setattr(Step, "run", timed)
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("flowers.training.loop.time.perf_counter", lambda: now[0])
     return now
 
 
