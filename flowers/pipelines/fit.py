@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.markup import escape
 
+from flowers import storage
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.ledger import Ledger
@@ -32,24 +34,35 @@ if TYPE_CHECKING:
 _SAMPLE = 64
 
 
-def budget_of(config: TrainConfig, ledger: Ledger, stopwatch: Stopwatch, out: Console) -> float | None:
-    """Seconds for each training: of the run, of its folds and trials if it has any; None without --time-limit."""
+def budget_of(plan: Plan, ledger: Ledger, stopwatch: Stopwatch, out: Console) -> float | None:
+    """Seconds for each training: of the run, of its folds and trials if it has any; None without --time-limit.
+
+    A run that goes on has the time that it began with.
+    """
+    config, seconds = plan.config, stopwatch.seconds
     if config.limit_s is None:
         return None
-    files, tests = ledger.table.num_rows, ledger.counts().get("test", 0)
-    seconds = stopwatch.seconds
-    photo_s = (seconds.get("read", 0.0) + seconds.get("features", 0.0)) / files
-    kept = seconds_to_finish(seconds["start"], photo_s, tests)
+    noted = plan.run.note("budget")
+    with suppress(OSError, ValueError):
+        budget = float(storage.read(noted))
+        out.print(
+            f"  time      --time-limit {config.time_limit}: {budget:.0f} s a training, as it began", highlight=False
+        )
+        return budget
+    photo_s = (seconds["read"] + seconds["features"]) / ledger.table.num_rows
+    kept = seconds_to_finish(seconds["start"], photo_s, ledger.counts().get("test", 0))
+    kept += 0.0 if plan.in_process else 0.5 * seconds["start"]  # workers start as this process did
     left = max(0.0, config.limit_s - stopwatch.elapsed - kept)
     trainings = 1 + (config.folds or 0) + (most_trials(config) if config.search else 0)
     each = f", {trainings} of them" if trainings > 1 else ""
     out.print(
         f"  time      --time-limit {config.time_limit}: {stopwatch.elapsed:.0f} s until here, {kept:.0f} s kept for "
-        f"saving and tests, {left:.0f} s for training{each}",
+        f"what is around training, {left:.0f} s for training{each}",
         highlight=False,
     )
     if not left:
         warn("nothing of the --time-limit is left for training: one epoch of the head is trained all the same", out)
+    storage.write(noted, repr(left / trainings).encode())
     return left / trainings
 
 

@@ -163,7 +163,7 @@ def _train(
         check_workers(plan, ledger.counts().get("train", 0))
         splits = fold_splits(ledger, config.folds, config.seed) if config.folds else []
         run.begin(config, ledger)
-        budget = budget_of(config, ledger, stopwatch, out)
+        budget = budget_of(plan, ledger, stopwatch, out)
 
         with run.running():
             asked, trials = plan, list[Trial]()

@@ -16,7 +16,7 @@ import ray.train
 import tensorflow as tf
 
 from flowers import storage
-from flowers.errors import DamagedFile, FlowersError, OutOfMemory, TrainingDiverged
+from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
 from flowers.training import checkpoints, failures
@@ -56,8 +56,8 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
             _train(plan, arguments["classes"], worker, arguments["pace"])
         for training in inner:
             if read_outcome(training.run) is None:
-                _train(training, arguments["classes"], worker, arguments["pace"], told=False)
-                _conclude(training, arguments["classes"], worker)
+                history = _train(training, arguments["classes"], worker, arguments["pace"], told=False)
+                _conclude(training, history, arguments["classes"], worker)
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
     except (FlowersError, tf.errors.ResourceExhaustedError) as error:
@@ -70,8 +70,8 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     return None
 
 
-def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: bool = True) -> None:
-    """Trains from where the run is to its end; Ray is told of each epoch unless it is a fold's."""
+def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: bool = True) -> History:
+    """Trains from where the run is to its end; Ray is told of each epoch of the run itself, not of inner trainings."""
     history, found, _ = History.resume(plan.run, plan.config, pace)
     watch = Watch(history.spent_s)
     if worker.rank == 0:
@@ -103,7 +103,10 @@ def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: boo
                 history.keep_pace(*_agreed(prepared.step, worker, watch.spent_s, epoch_s))
             uri = history.commit(prepared.arrays(counts)) if worker.rank == 0 else None
             if told:
-                _report(history, uri)
+                _report(history, uri)  # here workers wait for each other: the checkpoint is there for all of them
+            else:
+                _agreed(prepared.step, worker, 0.0)
+    return history
 
 
 class Watch:
@@ -123,24 +126,21 @@ def _agreed(step: Step, worker: Worker, *values: float) -> list[float]:
     return step.total(np.array(values if worker.rank == 0 else [0.0] * len(values))).tolist()
 
 
-def _conclude(plan: Plan, classes: list[str], worker: Worker) -> None:
+def _conclude(plan: Plan, history: History, classes: list[str], worker: Worker) -> None:
     """Keeps what a fold or a trial came to, with its best epoch on the photos that were held out, if there are any.
 
     These had no part in anything before.
     """
-    found, _ = checkpoints.newest(plan.run.checkpoints)
-    if found is None:
-        raise DamagedFile(f"{plan.run.checkpoints} holds no complete checkpoint; run the same command again")
-    best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, found.state["best"]))
-    line = found.state["lines"][best.epoch - 1]
+    line = history.lines[history.best - 1]
     (held,) = read_subsets(plan.run, classes, ["test"])
     counts = Counts.zero(len(classes))
     if len(held.labels):
+        best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, history.best))
         phase = next(phase for phase in phases(plan.config) if phase.name == line["phase"])
         prepared = prepare_phase(plan, phase, (held, held), standard_of(best), len(classes), worker)
         for kind in ("head", "tail"):
             prepared.step.restore(best.arrays, kind)
-        counts = validate(prepared.step, best.epoch - 1, held, prepared.validation, len(classes), worker)
+        counts = validate(prepared.step, history.best - 1, held, prepared.validation, len(classes), worker)
     if worker.rank == 0:
         write_outcome(plan.run, Outcome(line, counts.to_vector().tolist()))
         storage.delete(plan.run.checkpoints)
