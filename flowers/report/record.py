@@ -81,8 +81,8 @@ class StageSeconds(BaseModel, frozen=True):
     search: float = 0.0
     train: float
     save: float
-    folds: float = 0.0
     evaluate: float
+    folds: float = 0.0
 
     def stages(self) -> list[tuple[str, float]]:
         """Names and seconds of the stages, in their order."""

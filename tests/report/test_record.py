@@ -72,8 +72,8 @@ def written() -> dict[str, Any]:
         "monitor": "log_loss",
         "timing_s": {
             "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "search": 0.0,
-            "train": 1.88, "save": 0.68, "folds": 9.5,
-            "evaluate": 2.93,
+            "train": 1.88, "save": 0.68, "evaluate": 2.93,
+            "folds": 9.5,
         },
         "images_per_s": {"read": 12.8, "features": None},
         "features": {"hits": 0, "computed": 8, "cache": "/runs/cache/features/7485"},
