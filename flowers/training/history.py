@@ -107,7 +107,7 @@ class History:
 
         Args:
             spent_s: seconds that the training took so far.
-            epoch_s: seconds that an epoch takes.
+            epoch_s: seconds that an epoch takes; 0.0 if that is not known: then the plan stays while there is time.
         """
         if self.budget_s is None:
             return
@@ -115,7 +115,8 @@ class History:
         wanted = phases(self.config)
         phase, later = wanted[self.place], wanted[self.place + 1 :]
         left = share_of(self.place, len(wanted), self.budget_s) - spent_s
-        self.planned[phase.name] = epochs_that_fit(self.epoch - self.began, phase.epochs, epoch_s, left)
+        if epoch_s or left <= 0:
+            self.planned[phase.name] = epochs_that_fit(self.epoch - self.began, phase.epochs, epoch_s, left)
         if spent_s >= self.budget_s:
             self.planned |= {phase.name: 0 for phase in later}
 

@@ -90,13 +90,14 @@ def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: boo
         # The arrays of the checkpoint, some hundred MB, are not held while the phase trains.
         found, standard = None, prepared.standard
         while (now := history.phase()) is not None and now.name == phase.name:
-            prepared = dataclasses.replace(prepared, phase=now)
+            prepared = dataclasses.replace(prepared, phase=now)  # the epochs of its plan may have changed
             epoch = _epoch(plan, prepared, history, subsets, classes, worker, watch)
             if epoch is None:
                 history.give_up(now)
                 if worker.rank == 0:
                     history.amend()
                 break
+            prepared = dataclasses.replace(prepared, traced=True)
             line, counts, epoch_s = epoch
             history.add(line)
             if history.budget_s is not None:
@@ -170,7 +171,8 @@ def _epoch(
 
     Returns:
         Its line of metrics, the counts of the validation, and the seconds that an epoch takes once TensorFlow has
-        traced it; None if a deeper phase turns out, in its first epoch, not to fit into the time.
+        traced it, 0.0 if that is not known yet. None if a deeper phase turns out, in its first epoch, not to fit into
+        the time.
     """
     started = time.perf_counter()
     train, epoch = subsets[0], history.epoch
@@ -182,7 +184,8 @@ def _epoch(
     losses: list[npt.NDArray[np.float64]] = []
     done = 0
     may_not_fit = history.budget_s is not None and history.epoch == history.began > 0
-    calls: list[tuple[int, float]] = []  # steps and seconds of each call
+    calls: list[tuple[int, float]] = []  # steps and seconds of each call that traced nothing
+    began = started
     for chunk in prepared.train.steps(order):
         part = slice(done, done + len(chunk))
         batches = Batches(
@@ -196,14 +199,16 @@ def _epoch(
         losses.append(prepared.step.run(batches))
         check_finite(losses[-1], batches, epoch)
         done = part.stop
-        calls.append((len(chunk), time.perf_counter() - started - sum(seconds for _, seconds in calls)))
-        if may_not_fit and len(calls) > 1:
+        if prepared.traced or done > len(chunk):
+            calls.append((len(chunk), time.perf_counter() - began))
+        if may_not_fit and calls:
             expected = watch.spent_s + steps_s(calls, per_epoch - done)
             if _agreed(prepared.step, worker, expected)[0] > (history.budget_s or 0.0):
                 return None
+        began = time.perf_counter()
     trained = time.perf_counter()
     counts = validate(prepared.step, epoch, subsets[1], prepared.validation, len(classes), worker)
-    epoch_s = steps_s(calls, per_epoch) + time.perf_counter() - trained
+    epoch_s = steps_s(calls, per_epoch) + time.perf_counter() - trained if calls else 0.0
     summary = summarize(counts, classes)
     line = {
         "epoch": epoch + 1,

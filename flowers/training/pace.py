@@ -43,14 +43,15 @@ def share_of(place: int, phases: int, budget_s: float) -> float:
 
 
 def steps_s(calls: Sequence[tuple[int, float]], steps: int) -> float:
-    """Seconds that so many steps take, by calls of some steps each.
+    """Seconds that so many steps take, by calls of some steps each; 0.0 if nothing is known.
 
     Args:
-        calls: steps and seconds of each call so far. TensorFlow traced the first one, so that it says nothing; if it
-            is the only one, it has to do.
+        calls: steps and seconds of each call so far, without one in which TensorFlow traced the step.
         steps: to compute.
     """
-    done, seconds = map(sum, zip(*(calls[1:] or calls), strict=True))
+    if not calls:
+        return 0.0
+    done, seconds = map(sum, zip(*calls, strict=True))
     return seconds / done * steps
 
 

@@ -51,6 +51,7 @@ class PreparedPhase:
         train: inputs of the training photos.
         validation: inputs of the validation photos.
         standard: mean and variance of the pooled features, each float32 [d].
+        traced: whether TensorFlow has traced the step, for which its first call takes seconds.
     """
 
     phase: Phase
@@ -58,6 +59,7 @@ class PreparedPhase:
     train: Inputs
     validation: Inputs
     standard: Standard
+    traced: bool = False
 
     def arrays(self, counts: Counts) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps: all that changed, and the counts of the validation."""
