@@ -107,8 +107,8 @@ def _folds(report: Report, found: CrossValidation) -> list[Table | Text]:
 def _search(report: Report) -> Table:
     grid = Table.grid(padding=(0, 2, 0, 2))
     for options, epoch, accuracy, loss, chosen in search_rows(report):
-        reached = f"epoch {epoch}", f"accuracy {accuracy}", f"log-loss {loss}"
-        grid.add_row(options, *reached, "chosen" if chosen else "")
+        reached = f"accuracy {accuracy}", f"log-loss {loss}", f"epoch {epoch}"
+        grid.add_row(*reached, f"{options} (chosen)" if chosen else options)
     return grid
 
 
