@@ -71,6 +71,33 @@ def _number_of_workers(text: str) -> str:
     return text
 
 
+_UNITS = {"w": 7 * 86400, "d": 86400, "h": 3600, "m": 60, "s": 1}
+
+
+def seconds_of(duration: str) -> int:
+    """Seconds of a duration such as 90s, 30d or 1h30m: whole numbers with units, the largest unit first.
+
+    Raises:
+        ValueError: it is none.
+    """
+    parts = re.fullmatch("".join(f"(?:([0-9]{{1,9}}){unit})?" for unit in _UNITS), duration)
+    if not duration or parts is None:
+        raise ValueError
+    return sum(int(number) * unit for number, unit in zip(parts.groups("0"), _UNITS.values(), strict=True))
+
+
+def _duration(text: str) -> str:
+    """The same time always in the same words: they are part of a run's identity."""
+    seconds = seconds_of(text)
+    if not seconds:
+        raise ValueError
+    return "".join(
+        f"{seconds % above // size}{unit}"
+        for (unit, size), above in zip(_UNITS.items(), (1 << 62, *_UNITS.values()), strict=False)
+        if seconds % above // size
+    )
+
+
 def _folder_name(text: str) -> str:
     if not text or text in (".", "..", "cache", "datasets") or set(text) & set("/\\\0"):
         raise ValueError
@@ -247,6 +274,23 @@ class TrainConfig(DataOptions):
         20, "Stop after this many epochs without a better monitored metric; 0 never stops early.", ge=0
     )
     min_delta: float = deciding(0.0, "An improvement smaller than this does not reset --patience.", ge=0)
+    time_limit: Annotated[str, AfterValidator(_duration)] | None = deciding(
+        None,
+        "Time for the whole job, such as 90s, 5m or 1h30m: as many epochs as fit by the speed that is measured, the "
+        "schedule with them. What comes before training takes as long as it takes, and one epoch is always trained.",
+        required="a time such as 90s, 5m or 1h30m",
+    )
+    search: bool = deciding(
+        False,
+        "Try other learning rates, weight decays, dropouts and label smoothings first, one after the other, and take "
+        "what validation photos say is best by --monitor: about nine trainings more, from the same cached features.",
+    )
+    folds: int | None = deciding(
+        None,
+        "Train so many times more from the cached features, each time with another part of the photos held out, for "
+        "an accuracy with a spread; test photos stay out of it, and the model is the same.",
+        ge=2,
+    )
 
     workers: Annotated[str, AfterValidator(_number_of_workers)] = neutral(
         "auto",
@@ -307,6 +351,24 @@ class TrainConfig(DataOptions):
     def augmentation(self) -> str:
         """How training photos are varied in the last phase: `augment`, or what its absence means."""
         return self.augment or ("none" if self.trainable == "head" else TAIL_AUGMENT)
+
+    @property
+    def smoothing(self) -> float:
+        """Label smoothing in the last phase: `label_smoothing`, or what its absence means."""
+        absent = 0.0 if self.trainable == "head" else TAIL_SMOOTHING
+        return absent if self.label_smoothing is None else self.label_smoothing
+
+    @property
+    def phase_epochs(self) -> dict[str, int]:
+        """Passes of each phase at most, in their order: of the head, and of the tail if it goes deeper."""
+        if self.trainable == "head":
+            return {"head": self.epochs or HEAD_EPOCHS}
+        return {"head": self.head_epochs, "tail": self.epochs or TAIL_EPOCHS}
+
+    @property
+    def limit_s(self) -> float | None:
+        """`time_limit` in seconds."""
+        return None if self.time_limit is None else float(seconds_of(self.time_limit))
 
     def identity(self) -> dict[str, Any]:
         """What decides the result, as JSON has it: no option of where it is kept, where it runs and what is shown.
@@ -539,9 +601,6 @@ class NextOptions(BulkOptions):
     )
 
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
 class CleanOptions(OptionSet):
     """What is cleaned away."""
 
@@ -569,7 +628,7 @@ class CleanOptions(OptionSet):
     @property
     def oldest_s(self) -> float:
         """`older_than` in seconds."""
-        return float(self.older_than[:-1]) * _UNITS[self.older_than[-1]]
+        return float(seconds_of(self.older_than))
 
 
 class DoctorOptions(OptionSet):

@@ -55,6 +55,11 @@ class Stopwatch:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + spent
         return spent
 
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start of the job."""
+        return time.monotonic() - self._began
+
     def move(self, seconds: float, source: str, target: str) -> None:
         """Books `seconds` of stage `source`, at most all of them, to `target` instead."""
         seconds = min(seconds, self.seconds[source])

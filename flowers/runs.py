@@ -115,6 +115,19 @@ class Run:
         """evaluations/<name>/: its bundle on other photos."""
         return storage.join(self.uri, "evaluations", name)
 
+    def fold(self, number: int) -> Run:
+        """folds/<number>/: its training on other sides of a split, counted from 1; a run without options of its own."""
+        return Run(storage.join(self.uri, "folds", str(number)))
+
+    def trial(self, number: int) -> Run:
+        """trials/<number>/: its training with other options, counted from 1; the same kind of folder as a fold's."""
+        return Run(storage.join(self.uri, "trials", str(number)))
+
+    @property
+    def outcome(self) -> str:
+        """outcome.json of a fold or trial, written last: what came out of it."""
+        return storage.join(self.uri, "outcome.json")
+
     @property
     def status(self) -> str:
         """status.json: whether it runs, is done, failed or was stopped."""

@@ -64,6 +64,8 @@ WRONG: dict[str, list[Any]] = {
     "monitor": ["loss"],
     "patience": [-1],
     "min_delta": [-1, NAN, INF],
+    "folds": [0, 1, -3],
+    "time_limit": ["5", "0s", "1m1h"],
     "seed": [-1, 1 << 31, 1 << 64],
     "workers": ["0", "-2", "", "many", "1.5", "2..4", "1:4", "²"],
     "cpus_per_worker": [0, -1],
@@ -161,6 +163,7 @@ CHANGES: dict[str, Any] = {
     "warmup_epochs": 2.0, "momentum": 0.5, "weight_decay": 0.1, "l2": 0.1, "label_smoothing": 0.1, "dropout": 0.0,
     "class_weights": "balanced", "monitor": "accuracy", "patience": 3, "min_delta": 0.1, "seed": 7,
     "trainable": "stage5", "augment": "flip", "head_epochs": 9, "tail_learning_rate": 0.1, "layer_decay": 0.5,
+    "folds": 5, "time_limit": "5m", "search": True,
 }  # fmt: skip
 
 
@@ -175,7 +178,8 @@ def test_every_other_option_is() -> None:
 
 
 # Options that are new since: they count as their default, and the others decide what they did.
-ADDED = {"engine", "root", "class_names", "layout", "group_by", "near_duplicates", "relabel"}
+ADDED = {"folds", "search", "time_limit", "relabel"}
+ADDED |= {"engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
 # Options that had another default: given here with it, which `differences` takes for the same where it means the same.
 DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.

@@ -53,8 +53,20 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "prediction": [*BASE, "locks", "data", "model", "inference", "cluster", "bundle", "predictor"],
     "evaluation": [*BASE, "data", "model", "inference", "bundle", "predictor", "prediction"],
     "published": [*BASE, "bundle", "evaluation", "runs"],
-    "training": [*BASE, "config", "cluster", "data", "model", "features", "runs", "bundle", "evaluation", "plan"],
-    "report": [*BASE, "data", "evaluation", "runs", "plan", "features", "training"],
+    "training": [
+        *BASE,
+        "options",
+        "config",
+        "cluster",
+        "data",
+        "model",
+        "features",
+        "runs",
+        "bundle",
+        "evaluation",
+        "plan",
+    ],
+    "report": [*BASE, "options", "data", "evaluation", "runs", "plan", "features", "training"],
     "export": [*BASE, "data", "inference", "bundle", "report"],
 }
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
@@ -97,7 +109,7 @@ TENSORFLOW = {
 # All others that need it import it in a function, those that are named here in one or a few.
 LATE = {
     *("cluster/session", "model/precision", "bundle"),  # TensorFlow or Keras itself
-    *("features/frozen", "pipelines/train"),  # modules of `TENSORFLOW`
+    *("features/frozen", "pipelines/train", "pipelines/fit"),  # modules of `TENSORFLOW`
 }
 
 

@@ -85,7 +85,7 @@ def assign(
     classes = sorted(members)
     quotas = apportion([len(members[label]) for label in classes], fractions)
     subsets = np.full(len(digests), _OPEN, dtype=np.int8)
-    key = seed.to_bytes(8, "big")
+    key = key_of(seed)
     left = dict(zip(classes, quotas.copy(), strict=True))
     for index, digest in enumerate(digests):
         if (subset := known.get(digest)) is not None:
@@ -95,7 +95,7 @@ def assign(
         _assign_groups(digests, labels, fractions, key, groups, subsets, left)
     for label in classes:
         new = [index for index in members[label] if subsets[index] == _OPEN]
-        new.sort(key=lambda index: _order(digests[index], key))
+        new.sort(key=lambda index: place(digests[index], key))
         quota = left[label]
         if (quota < 0).any():  # known photos or groups overfill a subset
             quota = _shrink(quota, len(new))
@@ -121,7 +121,7 @@ def _assign_groups(
     for index, group in enumerate(groups):
         together.setdefault(group, []).append(index)
     several = [indices for indices in together.values() if len(indices) > 1]
-    ordered = sorted((-len(indices), _order(min(digests[i] for i in indices), key), indices) for indices in several)
+    ordered = sorted((-len(indices), place(min(digests[i] for i in indices), key), indices) for indices in several)
     bounds = np.cumsum(np.asarray(fractions, np.float64))
     for _, order, indices in ordered:
         new = [index for index in indices if subsets[index] == _OPEN]
@@ -139,7 +139,13 @@ def _assign_groups(
             left[labels[index]][subset] -= 1
 
 
-def _order(digest: bytes, key: bytes) -> bytes:
+def key_of(seed: int) -> bytes:
+    """The key of `place` for a seed."""
+    return seed.to_bytes(8, "big")
+
+
+def place(digest: bytes, key: bytes) -> bytes:
+    """Where a photo comes when photos are shuffled by their content: the order of these bytes."""
     return hashlib.blake2b(digest, digest_size=16, key=key).digest()
 
 

@@ -8,11 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
-from rich.markup import escape
 
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
@@ -22,6 +19,7 @@ from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.data.corrections import in_words
+from flowers.data.folds import fold_splits
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of, some
 from flowers.data.split import SUBSETS
@@ -45,6 +43,7 @@ from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
+from flowers.pipelines.fit import budget_of, cross_validate, fit, search, warn
 from flowers.pipelines.source import list_source
 from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
 from flowers.predictor import Predictor
@@ -54,15 +53,10 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.text import plain
+from flowers.training.search import Trial
 
 if TYPE_CHECKING:
     import ray.data
-
-    from flowers.training.best import BestModel
-
-
-# Photos on which a saved network is compared with the trained one.
-_SAMPLE = 64
 
 
 def train(config: TrainConfig, out: Console, began: float, command: str = "") -> Report:
@@ -103,7 +97,7 @@ def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
         with suppress(InputError):  # of another version of this program, but whole
             load_bundle(run.bundle)
     except DamagedFile as error:
-        _warn(f"{error}; it is made again", out)
+        warn(f"{error}; it is made again", out)
         return None
     out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
     return report
@@ -116,7 +110,7 @@ def _train(
     listing = list_source(config, config.storage)
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
-        _warn(text, out)
+        warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
     with ray_session(config.verbose):
         from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
@@ -169,15 +163,23 @@ def _train(
         stopwatch.move(extraction.waited_s, "read", "start")
         _say_what_was_found(extraction, listing.source, out)
         check_workers(plan, ledger.counts().get("train", 0))
+        splits = fold_splits(ledger, config.folds, config.seed) if config.folds else []
         run.begin(config, ledger)
+        budget = budget_of(plan, ledger, stopwatch, out)
 
         with run.running():
-            best = _fit(plan, ledger, network, stopwatch, out)
+            asked, trials = plan, list[Trial]()
+            if config.search:
+                plan, trials = search(plan, ledger, budget, stopwatch, out)
+            best = fit(plan, ledger, network, budget, stopwatch, out)
             saved = load_bundle(best.bundle)
             predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
             evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
-            report = build_report(command, plan, listing, extraction, best, evaluation, stopwatch.report())
+            folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
+            report = build_report(
+                command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials
+            )
             write_report(run, report)
     return report
 
@@ -300,41 +302,6 @@ def decoded_photos(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.dat
     )
 
 
-def _fit(plan: Plan, ledger: Ledger, network: Callable[[], Any], stopwatch: Stopwatch, out: Console) -> BestModel:
-    """Trains, and saves the model of the best epoch. What it imports runs on TensorFlow, which is there by now."""
-    from flowers.training import trainer
-    from flowers.training.best import save_best
-    from flowers.training.contact_sheet import write_sheet
-    from flowers.training.progress import follow
-
-    config = plan.config
-    if config.augmentation != "none":
-        write_sheet(plan, ledger)
-    say = functools.partial(out.print, highlight=False, markup=False)
-    trainer.prepare(plan, say)
-    with follow(plan.run, out, config.monitor):
-        trainer.fit(plan, ledger.classes, say)
-    stopwatch.lap("train")
-    best = save_best(plan, ledger, network(), _sample(plan, ledger))
-    if best.precision != plan.precision:
-        say(f"  bundle    {best.precision}: in {plan.precision} its scores are too far from those of Keras in float32")
-    stopwatch.lap("save")
-    return best
-
-
-def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
-    """Some decoded photos that were not trained on, of all classes: uint8 [n, size, size, 3]."""
-    rows = listing_of(ledger.subset("test" if ledger.counts().get("test") else "validation"))
-    rows = rows.take(np.unique(np.linspace(0, rows.num_rows - 1, _SAMPLE).round().astype(np.int64)))
-    block = reading.decode_block(reading.read_block(rows), size=plan.image_size, max_pixels=plan.config.max_pixels)
-    shape = (-1, plan.image_size, plan.image_size, 3)
-    return np.frombuffer(b"".join(block["pixels"].drop_null().to_pylist()), np.uint8).reshape(shape)
-
-
-def _warn(text: str, out: Console) -> None:
-    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
-
-
 def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> None:
     ledger: Ledger = extraction.ledger
     counts, reasons = ledger.counts(), ledger.reasons()
@@ -354,5 +321,5 @@ def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> No
             markup=False,
         )
     for text in ledger.warnings():
-        _warn(text, out)
+        warn(text, out)
     out.print(f"  features  {extraction.hits} from the cache, {extraction.computed} computed", highlight=False)

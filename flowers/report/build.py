@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,23 +11,34 @@ from flowers import runs, storage
 from flowers.data.ledger import Ledger
 from flowers.data.listing import Listing
 from flowers.evaluation.evaluate import Evaluation
+from flowers.evaluation.metrics import Counts, summarize
 from flowers.features.extraction import Extraction
 from flowers.plan import Plan
 from flowers.report import findings
 from flowers.report.record import (
+    CrossValidation,
     DataUsed,
     EpochMetrics,
     FeatureUse,
+    Fold,
     ImagesPerSecond,
+    LimitedPhase,
     PhaseResult,
     Report,
     SplitCounts,
+    Spread,
     StageSeconds,
     SubsetCounts,
+    TimeLimit,
+    TriedOptions,
 )
+from flowers.training.inner import FoldCounts
+from flowers.training.search import Trial, best_of, changed
 
 if TYPE_CHECKING:
     from flowers.training.best import BestModel
+
+_SPREADS = ("accuracy", "macro_accuracy", "log_loss")
 
 
 def build_report(
@@ -37,17 +49,21 @@ def build_report(
     best: BestModel,
     evaluation: Evaluation,
     seconds: Mapping[str, float],
+    folds: Sequence[FoldCounts] = (),
+    trials: Sequence[Trial] = (),
 ) -> Report:
     """The report of a run that has just ended.
 
     Args:
         command: how the job was called.
-        plan: of the run.
+        plan: of the run, with the options that were given.
         listing: its files.
         extraction: what became of them.
         best: the saved model.
         evaluation: of that model on the test photos.
         seconds: what `flowers.progress.Stopwatch.report` returned.
+        folds: those that are done.
+        trials: of a search, if there was one.
     """
     ledger, config = extraction.ledger, plan.config
     timing = StageSeconds.model_validate(seconds, extra="forbid")  # a new stage must not go missing
@@ -95,7 +111,61 @@ def build_report(
         slices=evaluation.slices,
         galleries=evaluation.galleries,
         cells=evaluation.cells,
+        cross_validation=cross_validation(folds, ledger.classes) if len(folds) > 1 else None,
+        search=_tried(plan, trials),
+        time_limit=_time_limit(plan, best),
     )
+
+
+def _tried(plan: Plan, trials: Sequence[Trial]) -> list[TriedOptions]:
+    chosen = best_of(trials, plan.config.monitor) if trials else None
+    return [
+        TriedOptions(
+            options=changed(plan.config, trial.config),
+            best_epoch=trial.epoch,
+            val_accuracy=trial.val_accuracy,
+            val_log_loss=trial.val_log_loss,
+            chosen=trial is chosen,
+        )
+        for trial in trials
+    ]
+
+
+def _time_limit(plan: Plan, best: BestModel) -> TimeLimit | None:
+    """What --time-limit came to; a phase of which nothing was planned began too late."""
+    config = plan.config
+    if config.limit_s is None or best.pace.budget_s is None:
+        return None
+    wanted, planned = config.phase_epochs, best.pace.planned
+    phases = [LimitedPhase(name=name, most=most, fit=planned.get(name, most)) for name, most in wanted.items()]
+    training, used = round(best.pace.budget_s, 2), round(best.spent_s, 2)
+    return TimeLimit(limit=config.limit_s, training=training, used=used, phases=phases)
+
+
+def cross_validation(folds: Sequence[FoldCounts], classes: Sequence[str]) -> CrossValidation:
+    """What the folds say together; there are two or more of them."""
+    found, total = [], Counts.zero(len(classes))
+    for fold in folds:
+        total += fold.held_out
+        summary = summarize(fold.held_out, classes)
+        found.append(
+            Fold(
+                train=fold.train,
+                validation=fold.validation,
+                held_out=fold.held_out.n,
+                best_epoch=fold.epoch,
+                **{name: getattr(summary, name).value for name in _SPREADS},
+            )
+        )
+    return CrossValidation(
+        folds=found,
+        **{name: _spread([getattr(fold, name) for fold in found]) for name in _SPREADS},
+        held_out=summarize(total, classes),
+    )
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=statistics.fmean(values), sd=statistics.stdev(values), low=min(values), high=max(values))
 
 
 def phase_results(history: Sequence[EpochMetrics], best_epoch: int) -> list[PhaseResult]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowers.evaluation.metrics import Metric, Summary
-from flowers.report.record import Report
+from flowers.options import flag
+from flowers.report.record import CrossValidation, Report, Spread
 
 LARGE = 12
 """Above this many classes the tables scroll inside the page and the terminal lists the worst only."""
@@ -129,6 +130,88 @@ def metric_rows(report: Report) -> list[MetricRow]:
         MetricRow(name, percent, headline, get(test), get(validation), get(held))
         for name, get, percent, headline in _kinds(held)
     ]
+
+
+@dataclass(frozen=True)
+class SpreadRow:
+    """A row of the table of folds: a metric over the folds, and of all photos together."""
+
+    name: str
+    percent: bool
+    spread: Spread
+    metric: Metric
+
+    @property
+    def mean(self) -> str:
+        """Mean over the folds."""
+        return _plain(self.spread.mean, self.percent)
+
+    @property
+    def sd(self) -> str:
+        """Their standard deviation."""
+        return _plain(self.spread.sd, self.percent)
+
+    @property
+    def range(self) -> str:
+        """The least and the largest value."""
+        return f"{_plain(self.spread.low, self.percent)}–{_plain(self.spread.high, self.percent)}"
+
+
+def spread_rows(found: CrossValidation) -> list[SpreadRow]:
+    """Rows of the table of folds."""
+    return [
+        SpreadRow("Accuracy", True, found.accuracy, found.held_out.accuracy),
+        SpreadRow("Macro accuracy", True, found.macro_accuracy, found.held_out.macro_accuracy),
+        SpreadRow("Log-loss", False, found.log_loss, found.held_out.log_loss),
+    ]
+
+
+def search_rows(report: Report) -> list[tuple[str, str, str, str, bool]]:
+    """Rows of the table of a search: options, best epoch, accuracy, log-loss, and whether they were chosen."""
+    return [
+        (
+            " ".join(f"{flag(name)} {value:g}" for name, value in tried.options.items()) or "as given",
+            count(tried.best_epoch),
+            percent(tried.val_accuracy),
+            number(tried.val_log_loss, 3),
+            tried.chosen,
+        )
+        for tried in report.search
+    ]
+
+
+def folds_said(report: Report) -> str:
+    """What the folds are, in a sentence; "" if there are none."""
+    found = report.cross_validation
+    if found is None:
+        return ""
+    least = min(fold.train for fold in found.folds)
+    return (
+        f"the same training {len(found.folds)} times more, each time with other photos held out: "
+        f"{count(found.held_out.n)} photos, all but the test photos, each judged once by a training on {count(least)} "
+        f"or more others{'; the options were chosen with these photos before' if report.search else ''}"
+    )
+
+
+def limit_said(report: Report) -> str:
+    """What --time-limit came to, in a line; "" without one."""
+    limit = report.time_limit
+    if limit is None:
+        return ""
+    said = (
+        f"time limit {limit.limit:.0f} s: {limit.training:.0f} s of it for this training, which took {limit.used:.0f} s"
+    )
+    for phase in limit.phases:
+        said += (
+            f"; {phase.name}: {phase.fit} of {phase.most} epochs fit" if phase.fit else f"; {phase.name}: no epoch fits"
+        )
+    if (over := report.timing_s.total - limit.limit) > 1:
+        said += f"; the job took {over:.0f} s longer than that"
+    return said
+
+
+def _plain(x: float, as_percent: bool) -> str:
+    return percent(x) if as_percent else number(x, 3)
 
 
 def time_parts(report: Report) -> list[TimePart]:

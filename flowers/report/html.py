@@ -18,13 +18,17 @@ from flowers.data.corrections import in_words
 from flowers.report.charts import curves, reliability_curve
 from flowers.report.formatting import (
     count,
+    folds_said,
     held_out,
     interval,
+    limit_said,
     metric_rows,
     number,
     percent,
     probability,
+    search_rows,
     short,
+    spread_rows,
     time_parts,
     value,
 )
@@ -69,6 +73,10 @@ def render_html(report: Report) -> str:
         reliability=reliability_curve(report.calibration.bins) if report.calibration else None,
         split=first_rows(report.split.per_class),
         curves=curves(report),
+        limit_said=limit_said(report),
+        spreads=spread_rows(report.cross_validation) if report.cross_validation else [],
+        folds_said=folds_said(report),
+        search=search_rows(report),
         monitor=report.monitor.replace("_", " "),
         time_parts=time_parts(report),
         unaccounted=report.data.found - report.split.total - report.data.quarantined,

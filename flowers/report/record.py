@@ -19,6 +19,9 @@ from flowers.evaluation.metrics import Summary
 from flowers.evaluation.slices import Slices
 from flowers.report.findings import Finding
 
+# Stages that a run has only with an option of this name.
+_ASKED_FOR = {"search", "folds"}
+
 
 class DataUsed(BaseModel, frozen=True):
     """The photos of a run.
@@ -79,19 +82,21 @@ class SplitCounts(SubsetCounts, frozen=True):
 
 
 class StageSeconds(BaseModel, frozen=True):
-    """Wall time of the job and of each of its stages, which add up to it."""
+    """Wall time of the job and of each of its stages, which add up to it; 0 for one that there was not."""
 
     total: float
     start: float
     read: float
     features: float
+    search: float = 0.0
     train: float
     save: float
     evaluate: float
+    folds: float = 0.0
 
     def stages(self) -> list[tuple[str, float]]:
         """Names and seconds of the stages, in their order."""
-        return [(name, seconds) for name, seconds in self if name != "total"]
+        return [(name, seconds) for name, seconds in self if name != "total" and (seconds or name not in _ASKED_FOR)]
 
 
 class ImagesPerSecond(BaseModel, frozen=True):
@@ -148,6 +153,97 @@ class PhaseResult(BaseModel, frozen=True):
     kept: bool
 
 
+class TriedOptions(BaseModel, frozen=True):
+    """A training of a search.
+
+    Attributes:
+        options: that were not as given, with their values.
+        best_epoch: of this training.
+        val_accuracy: of that epoch on the validation photos.
+        val_log_loss: the same.
+        chosen: whether the run was trained with these.
+    """
+
+    options: dict[str, float]
+    best_epoch: int
+    val_accuracy: float
+    val_log_loss: float
+    chosen: bool
+
+
+class LimitedPhase(BaseModel, frozen=True):
+    """The epochs of a phase that would have been trained at most, and those that fit; 0 left it out."""
+
+    name: str
+    most: int
+    fit: int
+
+
+class TimeLimit(BaseModel, frozen=True):
+    """What --time-limit came to, in seconds.
+
+    Attributes:
+        limit: for the whole job.
+        training: what was left of it for the training: without start, features, saving, tests, and its folds.
+        used: what the training took.
+        phases: epochs of each phase.
+    """
+
+    limit: float
+    training: float
+    used: float
+    phases: list[LimitedPhase]
+
+
+class Fold(BaseModel, frozen=True):
+    """A training on another split of the run's photos.
+
+    Attributes:
+        train: photos that it was trained on.
+        validation: photos that chose its epoch.
+        held_out: photos that it is measured on, and that had no part in it.
+        best_epoch: the epoch that was chosen.
+        accuracy: on the photos held out.
+        macro_accuracy: the same.
+        log_loss: the same.
+    """
+
+    train: int
+    validation: int
+    held_out: int
+    best_epoch: int
+    accuracy: float
+    macro_accuracy: float
+    log_loss: float
+
+
+class Spread(BaseModel, frozen=True):
+    """A metric over the folds: their plain mean, standard deviation (n - 1), least and largest value."""
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+
+class CrossValidation(BaseModel, frozen=True):
+    """The run's training on folds.
+
+    Attributes:
+        folds: each of them.
+        accuracy: over the folds.
+        macro_accuracy: the same.
+        log_loss: the same.
+        held_out: metrics of all photos together, each measured by the fold that held it out.
+    """
+
+    folds: list[Fold]
+    accuracy: Spread
+    macro_accuracy: Spread
+    log_loss: Spread
+    held_out: Summary
+
+
 class Report(BaseModel, frozen=True):
     """The record of a finished run; `flowers.report.build` makes it.
 
@@ -190,6 +286,9 @@ class Report(BaseModel, frozen=True):
         slices: accuracy on the test photos by what they have in common.
         galleries: test photos that are worth a look.
         cells: test photos of the cells of the confusion matrix.
+        cross_validation: the same training on folds; None without --folds, or if fewer than two fit into the time.
+        search: the options that were tried on the validation photos; empty without --search.
+        time_limit: what it came to; None without --time-limit.
     """
 
     created: str
@@ -230,6 +329,9 @@ class Report(BaseModel, frozen=True):
     slices: list[Slices] = []
     galleries: list[Gallery] = []
     cells: list[CellPhotos] = []
+    cross_validation: CrossValidation | None = None
+    search: list[TriedOptions] = []
+    time_limit: TimeLimit | None = None
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""

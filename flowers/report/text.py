@@ -11,15 +11,19 @@ from flowers.evaluation.metrics import ClassSummary, Summary
 from flowers.report.formatting import (
     LARGE,
     count,
+    folds_said,
     held_out,
     interval,
+    limit_said,
     metric_rows,
     number,
     percent,
+    search_rows,
+    spread_rows,
     time_parts,
     value,
 )
-from flowers.report.record import Report
+from flowers.report.record import CrossValidation, Report
 from flowers.text import plain
 
 
@@ -37,10 +41,15 @@ def render_text(report: Report) -> Group:
     table.add_row("photos", count(report.test.n), "", count(report.validation.n), "")
     parts: list[Table | Text] = [table]
 
+    if report.cross_validation:
+        parts += _folds(report, report.cross_validation)
     parts += recall_by_class(held, name)
 
     if len(report.phases) > 1:
         parts += [Text("\nphases, best on validation photos", style="bold"), _phases(report)]
+
+    if report.search:
+        parts += [Text(f"\nsearch, {len(report.search)} trainings on validation photos", style="bold"), _search(report)]
 
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
@@ -56,6 +65,8 @@ def render_text(report: Report) -> Group:
     ]
     parts.append(Text("\nwhere the time went", style="bold"))
     parts.append(Text(f"{report.timing_s.total:.1f} s: {', '.join(steps)}"))
+    if report.time_limit:
+        parts.append(Text(limit_said(report)))
     if report.advice:
         parts.append(Text(report.advice, style="bold"))
     parts += [Text(f"warning: {plain(text)}", style="bold") for text in report.warnings]
@@ -74,6 +85,31 @@ def recall_by_class(summary: Summary, name: str) -> list[Table | Text]:
         numbers = value(m.recall, True), interval(m.recall, True), f"n = {count(m.n)}"
         recall.add_row(Text(_cut(plain(label), 36)), *numbers)
     return [Text(f"\n{title}", style="bold"), recall]
+
+
+def _folds(report: Report, found: CrossValidation) -> list[Table | Text]:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for title in ("mean", "± sd", "lowest–highest", "all held out", "95 %"):
+        table.add_column(title, justify="right" if title in ("mean", "± sd", "all held out") else "left")
+    for row in spread_rows(found):
+        table.add_row(
+            row.name.lower(),
+            row.mean,
+            row.sd,
+            row.range,
+            value(row.metric, row.percent),
+            interval(row.metric, row.percent),
+        )
+    return [Text(f"\n{len(found.folds)} folds, photos held out", style="bold"), table, Text(folds_said(report))]
+
+
+def _search(report: Report) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 2))
+    for options, epoch, accuracy, loss, chosen in search_rows(report):
+        reached = f"accuracy {accuracy}", f"log-loss {loss}", f"epoch {epoch}"
+        grid.add_row(*reached, f"{options} (chosen)" if chosen else options)
+    return grid
 
 
 def _phases(report: Report) -> Table:

@@ -17,6 +17,9 @@ from flowers.evaluation.metrics import Counts, Summary, summarize
 from flowers.model import classifier, cuts
 from flowers.plan import Plan
 from flowers.training import trainer
+from flowers.training.pace import Pace
+
+_NO_LIMIT = Pace()
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class BestModel:
         history: a line of metrics for every epoch of the run, as in metrics.jsonl.
         versions: of what the result depends on.
         precision: that the bundle is computed in.
+        pace: what the training was given, if there is a time limit, and the epochs that it came to.
+        spent_s: seconds of it that the training took.
     """
 
     bundle: str
@@ -40,6 +45,8 @@ class BestModel:
     history: list[dict[str, Any]]
     versions: dict[str, str]
     precision: str
+    pace: Pace = _NO_LIMIT
+    spent_s: float = 0.0
 
 
 def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.uint8]) -> BestModel:
@@ -74,6 +81,8 @@ def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.u
         history=last.state["lines"],
         versions=_versions(),
         precision=plan.precision,
+        pace=Pace(last.state.get("budget_s"), last.state.get("planned", {})),
+        spent_s=last.state.get("spent_s", 0.0),
     )
     manifest = {
         "classes": list(classes),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,17 +41,17 @@ class Subset:
     labels: npt.NDArray[np.int32]
 
 
-def read_subsets(run: Run, classes: list[str]) -> tuple[Subset, Subset]:
-    """The training and the validation photos of a run."""
+def read_subsets(run: Run, classes: list[str], names: Sequence[str] = ("train", "validation")) -> list[Subset]:
+    """The photos of some subsets of a run; "test" are those that a fold holds out."""
     table = pq.read_table(io.BytesIO(storage.read(run.split)))
     split = table["split"].to_numpy()
     index = {label: number for number, label in enumerate(classes)}
     labels = np.array([index[label] for label in table["label"].to_pylist()], np.int32)
     subsets = []
-    for name in ("train", "validation"):
+    for name in names:
         indices = np.flatnonzero(split == name)
         subsets.append(Subset(table.take(pa.array(indices)), labels[indices]))
-    return subsets[0], subsets[1]
+    return subsets
 
 
 class Inputs(Protocol):

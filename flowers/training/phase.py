@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class PreparedPhase:
         train: inputs of the training photos.
         validation: inputs of the validation photos.
         standard: mean and variance of the pooled features, each float32 [d].
+        traced: whether TensorFlow has traced the step, for which its first call takes seconds.
     """
 
     phase: Phase
@@ -57,6 +59,7 @@ class PreparedPhase:
     train: Inputs
     validation: Inputs
     standard: Standard
+    traced: bool = False
 
     def arrays(self, counts: Counts) -> dict[str, npt.NDArray[Any]]:
         """What a checkpoint keeps: all that changed, and the counts of the validation."""
@@ -70,7 +73,7 @@ class PreparedPhase:
 
 
 def prepare_phase(
-    plan: Plan, phase: Phase, subsets: tuple[Subset, Subset], standard: Standard | None, classes: int, worker: Worker
+    plan: Plan, phase: Phase, subsets: Sequence[Subset], standard: Standard | None, classes: int, worker: Worker
 ) -> PreparedPhase:
     """Makes a phase ready in one worker.
 
@@ -137,7 +140,7 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
     )
 
 
-def _at_cut(plan: Plan, subsets: tuple[Subset, Subset], trained: Trained) -> tuple[Inputs, Inputs]:
+def _at_cut(plan: Plan, subsets: Sequence[Subset], trained: Trained) -> tuple[Inputs, Inputs]:
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
     cpus = 1.0 if plan.in_process else 0.0

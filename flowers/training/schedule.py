@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import keras
 
-from flowers.config import HEAD_EPOCHS, TAIL_EPOCHS, TAIL_SMOOTHING, TrainConfig
+from flowers.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,11 @@ def phases(config: TrainConfig) -> list[Phase]:
     Label smoothing that was not asked for is the tail's alone: a head cannot learn its photos by heart as a network
     can, so it would only make its probabilities worse.
     """
-    smoothing = config.label_smoothing
-    head = Phase("head", config.head_epochs, config.learning_rate, smoothing or 0.0)
-    if config.trainable == "head":
-        return [dataclasses.replace(head, epochs=config.epochs or HEAD_EPOCHS)]
-    smoothing = TAIL_SMOOTHING if smoothing is None else smoothing
-    return [head, Phase("tail", config.epochs or TAIL_EPOCHS, config.tail_learning_rate, smoothing)]
+    known = {
+        "head": (config.learning_rate, config.label_smoothing or 0.0),
+        "tail": (config.tail_learning_rate, config.smoothing),
+    }
+    return [Phase(name, epochs, *known[name]) for name, epochs in config.phase_epochs.items()]
 
 
 def learning_rate(config: TrainConfig, phase: Phase, step: int, steps_per_epoch: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray.train
@@ -18,11 +18,13 @@ from flowers.runs import Run
 from flowers.training import checkpoints, failures
 from flowers.training.history import History
 from flowers.training.loop import train_loop
+from flowers.training.pace import Pace
 from flowers.training.rendezvous import RendezvousConfig
 
 # Ray rewrites this file in place, and a run whose copy is cut short can never start again. Our own checkpoints
 # say where to go on, so it is not kept from one attempt to the next.
 _RAY_STATE = "checkpoint_manager_snapshot.json"
+_AS_PLANNED = Pace()
 _RAY_MARKER = ".validate_storage_marker"
 # TensorFlow's words for an operation in which a worker waited for another one, in vain.
 _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
@@ -56,20 +58,29 @@ def prepare(plan: Plan, say: Callable[[str], None]) -> None:
     history.rewrite()
 
 
-def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> None:
-    """Trains, or goes on training, a run that `prepare` made ready.
+def fit(
+    plan: Plan,
+    classes: tuple[str, ...],
+    say: Callable[[str], None],
+    inner: Sequence[Plan] = (),
+    pace: Pace = _AS_PLANNED,
+) -> None:
+    """Trains, or goes on training, a run that `prepare` made ready; or its folds, or its trials.
 
     Args:
         plan: of the run. Its folder holds split.parquet; the caches hold the photos of the split.
         classes: names of the outputs, in order.
         say: told what the user should know, a line at a time.
+        inner: trainings inside the run's folder (`flowers.training.inner`); those that are not done are trained, and
+            not the run itself.
+        pace: what a time limit leaves for each training, or how many epochs it has.
 
     Raises:
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
     before = failures.microbatches(plan.run)
     while True:
-        failure = _attempt(plan, classes)
+        failure = _attempt(plan, classes, inner, pace)
         if not isinstance(failure, OutOfMemory) or not failure.retry:
             break
         say(f"warning: {failure}")
@@ -83,7 +94,7 @@ def fit(plan: Plan, classes: tuple[str, ...], say: Callable[[str], None]) -> Non
     failures.forget(plan.run)
 
 
-def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
+def _attempt(plan: Plan, classes: tuple[str, ...], inner: Sequence[Plan], pace: Pace) -> FlowersError | None:
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)
@@ -103,7 +114,7 @@ def _attempt(plan: Plan, classes: tuple[str, ...]) -> FlowersError | None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         train_loop,
-        train_loop_config={"plan": plan, "classes": list(classes)},
+        train_loop_config={"plan": plan, "classes": list(classes), "inner": list(inner), "pace": pace},
         tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

@@ -18,7 +18,7 @@ from flowers.training.batches import EpochBatches, epoch_batches
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.history import History
 from flowers.training.inputs import Cached, read_subsets
-from flowers.training.loop import _epoch
+from flowers.training.loop import Watch, _epoch
 from flowers.training.phase import PreparedPhase, Worker, prepare_phase, standard_of
 from flowers.training.schedule import learning_rate, phases
 from flowers.training.step import Batches
@@ -103,9 +103,10 @@ def trained(plan: Plan, photos: tuple[Pixels, Pixels] | None = None) -> tuple[li
     prepared.step.run = noted  # type: ignore[method-assign]
     history, lines = History(plan.run, plan.config), []
     for _ in range(EPOCHS):
-        line, _ = _epoch(plan, prepared, history, subsets, list(CLASSES), worker)
-        lines.append(line)
-        history.add(line)
+        epoch = _epoch(plan, prepared, history, subsets, list(CLASSES), worker, Watch())
+        assert epoch is not None
+        lines.append(epoch[0])
+        history.add(epoch[0])
     return losses, lines, prepared
 
 

@@ -26,6 +26,11 @@ from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
 from flowers.training.best import BestModel
+from flowers.training.inner import FoldCounts
+from flowers.training.pace import Pace
+from flowers.training.search import Trial
+
+FOLDED = ("accuracy", "macro_accuracy", "log_loss")
 
 
 def metric(value: float | None, n: int, low: float | None = None, high: float | None = None) -> dict[str, Any]:
@@ -79,7 +84,9 @@ def written() -> dict[str, Any]:
         },
         "monitor": "log_loss",
         "timing_s": {
-            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "train": 1.88, "save": 0.68, "evaluate": 2.93
+            "total": 45.81, "start": 32.49, "read": 0.3, "features": 7.53, "search": 0.0,
+            "train": 1.88, "save": 0.68, "evaluate": 2.93,
+            "folds": 9.5,
         },
         "images_per_s": {"read": 12.8, "features": None},
         "features": {"hits": 0, "computed": 8, "cache": "/runs/cache/features/7485"},
@@ -112,6 +119,21 @@ def written() -> dict[str, Any]:
             {"name": "Least certain right answers", "meaning": "right", "n": 1, "above": 0, "photos": [shown()]}
         ],
         "cells": [{"true": "roses", "predicted": "roses", "n": 1, "photos": [shown()]}],
+        "cross_validation": {
+            "folds": [
+                {
+                    "train": 3, "validation": 2, "held_out": 2, "best_epoch": 7, "accuracy": 0.5,
+                    "macro_accuracy": 0.5, "log_loss": 0.7,
+                }
+            ],
+            **{name: {"mean": 0.5, "sd": 0.1, "low": 0.4, "high": 0.6} for name in FOLDED}, "held_out": scores(7),
+        },
+        "search": [
+            {"options": {"dropout": 0.5}, "best_epoch": 3, "val_accuracy": 0.5, "val_log_loss": 0.7, "chosen": True}
+        ],
+        "time_limit": {
+            "limit": 60.0, "training": 12.5, "used": 11.0, "phases": [{"name": "head", "most": 60, "fit": 9}],
+        },
     }  # fmt: skip
 
 
@@ -135,11 +157,12 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
     for key in (
         *("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"),
-        *("calibration", "slices", "galleries", "cells"),
+        *("calibration", "slices", "galleries", "cells", "cross_validation", "time_limit"),
     ):
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples", "left_out", "near", "decisions"):
         del earlier["data"][key]
+    del earlier["timing_s"]["folds"], earlier["timing_s"]["search"]
     del earlier["history"][0]["phase"]
     del earlier["predictions"][0]["label_score"]
     report = Report.from_json(json.dumps(earlier))
@@ -196,7 +219,7 @@ def build(tmp_path: Path, **seconds: float) -> Report:
     ]
     rows[0]["phash"] = rows[1]["phash"] = rows[0]["sha256"][:BYTES]  # the same picture
     table = pa.Table.from_pylist([*rows, {**rows[0], "path": "/photos/daisy/copy.jpg"}], schema=ROW)
-    config = TrainConfig(storage=str(tmp_path), name="one", data="/photos", weights="random")
+    config = TrainConfig(storage=str(tmp_path), name="one", data="/photos", weights="random", time_limit="1m")
     plan = Plan(
         config=config, run=Run(str(tmp_path / "one")), image_size=64, weights="random", start_weights="random-0",
         precision="float32", precision_reason="of a test",
@@ -216,9 +239,13 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         plan=plan,
         listing=Listing("/photos", table.select(LISTING.names), listed=50),
         extraction=Extraction(ledger, hits=10, computed=30, features_s=6.0, waited_s=1.0),
-        best=BestModel(str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32"),
+        best=BestModel(
+            str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32", Pace(9.0)
+        ),
         evaluation=Evaluation(measured, [example], **looked),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
+        trials=[Trial(config.replace(dropout=0.5), 3, 0.5, 0.5, 0.7)],
+        folds=[FoldCounts(3, 2, 7, Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]))] * 2,
     )
 
 

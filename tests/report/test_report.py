@@ -284,6 +284,7 @@ def test_the_page_reads_what_the_report_has() -> None:
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
     given = {"r", "facts", "held_name", "metrics", "curves", "reliability", "monitor", "time_parts", "split"}
+    given |= {"spreads", "folds_said", "limit_said", "search"}
     read = meta.find_undeclared_variables(tree) - set(HeldParts.__dataclass_fields__)
     assert read == given | {"unaccounted", "details"}
     assert followed(tree, {"r": Report, "held": Summary}) > 20
@@ -381,3 +382,37 @@ def test_training_deeper_that_did_not_pay_is_one_line(accuracy: float, kept: int
     assert ("did not pay" in shown) == ("did not pay" in page) == bool(said)
     assert "What each phase reached" in page
     assert advice(phases[:1], monitor) == "", "the head alone"
+
+
+def test_the_spread_over_folds_what_was_searched_and_what_fits_into_a_time_limit() -> None:
+    spread = {"mean": 0.815, "sd": 0.0213, "low": 0.77, "high": 0.84}
+    fold = {"train": 60, "validation": 20, "held_out": 20, "best_epoch": 7}
+    metrics = {"accuracy": 0.77, "macro_accuracy": 0.76, "log_loss": 0.6}
+    report = fake_report(
+        ["a", "b"],
+        cross_validation={
+            "folds": [fold | metrics, fold | metrics | {"train": 61}],
+            **dict.fromkeys(metrics, spread),
+            "held_out": evaluated(["a", "b"], 40, 3),
+        },
+        search=[
+            {"options": {}, "best_epoch": 9, "val_accuracy": 0.8, "val_log_loss": 0.5, "chosen": False},
+            {"options": {"dropout": 0.5}, "best_epoch": 7, "val_accuracy": 0.9, "val_log_loss": 0.4, "chosen": True},
+        ],
+        time_limit={
+            "limit": 60.0, "training": 31.4, "used": 30.0,
+            "phases": [{"name": "head", "most": 60, "fit": 9}, {"name": "tail", "most": 12, "fit": 0}],
+        },
+    )  # fmt: skip
+    text = " ".join(terminal(report, 400).split())
+    assert "2 folds, photos held out" in text
+    assert "accuracy 81.5 % 2.1 % 77.0 %–84.0 %" in text
+    assert "each judged once by a training on 60 or more others; the options were chosen with" in text
+    limit = (
+        "time limit 60 s: 31 s of it for this training, which took 30 s; head: 9 of 60 epochs fit; tail: no epoch fits"
+    )
+    assert f"{limit}; the job took 36 s longer than that" in text
+    page = Page(render_html(report))
+    assert "2 folds" in page.text
+    assert "head: 9 of 60 epochs fit" in page.text
+    assert page.text.count("77.0 %") >= 2, "every fold has a row"
