@@ -13,6 +13,7 @@ from flowers import storage
 from flowers.cluster.access import guarded, joined
 from flowers.cluster.session import ray_session
 from flowers.config import DataOptions, DoctorOptions
+from flowers.data.listing import some
 from flowers.doctor.checks import Finding, State, Wanted, judge, unknown
 from flowers.errors import AccessDenied, FlowersError, InputError
 from flowers.pipelines.source import list_source
@@ -88,7 +89,7 @@ def _photos(options: DoctorOptions) -> tuple[list[str], list[Finding]]:
         return [], []
     chosen = {name: getattr(options, name) for name in ("data", "layout", "root", "class_names")}
     try:
-        return list_source(DataOptions(**chosen), options.storage).some(), []
+        return some(list_source(DataOptions(**chosen), options.storage).table), []
     except FlowersError as error:
         return [], [Finding("data", State.WRONG, str(error))]
     except OSError as error:  # an archive or a named set is unpacked into the storage

@@ -223,6 +223,6 @@ def tiny_network(backbone: str, weights: str, image_size: int, precision: str, w
         return keras.Model(pixels, pooled, name="frozen")
 
 
-def wide_network(*arguments: Any) -> Any:
+def wide_network(backbone: str, weights: str, image_size: int, precision: str) -> Any:
     """The same with so wide a last block that a checkpoint of the tail is larger than all else that a run writes."""
-    return tiny_network(*arguments, width=WIDE)
+    return tiny_network(backbone, weights, image_size, precision, WIDE)

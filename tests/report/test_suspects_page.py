@@ -11,7 +11,7 @@ import pytest
 
 from flowers.data.corrections import read_corrections, written
 from flowers.report.suspects import Picture, Suspect, SuspectsFound, render_suspects
-from tests.serving.test_page import FAINT, driver  # noqa: F401
+from tests.browser import FAINT
 
 if TYPE_CHECKING:
     from selenium.webdriver.chrome.webdriver import WebDriver
@@ -43,7 +43,7 @@ def until(true: Callable[[], bool]) -> None:
     pytest.fail("never came true")
 
 
-def test_decisions_become_the_file(driver: WebDriver, tmp_path: Path) -> None:  # noqa: F811
+def test_decisions_become_the_file(driver: WebDriver, tmp_path: Path) -> None:
     from selenium.webdriver import ActionChains, Keys
 
     suspects = [
