@@ -117,3 +117,11 @@ def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:
     answer = reddest.prediction(np.array([0.2, 0.3, 0.5], np.float32), heat)
     assert (answer.label, answer.score) == ("tulip", 0.5)
     assert reddest.prediction(np.array([0.4, 0.4, 0.2], np.float32), heat).label == "daisy"  # the first of equals
+
+
+@pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
+def test_features_are_what_the_dense_layer_sees(reddest: Predictor, engine: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
+    probabilities, features = Predictor(reddest.bundle, engine=engine, features=True).describe(pixels)
+    np.testing.assert_allclose(features, pixels.mean(axis=(1, 2)) / 25, rtol=1e-4)  # as the toy scales them
+    np.testing.assert_allclose(probabilities, reddest.run(pixels)[0], atol=1e-5)

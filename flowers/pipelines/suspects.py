@@ -20,13 +20,13 @@ from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import SuspectsOptions, TrainConfig
 from flowers.data.corrections import Decision, read_corrections, written
 from flowers.data.groups import by_name, connected
-from flowers.data.listing import Listing, listing_of
+from flowers.data.listing import Listing, listing_of, some
 from flowers.errors import DamagedFile, InputError
 from flowers.evaluation import suspects as evaluation
 from flowers.evaluation.examples import thumbnail_of
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import fill
-from flowers.model.weights import check_weights
+from flowers.model.weights import NAMED_WEIGHTS, check_weights
 from flowers.options import described
 from flowers.pipelines import train
 from flowers.plan import image_size, make_plan, weights_of
@@ -137,8 +137,11 @@ def _computed(run: Run, used: pa.Table, verbose: bool, out: Console) -> FeatureC
     rows = listing_of(used)
     listing = Listing(str(config.data), rows, rows.num_rows)
     with ray_session(verbose):
-        from flowers.cluster.nodes import cluster_nodes
+        from flowers.cluster.nodes import check_files, cluster_nodes
 
+        check_files("RUN", some(rows))
+        if config.weights not in NAMED_WEIGHTS:
+            check_files("RUN", [config.weights])
         plan = make_plan(config, train.facts_of(config, listing, cluster_nodes()))
         build = functools.partial(
             train.build_network, config.backbone, weights_of(config), image_size(config), plan.precision
