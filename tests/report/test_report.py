@@ -275,7 +275,7 @@ def test_the_page_reads_what_the_report_has() -> None:
     """Also in branches that no report of these tests takes; below the first level as far as the types say."""
     page = template("report.html")
     tree = page.environment.parse(Path(page.filename or "").read_text(encoding="utf-8"))
-    given = {"r", "facts", "held_name", "metrics", "curves", "reliability", "monitor", "time_parts", "split"}
+    given = {"r", "facts", "held_name", "run", "metrics", "curves", "reliability", "monitor", "time_parts", "split"}
     given |= {"spreads", "folds_said", "limit_said", "search"}
     read = meta.find_undeclared_variables(tree) - set(HeldParts.__dataclass_fields__)
     assert read == given | {"unaccounted", "details"}
