@@ -69,6 +69,7 @@ def render_html(report: Report) -> str:
         r=report,
         facts=_facts(report),
         held_name=held_name,
+        run=storage.parent(report.bundle),
         metrics=metric_rows(report),
         reliability=reliability_curve(report.calibration.bins) if report.calibration else None,
         split=first_rows(report.split.per_class),

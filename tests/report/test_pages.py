@@ -115,7 +115,7 @@ def test_pictures_colours_keyboard_and_paper(tab: Tab, name: str) -> None:
     assert all(pictures)
 
     tab.press("TAB")
-    assert tab.focused().text == "Skip to the results"
+    assert tab.focused().text == "Skip to the content"
     tab.press("ENTER")
     assert tab.js("return document.activeElement.id") == "main"
     if name != "check":
