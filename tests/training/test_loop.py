@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flowers.config import TrainConfig
@@ -21,7 +24,10 @@ from flowers.runs import Run
 from flowers.training import checkpoints, inputs, trainer
 from flowers.training.batches import class_weights
 from flowers.training.history import History
+from flowers.training.inner import read_outcome
 from flowers.training.inputs import Cached, read_subsets
+from flowers.training.loop import _conclude
+from flowers.training.phase import Worker
 from flowers.training.step import Batches, Step
 from tests.parity.runs import CLASSES, TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
 
@@ -173,6 +179,30 @@ def test_the_reported_validation_is_that_of_the_saved_tail(here: Place, whole: C
     joined = classifier.join(network, model)
     labels = np.array([CLASSES.index(label) for label in here.photos.labels("validation")])
     check_summary(plan, Counts.of(labels, np.asarray(joined(here.photos.of("validation"), training=False))))
+
+
+def test_photos_held_out_are_measured_as_validation_photos_are(
+    tmp_path: Path, here: Place, whole: Callable[[str], Plan]
+) -> None:
+    """Of the tail: the same photos under the other name give the same counts."""
+    import tensorflow as tf
+
+    plan = whole("adamw")
+    last = newest(plan)
+    assert "tail:0" in last.arrays
+    inner = dataclasses.replace(plan, run=Run(str(tmp_path / "inner")))
+    shutil.copytree(plan.run.uri, inner.run.uri)
+    renamed = {"train": "train", "validation": "test", "test": "validation"}
+    rows = [{**row, "split": renamed[row["split"]]} for row in here.photos.split.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=here.photos.split.schema), inner.run.split)
+    history, _, _ = History.resume(inner.run, inner.config)
+    history.best = last.epoch
+    _conclude(inner, history, list(CLASSES), Worker(0, 1, tf.distribute.get_strategy()))
+    outcome = read_outcome(inner.run)
+    assert outcome is not None
+    assert outcome.line == lines_of(plan)[-1]
+    np.testing.assert_allclose(outcome.held_out, last.arrays["validation"], rtol=1e-5)
+    assert not Path(inner.run.checkpoints).exists()
 
 
 def check_summary(plan: Plan, counts: Counts) -> None:
