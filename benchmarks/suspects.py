@@ -127,10 +127,10 @@ def measured(trial: Trial) -> list[float]:
     clean = trial.train("clean", trial.clean)
     split = ("--split-file", clean / "split.parquet")
     noisy = trial.train("noisy", trial.noisy, *split)
-    said = run(suspects, noisy, "--count", trial.flips)
+    said = run(suspects, noisy)
     estimated = float(said.split("about ")[1].split(" labels")[0].replace(",", ""))
     rows = list(trial.decided(noisy / "suspects.csv", looks=True))
-    flipped = [row for row in rows if row["action"] == "relabel"]
+    flipped = [row for row in rows[: trial.flips] if row["action"] == "relabel"]
     right = sum(row["suggested"] == row["new_label"] for row in flipped)
     accuracies = [trial.accuracy(clean, clean), trial.accuracy(noisy, clean)]
     for name, looks in (("looked-at", True), ("believed", False)):

@@ -559,7 +559,7 @@ class SuspectsOptions(OptionSet):
         None,
         "Photos to list, at most: those whose labels are the most doubtful.",
         group="Result",
-        absent="as many as labels seem to be wrong",
+        absent="twice as many as labels seem to be wrong",
         ge=1,
     )
     out: NotEmpty | None = neutral(

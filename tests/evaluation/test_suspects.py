@@ -28,12 +28,14 @@ def test_flipped_labels_are_found() -> None:
     assert set(found.indices.tolist()) == set(flipped.tolist())
     assert (found.suggested == right[found.indices]).all()
     assert 5 <= found.estimated <= 9
-    assert find_suspects(labels, probabilities, None).indices.tolist() == found.indices[: found.estimated].tolist()
+    listed = find_suspects(labels, probabilities, None).indices.tolist()
+    assert listed[:8] == found.indices.tolist()
+    assert len(listed) <= 2 * found.estimated
     assert (np.diff(found.score) >= 0).all()
     assert (found.score < found.suggested_score).all()
     confirmed = np.isin(np.arange(len(labels)), flipped[:3])
     assert set(find_suspects(labels, probabilities, 5, confirmed).indices.tolist()) == set(flipped[3:].tolist())
-    left = [index for index in found.indices[: found.estimated].tolist() if not confirmed[index]]  # it comes to an end
+    left = [index for index in listed if not confirmed[index]]  # it comes to an end
     assert find_suspects(labels, probabilities, None, confirmed).indices.tolist() == left
     assert find_suspects(labels, probabilities, 4).indices.tolist() == found.indices[:4].tolist()
 
