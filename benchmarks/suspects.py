@@ -110,9 +110,16 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05, help="of the labels that are flipped")
     arguments, more = parser.parse_known_args()
     options = ["--backbone", arguments.backbone, "--weights", str(Path(arguments.weights).resolve()), *more]
-    columns = ("seed", "flips", "of as many suspects flipped", "suggestion right", "wrong labels, estimated", *RUNS)
+    found_of = (
+        "of as many suspects flipped",
+        "suggestion right",
+        "wrong labels, estimated",
+        "listed",
+        "flips among them",
+    )
+    columns = ("seed", "flips", *found_of, *RUNS)
     print(f"| {' | '.join(columns)} |")
-    print("|-:|-:|-:|-:|-:|-:|-:|-:|-:|", flush=True)
+    print(f"|{'-:|' * len(columns)}", flush=True)
     with ray_session(verbose=False), tempfile.TemporaryDirectory() as folder:
         found = []
         for seed in range(arguments.seeds):
@@ -130,6 +137,7 @@ def measured(trial: Trial) -> list[float]:
     said = run(suspects, noisy)
     estimated = float(said.split("about ")[1].split(" labels")[0].replace(",", ""))
     rows = list(trial.decided(noisy / "suspects.csv", looks=True))
+    listed = sum(row["action"] == "relabel" for row in rows)
     flipped = [row for row in rows[: trial.flips] if row["action"] == "relabel"]
     right = sum(row["suggested"] == row["new_label"] for row in flipped)
     accuracies = [trial.accuracy(clean, clean), trial.accuracy(noisy, clean)]
@@ -140,13 +148,14 @@ def measured(trial: Trial) -> list[float]:
             writer.writeheader()
             writer.writerows(trial.decided(noisy / "suspects.csv", looks))
         accuracies.append(trial.accuracy(trial.train(name, trial.noisy, *split, "--relabel", filled), clean))
-    return [100 * len(flipped) / trial.flips, 100 * right / max(1, len(flipped)), estimated, *accuracies]
+    shares = [100 * len(flipped) / trial.flips, 100 * right / max(1, len(flipped))]
+    return [*shares, estimated, float(len(rows)), float(listed), *accuracies]
 
 
 def show(name: str, flips: int, values: list[float]) -> None:
-    found, right, estimated, *accuracies = values
-    each = " | ".join(f"{value:.1f} %" for value in accuracies)
-    print(f"| {name} | {flips} | {found:.1f} % | {right:.1f} % | {estimated:.0f} | {each} |", flush=True)
+    counts = " | ".join(f"{value:.0f}" for value in values[2:5])
+    found, right, *accuracies = (f"{value:.1f} %" for value in (*values[:2], *values[5:]))
+    print(f"| {name} | {flips} | {found} | {right} | {counts} | {' | '.join(accuracies)} |", flush=True)
 
 
 if __name__ == "__main__":
