@@ -190,11 +190,11 @@ def _ports(survey: Survey) -> Iterator[Finding]:
 
 
 def _storage(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
-    several = len(survey.answering) > 1
-    required = "give a place that all nodes can write" if several else "give a folder that can be written"
-    shared = "on a shared file system, or s3://BUCKET/FOLDER" if several else "or s3://BUCKET/FOLDER"
+    required = "give a folder that can be written"
+    if len(survey.answering) > 1:
+        required = "give a place that all nodes can write: on a shared file system"
     faults = [
-        f"{wanted.storage}: {text} ({few(addresses)}); {required}: {shared}"
+        f"{wanted.storage}: {text} ({few(addresses)}); {required}, or s3://BUCKET/FOLDER"
         for text, addresses in _by_text((report.storage, node) for node, report in survey.answering)
     ]
     yield from _findings("storage", faults, f"{wanted.storage}: written by each node and read here")
@@ -256,7 +256,9 @@ def _object_store(survey: Survey) -> Iterator[Finding]:
             )
     least = min((node.object_store for node, _ in working), default=None)
     fine = (
-        "no node has CPUs to work with" if least is None else f"{_gigabytes(least)} or more on each, in shared memory"
+        "no node has CPUs to work with"
+        if least is None
+        else f"{_gigabytes(least)} or more on each node, in shared memory"
     )
     yield from _findings("object store", faults, fine)
 

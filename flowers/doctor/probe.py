@@ -29,7 +29,7 @@ from flowers.errors import FlowersError, first_line
 PACKAGES = (
     *("ray", "tensorflow", "keras", "openvino", "pyarrow", "numpy", "pillow", "pillow-heif", "requests", "click"),
     *("rich", "pydantic", "jinja2", "matplotlib", "tensorboardX", "pyyaml", "prometheus-client"),
-    *("python-multipart", "fastapi-offline"),
+    *("python-multipart", "fastapi-offline", "cleanlab", "scikit-learn", "threadpoolctl"),
 )
 # Of one package only the first is installed.
 _SAME = {"tensorflow": ("tensorflow", "tensorflow-cpu")}

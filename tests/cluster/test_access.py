@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 from collections.abc import Iterator
@@ -12,14 +11,13 @@ from typing import Any
 
 import grpc
 import pytest
-from rich.console import Console
 
+from flowers import cli
 from flowers.cluster.access import access, guarded
 from flowers.cluster.session import ray_session
-from flowers.config import DoctorOptions
-from flowers.doctor.checks import CHECKS, State
+from flowers.doctor.checks import CHECKS
 from flowers.errors import FlowersError, InputError
-from flowers.pipelines.doctor import doctor
+from jobs.doctor import main
 from tests.conftest import stop_ray
 
 RIGHT = "right-" * 6
@@ -147,21 +145,31 @@ def test_who_is_not_let_in_hears_why(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["token", "nobody"])
+@pytest.mark.parametrize(
+    ("name", "check", "said"),
+    [
+        ("token", "authentication", "asks for a token, and there is none here"),
+        ("nobody", "nodes", "nobody answers"),
+    ],
+)
 def test_the_doctor_says_why_it_is_not_let_in(
-    name: str, heads: dict[str, str], home: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    check: str,
+    said: str,
+    heads: dict[str, str],
+    home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", heads[name])
-    out = io.StringIO()
-    first, *others = doctor(DoctorOptions(), Console(file=out, soft_wrap=True))
-    expected = (
-        ("authentication", "asks for a token, and there is none here") if name == "token" else ("nodes", "nobody")
-    )
-    assert (first.check, first.state) == (expected[0], State.WRONG)
-    assert expected[1] in first.text
-    assert {finding.state for finding in others} == {State.UNKNOWN}
-    assert {first.check, *(finding.check for finding in others)} == set(CHECKS)
-    assert out.getvalue().splitlines()[1].startswith(f"WRONG   {expected[0]}")
+    monkeypatch.setattr(cli, "_hide_logs", lambda: None)
+    code, text = cli.outcome(main, "python -m jobs.doctor", [])
+    assert (code, text) == (3, f"error: not fit for a long run: {check}; the lines above say what to do")
+    _, first, *others = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["WRONG", check]
+    assert said in first
+    assert {line.split()[0] for line in others} == {"unknown"}
+    assert len(others) == len(CHECKS) - 1
 
 
 @pytest.mark.parametrize("name", ["token", "open"])

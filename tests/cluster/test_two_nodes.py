@@ -25,6 +25,7 @@ from flowers.errors import InputError
 from flowers.pipelines.doctor import doctor
 from flowers.prediction.scorer import Machine, Scorer
 from tests.conftest import stop_ray
+from tests.e2e.conftest import draw
 from tests.toys import saved_by_colour
 
 OTHER = "0.0.1"
@@ -75,6 +76,20 @@ def test_a_node_that_has_gone_is_told(two_nodes: Any, tmp_path: Path) -> None:
     assert "\n" not in gone
 
 
+def test_bulk_prediction_asks_all_nodes_for_photos_and_bundle(
+    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(nodes, "check_files", lambda option, uris: asked.append((option, list(uris))))
+    bundle = saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])
+    (tmp_path / "a.jpg").write_bytes(b"no photo")
+    listing = list_files(str(tmp_path / "a.jpg"), datasets=str(tmp_path), labelled=False).table
+    scorer = Scorer(load_bundle(str(bundle)), Machine.of(cluster_nodes()), 10**8)
+    rows = pa.concat_tables(scorer.tables(listing))
+    assert rows["code"].to_pylist() != [None]
+    assert asked == [("--data", listing["path"].to_pylist()), ("--bundle", [f"{bundle}/manifest.json"])]
+
+
 def looked(**options: Any) -> dict[str, list[str]]:
     """What the doctor finds wrong, by check; its lines say the same."""
     out = io.StringIO()
@@ -88,20 +103,6 @@ def looked(**options: Any) -> dict[str, list[str]]:
         if finding.state is State.WRONG:
             found.setdefault(finding.check, []).append(finding.text)
     return found
-
-
-def test_bulk_prediction_asks_all_nodes_for_photos_and_bundle(
-    two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(nodes, "check_files", lambda option, uris: asked.append((option, list(uris))))
-    bundle = saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])
-    (tmp_path / "a.jpg").write_bytes(b"no photo")
-    listing = list_files(str(tmp_path / "a.jpg"), datasets=str(tmp_path), labelled=False).table
-    scorer = Scorer(load_bundle(str(bundle)), Machine.of(cluster_nodes()), 10**8)
-    rows = pa.concat_tables(scorer.tables(listing))
-    assert rows["code"].to_pylist() != [None]
-    assert asked == [("--data", listing["path"].to_pylist()), ("--bundle", [f"{bundle}/manifest.json"])]
 
 
 def test_the_doctor_finds_each_fault_of_a_node(two_nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +129,8 @@ def test_the_doctor_finds_a_node_that_died(two_nodes: Any, tmp_path: Path) -> No
     cluster.remove_node(second, allow_graceful=False)
     while len(cluster_nodes()) > 1:  # Ray notices
         time.sleep(0.1)
-    found = looked(storage=str(tmp_path / "runs"), free_gb=0)
+    draw(tmp_path / "photos", classes=2, each=5)
+    found = looked(storage=str(tmp_path / "runs"), data=str(tmp_path / "photos"), free_gb=0)
     assert list(found) == ["nodes", "object store"]
     (dead,) = found["nodes"]
     assert " has died (" in dead
