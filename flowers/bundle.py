@@ -1,7 +1,8 @@
 """The bundle: the folder that is trained, evaluated, exported and served.
 
 Its files: model.keras, for Keras; network.xml and network.bin, the same network for the inference engine; labels.txt,
-a class a line; manifest.json, which is written last and holds the hash of every other file and its own.
+a class a line; typicality.bin, by which photos of other things are told; manifest.json, which is written last and holds
+the hash of every other file and its own.
 
 Loading takes a path and nothing else.
 """
@@ -32,9 +33,10 @@ from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 from flowers.inference.engine import CPU_BATCH, Engine, Photos, usable_cpus
 from flowers.runs import Run
 from flowers.text import plain
+from flowers.typicality import Typicality
 
 SCHEMA = 1
-MODEL, LABELS, MANIFEST = "model.keras", "labels.txt", "manifest.json"
+MODEL, LABELS, TYPICALITY, MANIFEST = "model.keras", "labels.txt", "typicality.bin", "manifest.json"
 
 # How far a score of the engine may be from Keras' own: other kernels round otherwise.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
@@ -135,7 +137,10 @@ class Bundle:
         return model
 
     def engine(self, name: str, *, sizes: Sequence[int], threads: int, features: bool = False) -> Engine:
-        """The network compiled for this machine; its outputs are probabilities float32 [n, K] and heat [n, h, w].
+        """The network compiled for this machine.
+
+        Its outputs are probabilities float32 [n, K], heat [n, h, w] and, but of earlier versions, the pooled features
+        [n, d].
 
         Args:
             name: of the engine, "openvino" or "tensorflow".
@@ -182,6 +187,35 @@ class Bundle:
             convert(self.model, explained, self.image_size, folder)
             yield folder
 
+    def typicality(self, unknown: float = 1.0) -> Typicality:
+        """What tells photos of other things than the classes.
+
+        Args:
+            unknown: share of photos of the classes that may be taken for none of them.
+
+        Raises:
+            InputError: the bundle lacks it, or was validated on too few photos for this share.
+            DamagedFile: the file is not what was saved.
+        """
+        if TYPICALITY not in self.manifest["files"]:
+            raise InputError(
+                f"--unknown: the bundle {self.uri} has no {TYPICALITY}, as it is of an earlier version; train it again "
+                "with this one (the same command with --fresh), or leave out --unknown"
+            )
+        with self.local_files(TYPICALITY) as folder, open(os.path.join(folder, TYPICALITY), "rb") as file:
+            data = file.read()
+        try:
+            found = Typicality.from_bytes(data, len(self.classes))
+        except ValueError as error:
+            raise DamagedFile(f"{self.uri}/{TYPICALITY} is none of a bundle: {error}") from error
+        if unknown < found.least:
+            least = math.ceil(1000 * found.least) / 1000
+            raise InputError(
+                f"--unknown: received {unknown:g}, required is {least:g} or more for the bundle {self.uri}: it was "
+                f"validated on {found.validated} photos, among which a smaller share is none"
+            )
+        return found
+
     @property
     def converted(self) -> bool:
         """Whether the engine's files are there; bundles of the first versions have only the Keras model."""
@@ -215,7 +249,13 @@ class Bundle:
             )
 
 
-def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos | None = None) -> str:
+def save_bundle(
+    model: Any,
+    manifest: dict[str, Any],
+    uri: str,
+    photos: Photos | None = None,
+    typicality: Typicality | None = None,
+) -> str:
     """Writes a bundle that appears whole or not at all. Its network is in float32, whatever it was trained in.
 
     Args:
@@ -225,6 +265,7 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
             are added. Its `precision` is what the engine computes in.
         uri: the bundle's folder; an earlier one is replaced.
         photos: uint8 [n, size, size, 3], on which Keras and the engine's files have to agree.
+        typicality: of the features that this model gives its head.
 
     Returns:
         The precision that the bundle has: float32 also if bfloat16 was wanted, but rounds too much here.
@@ -249,7 +290,11 @@ def save_bundle(model: Any, manifest: dict[str, Any], uri: str, photos: Photos |
         if photos is not None:
             shown = np.concatenate([photos, check_pictures(manifest["image_size"])])
             precision = _agreed_precision(plain, folder, precision, shown)
-        paths = {name: os.path.join(folder, name) for name in (MODEL, *NETWORK, LABELS)}
+        names = [MODEL, *NETWORK, LABELS]
+        if typicality is not None:
+            storage.write(os.path.join(folder, TYPICALITY), typicality.to_bytes())
+            names.append(TYPICALITY)
+        paths = {name: os.path.join(folder, name) for name in names}
         full = {
             "schema": SCHEMA,
             "decoder_version": DECODER_VERSION,

@@ -67,6 +67,8 @@ class Parameter(click.Option):
         kind: dict[str, Any] = {"type": str, "nargs": option.count, "metavar": option.metavar}
         if option.metavar is None:
             kind = {"is_flag": True, "default": None}
+        if option.alone:
+            kind |= {"is_flag": False, "flag_value": option.alone}
         limits = f"; {option.required}" if option.ranged else ""
         text = f"{option.help}  [default: {option.default}{limits}]"
         super().__init__([flag(option.name), option.name], help=text, **kind)

@@ -32,6 +32,24 @@ REMOVED: dict[str, Any] = {}
 deciding, neutral = functools.partial(option, result=True), functools.partial(option, result=False)
 
 
+# Share of photos of the classes that may be taken for none of them, where none is named.
+UNKNOWN = 0.05
+
+
+def unknown_option(**more: Any) -> Any:
+    """The option by which photos of other things than the classes get no label: of bulk jobs and the server."""
+    return option(
+        None,
+        "Give no label to photos that are none of the classes. The number is the share of photos of the classes that "
+        "may be taken for such: the smaller, the more of other things pass for a class.",
+        absent=f"all get one; without a number {UNKNOWN}",
+        alone=str(UNKNOWN),
+        gt=0,
+        lt=1,
+        **more,
+    )
+
+
 def _said(value: Any) -> str:
     return "not given" if value is None else repr(value)
 
@@ -494,6 +512,14 @@ class EvaluateOptions(BulkOptions):
         group="Result",
         path=True,
     )
+    unknown: float | None = unknown_option(result=True)
+    unknown_data: NotEmpty | None = deciding(
+        None,
+        "Photos of other things than the classes, however they lie in this folder: how many of them --unknown finds.",
+        required="a folder, a photo, a manifest or an archive",
+        path=True,
+        names=_NAMED_SETS,
+    )
     top: int = deciding(
         5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
     )
@@ -504,6 +530,12 @@ class EvaluateOptions(BulkOptions):
         required="a folder or a URI",
         path=True,
     )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unknown_data is not None and self.unknown is None:
+            raise wrong("unknown_data", self.unknown_data, "also --unknown, which is to find these photos")
+        return self
 
 
 class PredictOptions(BulkOptions):
@@ -529,6 +561,7 @@ class PredictOptions(BulkOptions):
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
     top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
     scores: bool = deciding(False, "Write the scores of all classes, too.")
+    unknown: float | None = unknown_option(result=True)
     update: bool = neutral(False, "Predict the photos that were added since --out was complete.")
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(

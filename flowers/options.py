@@ -33,6 +33,7 @@ def option(
     required: str = "",
     path: bool = False,
     names: tuple[str, ...] = (),
+    alone: str = "",
     ge: float | None = None,
     gt: float | None = None,
     le: float | None = None,
@@ -50,6 +51,7 @@ def option(
         required: words for what may be given, where no range or list of choices says it.
         path: whether it names a file or a folder, local or as a URI.
         names: what may be given for a path and is none.
+        alone: what the option means on the command line without a value; "" if it needs one.
         ge: least value.
         gt: all values are above it.
         le: largest value.
@@ -58,7 +60,7 @@ def option(
     """
     words = required or _range(ge, gt, le, lt)
     extra: dict[str, Any] = {"group": group, "result": result, "absent": absent, "required": words}
-    extra |= {"path": path, "names": list(names)}
+    extra |= {"path": path, "names": list(names), "alone": alone}
     return Field(default, description=help, ge=ge, gt=gt, le=le, lt=lt, pattern=pattern, json_schema_extra=extra)
 
 
@@ -113,6 +115,7 @@ class Option:
         default: words for its default.
         path: whether it names a file or a folder.
         names: what may be given for a path and is none.
+        alone: what it means without a value, or "".
     """
 
     name: str
@@ -126,6 +129,7 @@ class Option:
     default: str
     path: bool
     names: tuple[str, ...]
+    alone: str
 
     @property
     def ranged(self) -> bool:
@@ -142,7 +146,8 @@ class Option:
         """What stands for the value in the help; None for a flag."""
         if self.kind is bool:
             return None
-        return f"[{'|'.join(self.choices)}]" if self.choices else " ".join([_METAVARS[self.kind]] * self.count)
+        words = f"[{'|'.join(self.choices)}]" if self.choices else " ".join([_METAVARS[self.kind]] * self.count)
+        return f"[{words}]" if self.alone else words
 
 
 @functools.cache
@@ -228,6 +233,7 @@ def _option(name: str, field: FieldInfo, extra: Mapping[str, Any]) -> Option:
         default=_default(field.get_default(), extra["absent"]),
         path=extra["path"],
         names=tuple(extra["names"]),
+        alone=extra["alone"],
     )
 
 

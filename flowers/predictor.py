@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,26 @@ from flowers.bundle import Bundle
 from flowers.data import decoding, images
 from flowers.errors import BadImage
 from flowers.inference.engine import batch_sizes, usable_cpus
+from flowers.typicality import none_of_these
 
 BATCH = 32
-Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+Floats = npt.NDArray[np.float32]
+
+
+class Outputs(NamedTuple):
+    """What the network makes of n photos.
+
+    Attributes:
+        probabilities: float32 [n, K], in the order of the bundle's classes.
+        heat: float32 [n, h, w], what each part of a photo's middle square adds to the logit of the likeliest class; 0
+            is neutral.
+        typicality: float32 [n], how usual a photo is among those of the classes (`flowers.typicality`); NaN if nobody
+            asked.
+    """
+
+    probabilities: Floats
+    heat: Floats
+    typicality: Floats
 
 
 @dataclass(frozen=True)
@@ -22,16 +41,20 @@ class Prediction:
     """What the model says of one photo.
 
     Attributes:
-        label: the class of the highest probability.
+        label: the class of the highest probability; None if the photo is none of the classes.
         score: that probability.
         probabilities: float32 [K], in the order of the bundle's classes.
-        heat: float32 [h, w], what each part of the photo's middle square adds to the logit of `label`; 0 is neutral.
+        heat: float32 [h, w], of `Outputs`.
+        typicality: of `Outputs`; None if nobody asked.
+        reason: why there is no label; None if there is one.
     """
 
-    label: str
+    label: str | None
     score: float
-    probabilities: npt.NDArray[np.float32]
-    heat: npt.NDArray[np.float32]
+    probabilities: Floats
+    heat: Floats
+    typicality: float | None = None
+    reason: str | None = None
 
 
 class Predictor:
@@ -44,9 +67,10 @@ class Predictor:
         engine: that runs the network (`flowers.inference.engine.ENGINES`).
         threads: that the engine computes with; None takes all CPUs.
         features: whether it describes photos (`describe`), instead of explaining what it says of them.
+        unknown: share of photos of the classes that may be taken for none of them; None asks of no photo whether it is.
 
     Raises:
-        InputError: the network cannot be loaded.
+        InputError: the network cannot be loaded, or the bundle cannot tell photos of other things.
         DamagedFile: a file of the bundle is not what was saved.
     """
 
@@ -58,11 +82,13 @@ class Predictor:
         engine: str = "openvino",
         threads: int | None = None,
         features: bool = False,
+        unknown: float | None = None,
     ) -> None:
-        self.bundle = bundle
+        self.bundle, self.unknown = bundle, unknown
         self.features = features
         self.max_pixels = max_pixels
         threads = threads or usable_cpus()
+        self._typicality = None if unknown is None else bundle.typicality(unknown)
         self.engine = bundle.engine(
             engine, sizes=batch_sizes(engine, batch, threads), threads=threads, features=features
         )
@@ -103,17 +129,23 @@ class Predictor:
                 answers[index] = self.prediction(*row)
         return [answer for answer in answers if answer is not None]
 
-    def prediction(self, probabilities: npt.NDArray[np.float32], heat: npt.NDArray[np.float32]) -> Prediction:
-        """Names the class of the highest of float32 [K] probabilities."""
+    def prediction(self, probabilities: Floats, heat: Floats, typicality: float = math.nan) -> Prediction:
+        """Names the class of the highest of float32 [K] probabilities, if the photo is of one; see `Outputs`."""
         best = int(np.argmax(probabilities))
-        return Prediction(self.bundle.classes[best], float(probabilities[best]), probabilities, heat)
+        label, score = self.bundle.classes[best], float(probabilities[best])
+        if self.unknown is None:
+            return Prediction(label, score, probabilities, heat)
+        reason = none_of_these(float(typicality), self.unknown)
+        return Prediction(None if reason else label, score, probabilities, heat, float(typicality), reason)
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
-        """Probabilities float32 [n, K] and heat float32 [n, h, w] of uint8 [n, size, size, 3] photos, n at least 1."""
-        probabilities, heat = self.engine(pixels)
-        return probabilities, heat
+        """What the network makes of uint8 [n, size, size, 3] photos, n at least 1."""
+        probabilities, heat, *features = self.engine(pixels)
+        if self._typicality is None:
+            return Outputs(probabilities, heat, np.full(len(pixels), np.nan, np.float32))
+        return Outputs(probabilities, heat, self._typicality.of(features[0], probabilities))
 
-    def describe(self, pixels: npt.NDArray[np.uint8]) -> Outputs:
+    def describe(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Probabilities float32 [n, K] and features float32 [n, d] of uint8 [n, size, size, 3] photos, n at least 1."""
         outputs = self.engine(pixels)
         return outputs[0], outputs[-1]

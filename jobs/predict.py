@@ -13,6 +13,7 @@ likeliest classes, or why it is no usable photo.
 \b
 A folder of photos:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions
 What was added since:    python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
+Not flowers at all:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions --unknown
 Into folders by class:   python -m jobs.predict --bundle runs/NAME --data photos --out predictions --sort-into sorted
 """
 _RESUME = "What was written is whole: the same command goes on from there."
@@ -28,7 +29,8 @@ def main(**values: Any) -> None:
 
     found = predict(options, out)
     speed = f", {found.looked / found.seconds:.1f} images/s" if found.looked and found.seconds else ""
-    line = f"{found.looked} photos, {found.errors} errors, {found.seconds:.1f} s{speed}, in {options.out}"
+    strangers = "" if found.unknown is None else f", {found.unknown} none of the classes"
+    line = f"{found.looked} photos, {found.errors} errors{strangers}, {found.seconds:.1f} s{speed}, in {options.out}"
     if not found.looked:
         line = f"nothing to do: all of {found.files} files have their row in {options.out}"
     if found.waiting:

@@ -72,6 +72,13 @@ class Metrics:
         )
         self._predicted = Counter("flowers_predictions", "Photos by the class they got.", ("label",), registry=own)
         self._score = Histogram("flowers_score", "Score of the class that a photo got.", buckets=_SCORES, registry=own)
+        self._unknown = Counter("flowers_unknown", "Photos that are none of the classes.", registry=own)
+        self._allowed = Gauge(
+            "flowers_validation_unknown_share",
+            "Share of validation photos that would be none of the classes: what theirs is to be compared with.",
+            registry=own,
+            multiprocess_mode="livemax",
+        )
         self._expected = Gauge(
             "flowers_validation_share",
             "Share of validation photos by the class they got: what predictions are to be compared with.",
@@ -85,8 +92,11 @@ class Metrics:
         self._own = own
         self._compared: object = None
 
-    def prediction(self, label: str, score: float) -> None:
-        """Counts an answer."""
+    def prediction(self, label: str | None, score: float) -> None:
+        """Counts an answer; one without a label is that of a photo of none of the classes."""
+        if label is None:
+            self._unknown.inc()
+            return
         self._predicted.labels(label_value(label)).inc()
         self._score.observe(score)
 
@@ -130,6 +140,7 @@ class Metrics:
         model = self._service.versions.current
         self._version.set(model.number)
         self._failed.set(self._service.versions.error is not None)
+        self._allowed.set(self._service.options.unknown or 0)
         if model is not self._compared:
             self._compared = model
             self._compare_with(model.predictor.bundle)

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from flowers.config import TrainConfig
+from flowers.config import TrainConfig, unknown_option
 from flowers.data.images import MAX_PIXELS
 from flowers.options import OptionSet, flag, option, wrong
 
@@ -58,6 +58,8 @@ class ServeOptions(OptionSet):
     )
     watch_s: float = option(2.0, "Look for a new version so often, in seconds; 0 never looks.", ge=0)
     tuning: Tuning = Tuning()
+
+    unknown: float | None = unknown_option(group="Answers")
 
     max_request_bytes: int = option(32 << 20, "Largest request.", group="Limits", ge=1)
     max_items: int = option(64, "Photos a request, at most.", ge=1)

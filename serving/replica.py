@@ -112,6 +112,7 @@ class Classifier:
             manifest=bundle.manifest,
             last_reload_error=self.versions.error or self._wrong_tuning,
             keeps_photos=self._sampler is not None,
+            unknown=self.options.unknown,
         )
 
     @property
@@ -149,7 +150,7 @@ class Classifier:
 
     async def _answer(self, model: LoadedModel, pixels: npt.NDArray[np.uint8], decode_ms: float) -> Answer:
         outputs = await self._batcher.run(model, pixels)
-        prediction = model.predictor.prediction(outputs.probabilities, outputs.heat)
+        prediction = model.predictor.prediction(outputs.probabilities, outputs.heat, outputs.typicality)
         self.metrics.prediction(prediction.label, prediction.score)
         return Answer(
             **vars(prediction),

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from flowers.predictor import Prediction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answer(Prediction):
     """What a version of the model says of one photo.
 
@@ -53,6 +53,7 @@ class ModelDescription:
         manifest: the bundle's manifest.
         last_reload_error: one line on the newest version that could not be loaded; None if the last attempt succeeded.
         keeps_photos: whether some photos are kept.
+        unknown: share of photos of the classes that may be taken for none of them; None if all get a label.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ModelDescription:
     manifest: dict[str, Any]
     last_reload_error: str | None
     keeps_photos: bool = False
+    unknown: float | None = None
 
 
 class ServingError(Exception):

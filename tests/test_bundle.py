@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowers import bundle, storage
-from flowers.bundle import LABELS, MANIFEST, MODEL, load_bundle, save_bundle
+from flowers.bundle import LABELS, MANIFEST, MODEL, TYPICALITY, load_bundle, save_bundle
 from flowers.data.images import CHANGES, DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError
 from flowers.inference.engine import ENGINES
 from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
 from flowers.predictor import Predictor
-from tests.toys import by_colour
+from tests.toys import by_colour, typical
 
 SIZE, CLASSES = 8, ["daisy", "rose", "tulip"]
 DESCRIPTION = {"classes": CLASSES, "image_size": SIZE, "backbone": "none"}
@@ -262,8 +262,8 @@ def test_a_network_that_answers_otherwise_is_not_saved(tmp_path: Path, monkeypat
 def test_a_precision_that_rounds_too_much_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rounding(step: float) -> None:
         def computed(self: OpenVINOEngine, photos: Any) -> Any:
-            probabilities, heat = compute(self, photos)
-            return [probabilities + step * (self.precision == "bfloat16"), heat]
+            probabilities, *others = compute(self, photos)
+            return [probabilities + step * (self.precision == "bfloat16"), *others]
 
         monkeypatch.setattr(OpenVINOEngine, "_compute", computed)
 
@@ -293,6 +293,42 @@ def test_a_bundle_of_an_earlier_version_is_converted(saved: Path) -> None:
     assert not old.converted
     for found, wanted in zip(Predictor(old).run(PIXELS), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_what_tells_photos_of_other_things(saved: Path, tmp_path: Path) -> None:
+    """It is a file like the others; a bundle of an earlier version lacks it, and says what to do."""
+    with pytest.raises(InputError, match=r"^--unknown: the bundle .* has no typicality.bin.*train it again") as caught:
+        Predictor(load_bundle(str(saved)), unknown=0.05)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="has no typicality"):
+        load_bundle(str(saved)).typicality()
+    uri, known = tmp_path / "telling", typical(3, validated=19)
+    save_bundle(classifier(1), DESCRIPTION, str(uri), typicality=known)
+    loaded = load_bundle(str(uri))
+    assert loaded.manifest["files"][TYPICALITY]["bytes"] == len(known.to_bytes())
+    assert loaded.typicality(0.05).to_bytes() == known.to_bytes()
+    with pytest.raises(InputError, match=r"received 0.049, required is 0.05 or more .* validated on 19 photos"):
+        loaded.typicality(0.049)
+    answers = Predictor(loaded, unknown=0.05).run(PIXELS)
+    assert np.isfinite(answers.typicality).all()
+    assert np.isnan(Predictor(loaded).run(PIXELS).typicality).all()
+    data = bytearray(known.to_bytes())
+    data[-1] ^= 1
+    (uri / TYPICALITY).write_bytes(data)
+    with pytest.raises(DamagedFile, match=TYPICALITY):
+        load_bundle(str(uri))
+
+
+def test_a_file_that_is_none_of_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hash is right: somebody made it so."""
+    for number, data in enumerate((b"", b"\xff" * 12, typical(4).to_bytes(), bytes(1000))):
+        known = typical(3)
+        monkeypatch.setattr(type(known), "to_bytes", lambda self, data=data: data)
+        uri = str(tmp_path / str(number))
+        save_bundle(classifier(1), DESCRIPTION, uri, typicality=known)
+        monkeypatch.undo()
+        with pytest.raises(DamagedFile, match=f"{TYPICALITY} is none of a bundle"):
+            Predictor(load_bundle(uri), unknown=0.05)
 
 
 @pytest.mark.parametrize("name", NETWORK)

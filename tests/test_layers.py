@@ -47,11 +47,12 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "doctor": [*BASE, "cluster"],
     "features": [*BASE, "data", "model", "inference"],
     "runs": [*BASE, "locks", "config", "data"],
-    "bundle": [*BASE, "data", "model", "inference", "runs"],
-    "predictor": [*BASE, "data", "model", "inference", "bundle"],
+    "typicality": [],
+    "bundle": [*BASE, "data", "model", "inference", "runs", "typicality"],
+    "predictor": [*BASE, "data", "model", "inference", "bundle", "typicality"],
     "plan": [*BASE, "config", "model", "cluster", "features", "runs"],
-    "prediction": [*BASE, "locks", "data", "model", "inference", "cluster", "bundle", "predictor"],
-    "evaluation": [*BASE, "data", "model", "inference", "bundle", "predictor", "prediction"],
+    "prediction": [*BASE, "locks", "data", "model", "inference", "cluster", "bundle", "predictor", "typicality"],
+    "evaluation": [*BASE, "data", "model", "inference", "bundle", "predictor", "prediction", "typicality"],
     "published": [*BASE, "bundle", "evaluation", "runs"],
     "training": [
         *BASE,
@@ -65,6 +66,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
         "bundle",
         "evaluation",
         "plan",
+        "typicality",
     ],
     "report": [*BASE, "options", "data", "evaluation", "runs", "plan", "features", "training"],
     "export": [*BASE, "data", "inference", "bundle", "report"],
@@ -104,7 +106,7 @@ TENSORFLOW = {
     *("model/heatmap", "inference/conversion", "inference/tensorflow_engine"),
     *(f"export/{name}" for name in ("keras", "litert", "onnx", "saved_model")),
     *(f"training/{name}" for name in ("best", "contact_sheet", "history", "loop", "phase", "schedule", "step")),
-    "training/trainer",
+    *("training/trainer", "training/usual"),
 }
 # All others that need it import it in a function, those that are named here in one or a few.
 LATE = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flowers.bundle import load_bundle
 from flowers.errors import BadImage
+from flowers.inference.engine import ENGINES
 from flowers.predictor import Prediction, Predictor
-from tests.toys import by_colour, layered
+from tests.toys import by_colour, layered, saved_by_colour
 
 SIZE, CLASSES = 32, ["daisy", "rose", "tulip"]
 
@@ -60,7 +63,7 @@ def test_order_over_many_batches(reddest: Predictor) -> None:
     kinds = np.random.default_rng(0).integers(0, 4, 75)
     colors = [flat((200, 0, 0)), flat((0, 200, 0)), flat((0, 0, 200)), b"broken"]
     answers = reddest.predict([colors[kind] for kind in kinds])
-    found = [3 if isinstance(answer, BadImage) else CLASSES.index(answer.label) for answer in answers]
+    found = [3 if isinstance(answer, BadImage) else CLASSES.index(str(answer.label)) for answer in answers]
     assert found == kinds.tolist()
 
 
@@ -84,7 +87,7 @@ def test_heat_adds_up_to_what_the_class_has_over_the_others(random: Predictor) -
     photos = np.random.default_rng(1).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
     head = random.bundle.model.get_layer("head")
     head.get_layer("logits").bias.assign(np.zeros(len(CLASSES)))
-    probabilities, heat = Predictor(random.bundle).run(photos)
+    probabilities, heat, _ = Predictor(random.bundle).run(photos)
     logits = np.log(probabilities)
     expected = (logits - logits.mean(axis=1, keepdims=True))[np.arange(3), probabilities.argmax(axis=1)]
     np.testing.assert_allclose(heat.mean(axis=(1, 2)), expected, rtol=1e-3, atol=1e-5)
@@ -93,7 +96,7 @@ def test_heat_adds_up_to_what_the_class_has_over_the_others(random: Predictor) -
 def test_heat_is_where_the_colour_is(reddest: Predictor) -> None:
     pixels = np.zeros((1, SIZE, SIZE, 3), np.uint8)
     pixels[0, :8, 8:16, 2] = 250
-    _, heat = reddest.run(pixels)
+    heat = reddest.run(pixels).heat
     assert (heat[0, :8, 8:16] > 1).all()
     assert heat[0].sum() == pytest.approx(heat[0, :8, 8:16].sum())
 
@@ -110,6 +113,22 @@ def test_warming_runs_every_size(reddest: Predictor, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(predictor.engine, "_compute", noted)
     assert 0 < predictor.warm() < 60, "seconds a photo in the largest batch, which is run once more for it"
     assert shapes == [1, 2, 4, 5, 5]
+
+
+def test_a_photo_of_none_of_the_classes_has_no_label(tmp_path: Path) -> None:
+    """Nor a typicality, if nobody asks; the rest of the answer is the same, by both engines."""
+    bundle = load_bundle(str(saved_by_colour(tmp_path / "best", CLASSES, SIZE)))
+    photos = [flat((200, 20, 20)), flat((20, 20, 20)), flat((20, 210, 10)), b"", flat((90, 90, 90))]
+    for engine in ENGINES:
+        plain, telling = (Predictor(bundle, engine=engine, unknown=unknown).predict(photos) for unknown in (None, 0.05))
+        assert [getattr(answer, "label", "") for answer in telling] == ["daisy", None, "rose", "", None]
+        for answer, before in zip(telling, plain, strict=True):
+            if isinstance(answer, BadImage) or isinstance(before, BadImage):
+                continue
+            assert (answer.label is None) == (answer.reason is not None) == (not (answer.typicality or 0) > 0.05)
+            assert (before.typicality, before.reason, before.score) == (None, None, answer.score)
+            assert before.label == CLASSES[int(answer.probabilities.argmax())]
+            np.testing.assert_array_equal(answer.heat, before.heat)
 
 
 def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:

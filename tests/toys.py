@@ -22,6 +22,7 @@ from flowers.features.spec import FeatureSpec
 from flowers.model import classifier
 from flowers.model.registry import POOL
 from flowers.runs import Run
+from flowers.typicality import Typicality
 from tests.report.test_record import written
 
 
@@ -84,6 +85,19 @@ def extractor(network: Any, specs: Sequence[FeatureSpec], folder: str | Path) ->
     return FeatureExtractor(frozen, specs, 1)
 
 
+def typical(classes: int, validated: int = 99) -> Typicality:
+    """What usual photos are to `by_colour`: of one strong colour each, whose features are these."""
+    rng = np.random.default_rng(0)
+
+    def photos(n: int) -> tuple[Any, Any]:
+        labels = np.arange(n, dtype=np.int32) % classes
+        return labels, (8 * np.eye(classes)[labels] + rng.uniform(0, 2.5, (n, classes))).astype(np.float32)
+
+    (labels, features), (_, held) = photos(60), photos(validated)
+    powers = np.exp(held - held.max(axis=1, keepdims=True))
+    return Typicality.fit(features, labels, held, powers / powers.sum(axis=1, keepdims=True))
+
+
 def trained(folder: Path, made: Bundle, photos: dict[Path, tuple[str, str]], right: int = 0) -> Run:
     """A finished run of a toy bundle.
 
@@ -95,7 +109,8 @@ def trained(folder: Path, made: Bundle, photos: dict[Path, tuple[str, str]], rig
     """
     run, classes = Run(str(folder)), list(made.classes)
     sums = {"weights_sha256": hashlib.sha256(str(folder).encode()).hexdigest()}
-    save_bundle(made.model, {**made.manifest, "versions": {"keras": "3"}, **sums}, run.bundle)
+    manifest = {**made.manifest, "versions": {"keras": "3"}, **sums}
+    save_bundle(made.model, manifest, run.bundle, typicality=typical(len(classes)))
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in photos]
     labels, subsets = zip(*photos.values(), strict=True)
     columns = {"sha256": pa.array(digests, pa.binary(32)), "label": labels, "split": subsets}
@@ -126,5 +141,6 @@ def coloured(folder: Path, labels: Sequence[str], each: int, size: int = 12) -> 
 def saved_by_colour(folder: Path, classes: list[str], size: int = 8) -> Path:
     """The bundle of `by_colour`, on the disk."""
     bundle = by_colour(size, classes)
-    save_bundle(bundle.model, {"classes": classes, "image_size": size, "backbone": "none"}, str(folder))
+    manifest = {"classes": classes, "image_size": size, "backbone": "none"}
+    save_bundle(bundle.model, manifest, str(folder), typicality=typical(len(classes)))
     return folder

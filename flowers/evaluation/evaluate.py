@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,6 +19,7 @@ from flowers.evaluation.examples import Example
 from flowers.evaluation.gallery import CellPhotos, Gallery, first_photos, worth_a_look
 from flowers.evaluation.metrics import Summary
 from flowers.evaluation.slices import Slices
+from flowers.evaluation.unknown import EACH, Pictures, Unknown, pictures
 from flowers.prediction.scorer import decode_block, score, scored_schema, scores_of
 from flowers.predictor import Predictor
 
@@ -35,6 +37,7 @@ class Evaluation:
         slices: accuracy by what photos have in common.
         galleries: photos that are worth a look.
         cells: photos of the cells of the confusion matrix.
+        unknown: how photos are told that are none of the classes; None without photos, or if nobody asked.
     """
 
     summary: Summary
@@ -43,6 +46,7 @@ class Evaluation:
     slices: list[Slices] = field(default_factory=list)
     galleries: list[Gallery] = field(default_factory=list)
     cells: list[CellPhotos] = field(default_factory=list)
+    unknown: Unknown | None = None
 
 
 def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, readers: int) -> Evaluation:
@@ -60,7 +64,8 @@ def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, reader
         decode = functools.partial(_decoded, size=predictor.bundle.image_size, max_pixels=predictor.max_pixels)
         listing = listing_of(photos).drop_columns("group").append_column("group", photos["group"])
         tables = reading.tables(reading.stream_blocks(listing, decode, readers=readers))
-    answers = answered(tables, predictor, ledger.classes)
+    shown: list[Pictures] = []
+    answers = answered(_watched(tables, predictor.bundle.image_size, shown), predictor, ledger.classes)
     if not photos.num_rows:
         return Evaluation(answers.summary())
     galleries, cells = worth_a_look(answers, source, predictor)
@@ -71,7 +76,23 @@ def evaluate_bundle(predictor: Predictor, ledger: Ledger, source: str, *, reader
         answers.slices(source),
         galleries,
         cells,
+        None if predictor.unknown is None else _unknown(answers, predictor, predictor.unknown, np.stack(shown)),
     )
+
+
+def _watched(tables: Iterable[pa.Table], size: int, shown: list[Pictures]) -> Iterator[pa.Table]:
+    """The tables as they are; pixels of the first photos go to `shown`, each uint8 [size, size, 3]."""
+    for table in tables:
+        for value in table["pixels"][: EACH - len(shown)]:
+            if value.is_valid:
+                shown.append(np.frombuffer(value.as_py(), np.uint8).reshape(size, size, 3))
+        yield table
+
+
+def _unknown(answers: Answers, predictor: Predictor, allowed: float, photos: Pictures) -> Unknown:
+    """How a bundle tells pictures of other things, drawn ones, from the test photos."""
+    others = {name: predictor.run(drawn).typicality for name, drawn in pictures(photos).items()}
+    return Unknown.of(allowed, answers.rows["typicality"].to_numpy(), answers.right, others)
 
 
 def _decoded(block: pa.Table, size: int, max_pixels: int) -> pa.Table:

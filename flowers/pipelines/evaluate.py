@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,12 @@ from flowers.cluster.session import ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
 from flowers.data.corrections import in_words, read_corrections
-from flowers.data.listing import list_files, listing_of
+from flowers.data.listing import LISTING, list_files, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
 from flowers.evaluation.gallery import worth_a_look
+from flowers.evaluation.unknown import Unknown
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import datasets_of
@@ -35,6 +37,7 @@ from flowers.report.evaluation import Comparison, EvaluationReport, Rows, compar
 from flowers.report.evaluation_html import render_evaluation
 from flowers.report.findings import left_out
 from flowers.text import plain
+from flowers.typicality import rejected
 
 PREDICTIONS, CONFUSION, PAGE, REPORT = "predictions.parquet", "confusion.csv", "report.html", "report.json"
 
@@ -69,6 +72,8 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
         InputError: there is no bundle, or there are no photos that it can be evaluated on.
     """
     origin = _origin(options.bundle)
+    if options.unknown is not None:
+        origin.bundle.typicality(options.unknown)  # refused before anything is read
     baseline = _origin(options.baseline) if options.baseline else None
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
@@ -115,6 +120,22 @@ def _photos(options: EvaluateOptions, origin: Origin) -> _Photos:
     return _Photos(found.source, found.table)
 
 
+def _others(options: EvaluateOptions) -> pa.Table:
+    """Photos of other things than the classes."""
+    if options.unknown_data is None:
+        return LISTING.empty_table()
+    found = list_files(
+        options.unknown_data,
+        datasets=datasets_of(options.storage),
+        labelled=False,
+        runs=storage.absolute(options.storage),
+        run_files=runs.FILES,
+    )
+    if not found.table.num_rows:
+        raise wrong("unknown_data", options.unknown_data, "a folder with photos in it, or below it")
+    return found.table
+
+
 def _folder(options: EvaluateOptions, origin: Origin, source: str) -> str:
     if options.out is not None:
         folder = storage.absolute(options.out)
@@ -150,7 +171,7 @@ def _evaluate(
     strange = strange.filter(pc.is_null(strange["code"]))
     unlabelled = photos.table.filter(pc.or_(pc.is_valid(photos.table["code"]), pc.is_null(labels)))
     todo = photos.table.filter(pc.and_(known, pc.is_null(photos.table["code"])))
-    scorer = Scorer(bundle, machine, options.max_pixels)
+    scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown)
     trained_on = reading.digests_array(_trained_on(options, origin, warnings))
     scored = _scored(scorer, todo, "evaluating", out, trained_on)
     if corrections is not None:
@@ -180,6 +201,11 @@ def _evaluate(
     answers = Answers(rows, scores_of(rows), classes)
     auc, macro_auc = ranking.one_vs_rest(answers.labels, answers.scores, classes)
     table = _rows_of(answers, options.top)
+    unknown = None
+    if options.unknown is not None:
+        others = {"photos of other labels": strange, "photos of --unknown-data": _others(options)}
+        unknown = _unknown(options.unknown, answers, scorer, others, out)
+        table = _with_typicality(table, rows["typicality"], options.unknown)
     galleries, cells = worth_a_look(answers, photos.source, scorer.predictor)
     comparison = None
     if baseline is not None:
@@ -209,12 +235,29 @@ def _evaluate(
         coverage=ranking.coverage(answers.score, answers.right),
         coverage_curve=ranking.coverage_curve(answers.score, answers.right),
         slices=answers.slices(photos.source),
+        unknown=unknown,
         comparison=comparison,
         galleries=galleries,
         cells=cells,
         left_out=left_out(pa.concat_tables(unusable), options.max_pixels, photos.source),
     )
     return report, table
+
+
+def _unknown(allowed: float, answers: Answers, scorer: Scorer, others: Mapping[str, pa.Table], out: Console) -> Unknown:
+    """How many photos of the classes get no label, and how many others, those that can be read."""
+    found = {
+        name: _scored(scorer, listing, name, out)["typicality"].drop_null().to_numpy()
+        for name, listing in others.items()
+        if listing.num_rows
+    }
+    return Unknown.of(allowed, answers.rows["typicality"].to_numpy(), answers.right, found)
+
+
+def _with_typicality(table: pa.Table, typicality: pa.ChunkedArray, allowed: float) -> pa.Table:
+    """The rows with typicality, and whether it is too low for a photo of the classes."""
+    table = table.append_column("typicality", typicality)
+    return table.append_column("unknown", pa.array(rejected(typicality.to_numpy(), allowed)))
 
 
 def _scored(

@@ -34,6 +34,7 @@ class Predicted:
     Attributes:
         files: of the source.
         errors: files that are no usable photo, of those that were looked at now.
+        unknown: photos that are none of the classes, of these; None if that was not asked.
         looked: files that were looked at now.
         seconds: that took, from the first file to the last.
         waiting: files that were added since all was complete, and wait for --update.
@@ -42,6 +43,7 @@ class Predicted:
 
     files: int
     errors: int = 0
+    unknown: int | None = None
     looked: int = 0
     seconds: float = 0.0
     waiting: int = 0
@@ -59,11 +61,13 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         InputError: there are no photos, no bundle, or the target is of other options.
     """
     bundle = load_bundle(published.answering(storage.absolute(options.bundle)))
+    if options.unknown is not None:
+        bundle.typicality(options.unknown)  # refused before anything is read
     listing = _listing(options)
     target = Predictions(storage.absolute(options.out), options.format)
     identity = {"--bundle": bundle.sha256, "--data": listing.source} | {
         f"--{name.replace('_', '-')}": getattr(options, name)
-        for name in ("format", "top", "scores", "engine", "max_pixels")
+        for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
     }
     if cluster := joined():
         out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
@@ -71,7 +75,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         target.open(identity, runs.now())
         complete = storage.exists(target.summary)
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
-        found = Predicted(listing.table.num_rows)
+        found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)
         if complete and not options.update:
             found.waiting, todo = todo.num_rows, todo.slice(0, 0)
         if todo.num_rows:
@@ -81,7 +85,8 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
                 from flowers.cluster.nodes import cluster_nodes
 
                 machine = Machine.of(cluster_nodes(), options.engine, options.actors)
-                _predict(options, Scorer(bundle, machine, options.max_pixels), todo, target, found, out)
+                scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown)
+                _predict(options, scorer, todo, target, found, out)
                 if options.sort_into:
                     _sort(options, target, out)
         if not complete or todo.num_rows:
@@ -131,13 +136,15 @@ def _predict(
         target.write(next(numbers), part)
         found.looked += part.num_rows
         found.errors += len(errors)
+        if found.unknown is not None:
+            found.unknown += part.num_rows - part["reason"].null_count
         if len(errors) and not found.example:
             found.example = f"{part.filter(pc.is_valid(part['error']))['path'][0]}: {errors[0]}"
         found.seconds = time.monotonic() - began
 
     with progress_bar(out, "reading, decoding, predicting", todo.num_rows, speed=True) as advance:
         for table in scorer.tables(todo):
-            waiting.append(predicted(table, scorer.bundle.classes, options.top, options.scores))
+            waiting.append(predicted(table, scorer.bundle.classes, options.top, options.scores, options.unknown))
             advance(table.num_rows)
             while sum(one.num_rows for one in waiting) >= options.part_photos:
                 write(options.part_photos)

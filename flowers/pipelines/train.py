@@ -16,7 +16,7 @@ from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.access import joined
 from flowers.cluster.placement import Node
 from flowers.cluster.session import background, import_tensorflow, ray_session
-from flowers.config import TrainConfig
+from flowers.config import UNKNOWN, TrainConfig
 from flowers.data import reading
 from flowers.data.corrections import in_words
 from flowers.data.folds import fold_splits
@@ -173,7 +173,10 @@ def _train(
                 plan, trials = search(plan, ledger, budget, stopwatch, out)
             best = fit(plan, ledger, network, budget, stopwatch, out)
             saved = load_bundle(best.bundle)
-            predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config))
+            unknown = max(UNKNOWN, saved.typicality().least)  # few validation photos say nothing of rare ones
+            predictor = Predictor(
+                saved, config.max_pixels, engine=plan.engine, threads=_threads(config), unknown=unknown
+            )
             evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
             stopwatch.lap("evaluate")
             folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []

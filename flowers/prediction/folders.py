@@ -16,7 +16,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.errors import InputError
 
-UNSURE = "unsure"
+UNSURE, UNKNOWN = "unsure", "none-of-these"
 # Bytes of the longest name; file systems allow 255, and a mark may follow.
 _LONGEST = 200
 # Copied at once by one task.
@@ -41,13 +41,15 @@ class Folders:
         """Places of the photos among some files; a name that another photo has already gets a mark.
 
         Args:
-            rows: columns path, label and score; null label for a bad file, which goes nowhere.
+            rows: columns path, label and score; null score for a bad file, which goes nowhere, null label for a photo
+                that is none of the classes, which is `UNKNOWN`.
         """
         for path, label, score in zip(*(rows[name].to_pylist() for name in ("path", "label", "score")), strict=True):
-            if label is None:
+            if score is None:
                 continue
             unsure = self._min_score is not None and score < self._min_score
-            folder, name = UNSURE if unsure else folder_name(label), file_name(path)
+            folder = UNKNOWN if label is None else UNSURE if unsure else folder_name(label)
+            name = file_name(path)
             stem, ending = os.path.splitext(name)
             marked = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:12]}{ending}"
             if (folder, name.casefold()) in self._taken:  # some file systems do not tell cases apart
@@ -57,9 +59,9 @@ class Folders:
 
 
 def folder_name(label: str) -> str:
-    """The folder of a class: one name, another one for each class, and never `UNSURE`."""
+    """The folder of a class: one name, another one for each class, and neither `UNSURE` nor `UNKNOWN`."""
     name = re.sub(r'[\x00-\x1f\x7f/\\:*?"<>|%]|^\.|^ |[. ]$', _escaped, label) or "%"
-    if name.casefold() == UNSURE:
+    if name.casefold() in (UNSURE, UNKNOWN):
         name = f"{_hex(name[0])}{name[1:]}"
     return name if len(name.encode("utf-8", "replace")) <= _LONGEST else _cut(name)
 

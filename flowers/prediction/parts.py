@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from flowers import locks, storage
 from flowers.errors import DamagedFile, InputError, first_line
 from flowers.text import spreadsheet_safe, spreadsheet_text
+from flowers.typicality import none_of_these
 
 Format = Literal["parquet", "csv", "jsonl"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "jsonl")
@@ -127,7 +128,9 @@ def held(uri: str) -> Iterator[None]:
         yield
 
 
-def predicted(scored: pa.Table, classes: Sequence[str], top: int, scores: bool) -> pa.Table:
+def predicted(
+    scored: pa.Table, classes: Sequence[str], top: int, scores: bool, unknown: float | None = None
+) -> pa.Table:
     """What is said of some files.
 
     Args:
@@ -135,11 +138,12 @@ def predicted(scored: pa.Table, classes: Sequence[str], top: int, scores: bool) 
         classes: names of the K scores.
         top: how many classes are named, the likeliest first; at most K.
         scores: whether all scores are kept, too.
+        unknown: share of photos of the classes that may be taken for none of them; None: every photo gets a label.
 
     Returns:
         Columns path, sha256 (hexadecimal), label, score, top (a list of label and score), scores if wanted (K, in the
-        order of the classes) and error ("code: detail"). Of label, top, scores and error either the last is null or
-        the others are.
+        order of the classes), with `unknown` typicality and reason, and error ("code: detail"). Of score, top, scores
+        and error either the last is null or the others are; of label and reason either, of a good photo.
     """
     good = pc.is_valid(scored["scores"]).to_numpy()
     rows = scored.filter(pa.array(good))
@@ -163,6 +167,11 @@ def predicted(scored: pa.Table, classes: Sequence[str], top: int, scores: bool) 
     }
     if scores:
         columns["scores"] = scored["scores"]
+    if unknown is not None:
+        usual = scored["typicality"]
+        reasons = [None if one is None else none_of_these(one, unknown) for one in usual.to_pylist()]
+        columns |= {"typicality": usual, "reason": pa.array(reasons, pa.string())}
+        columns["label"] = pc.if_else(pc.is_valid(columns["reason"]), None, columns["label"])
     columns["error"] = pc.binary_join_element_wise(scored["code"], scored["detail"], ": ")
     # A bad file whose reason has no details.
     columns["error"] = pc.coalesce(columns["error"], scored["code"])
@@ -211,7 +220,7 @@ def _csv_row(row: Mapping[str, Any], classes: Sequence[str], top: int) -> Iterat
 
 
 def read_part(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some of the columns path, label (text) and score (a number) of a part.
+    """Some of the columns path, label, reason (text) and score (a number) of a part.
 
     Raises:
         DamagedFile: it is none.

@@ -39,10 +39,11 @@ DECODED = pa.schema([*_FOUND, ("pixels", pa.large_binary())])
 def scored_schema(classes: int, features: bool = False) -> pa.Schema:
     """The schema of scored files: `scores` are the probabilities float32 [K], null where there is a `code`.
 
-    With features also these, float32 [d], null at the same places.
+    `typicality` is null there, too, and everywhere if nobody asked for it (`flowers.predictor.Outputs`). With features
+    also these, float32 [d], null at the same places.
     """
     more = [("features", pa.list_(pa.float32()))] if features else []
-    return pa.schema([*_FOUND, ("scores", pa.list_(pa.float32(), classes)), *more])
+    return pa.schema([*_FOUND, ("scores", pa.list_(pa.float32(), classes)), ("typicality", pa.float32()), *more])
 
 
 @dataclass(frozen=True)
@@ -82,17 +83,30 @@ class Scorer:
         machine: where it runs.
         max_pixels: photos with more are refused before decoding.
         features: whether photos get their features, too (`flowers.predictor.Predictor.describe`).
+        unknown: of `flowers.predictor.Predictor`; not beside features.
     """
 
-    def __init__(self, bundle: Bundle, machine: Machine, max_pixels: int, features: bool = False) -> None:
-        self.bundle, self.machine, self.max_pixels, self.features = bundle, machine, max_pixels, features
+    def __init__(
+        self,
+        bundle: Bundle,
+        machine: Machine,
+        max_pixels: int,
+        features: bool = False,
+        unknown: float | None = None,
+    ) -> None:
+        self.bundle, self.machine, self.max_pixels = bundle, machine, max_pixels
+        self.features, self.unknown = features, unknown
         self.schema = scored_schema(len(bundle.classes), features)
 
     @functools.cached_property
     def _predictor(self) -> Callable[[], Predictor]:
         """Gives the network in this process, which is compiled while the first photos are read."""
         make = functools.partial(
-            Predictor, engine=self.machine.engine, threads=self.machine.cpus, features=self.features
+            Predictor,
+            engine=self.machine.engine,
+            threads=self.machine.cpus,
+            features=self.features,
+            unknown=self.unknown,
         )
         return background(lambda: make(self.bundle, self.max_pixels), "compile the network").result
 
@@ -139,7 +153,14 @@ class Scorer:
         machine = self.machine
         scored = photos.map_batches(
             _Actor,
-            fn_constructor_args=(self.bundle, machine.engine, self.max_pixels, machine.cpus, self.features),
+            fn_constructor_args=(
+                self.bundle,
+                machine.engine,
+                self.max_pixels,
+                machine.cpus,
+                self.features,
+                self.unknown,
+            ),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=machine.actors),
@@ -152,8 +173,12 @@ class Scorer:
 class _Actor:
     """The network in a Ray actor."""
 
-    def __init__(self, bundle: Bundle, engine: str, max_pixels: int, threads: int, features: bool) -> None:
-        self._predictor = Predictor(bundle, max_pixels, engine=engine, threads=threads, features=features)
+    def __init__(
+        self, bundle: Bundle, engine: str, max_pixels: int, threads: int, features: bool, unknown: float | None
+    ) -> None:
+        self._predictor = Predictor(
+            bundle, max_pixels, engine=engine, threads=threads, features=features, unknown=unknown
+        )
 
     def __call__(self, block: pa.Table) -> pa.Table:
         return score(block, self._predictor)
@@ -194,15 +219,19 @@ def score(block: pa.Table, predictor: Predictor) -> pa.Table:
     size, classes = predictor.bundle.image_size, len(predictor.bundle.classes)
     good = pc.is_valid(block["pixels"]).to_numpy()
     scores, more = np.zeros((block.num_rows, classes), np.float32), np.zeros((0, 0), np.float32)
+    typicality = np.full(block.num_rows, np.nan, np.float32)
     if good.any():
         values = (value.as_buffer() for value in block["pixels"] if value.is_valid)
         photos = [np.frombuffer(value, np.uint8).reshape(size, size, 3) for value in values]
-        forward = predictor.describe if predictor.features else predictor.run
-        scores[good], more = forward(np.stack(photos))
+        if predictor.features:
+            scores[good], more = predictor.describe(np.stack(photos))
+        else:
+            found = predictor.run(np.stack(photos))
+            scores[good], typicality[good] = found.probabilities, found.typicality
     column = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), classes, mask=pa.array(~good))
     # Copies: a view of the other columns would keep the pixels in the object store.
     kept = reading.detached(block, [name for name, _ in _FOUND])
-    columns = [*kept.columns, column]
+    columns = [*kept.columns, column, pa.array(typicality, from_pandas=True)]  # null for NaN
     if predictor.features:
         rows = pa.array(np.cumsum(good) - 1, mask=~good)
         columns.append(pa.array(list(more), pa.list_(pa.float32())).take(rows))

@@ -114,6 +114,7 @@ def build_report(
         cross_validation=cross_validation(folds, ledger.classes) if len(folds) > 1 else None,
         search=_tried(plan, trials),
         time_limit=_time_limit(plan, best),
+        unknown=evaluation.unknown,
     )
 
 

@@ -19,6 +19,7 @@ from flowers.evaluation.gallery import CellPhotos, Gallery
 from flowers.evaluation.metrics import Metric, Summary
 from flowers.evaluation.paired import Paired
 from flowers.evaluation.slices import Slices
+from flowers.evaluation.unknown import Unknown
 from flowers.report.findings import Finding
 from flowers.text import spreadsheet_safe
 
@@ -106,6 +107,7 @@ class EvaluationReport(BaseModel, frozen=True):
         coverage: what is left where unsure answers are not taken.
         coverage_curve: coverage and accuracy, the surest photos first.
         slices: accuracy by what photos have in common.
+        unknown: how photos of other things are told; None if that was not asked.
         comparison: with another bundle; None if none was named.
         galleries: photos that are worth a look.
         cells: photos of the cells of the confusion matrix.
@@ -131,6 +133,7 @@ class EvaluationReport(BaseModel, frozen=True):
     coverage: list[ranking.Coverage]
     coverage_curve: list[tuple[float, float]]
     slices: list[Slices]
+    unknown: Unknown | None = None
     comparison: Comparison | None = None
     galleries: list[Gallery]
     cells: list[CellPhotos]

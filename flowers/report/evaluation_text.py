@@ -8,7 +8,7 @@ from rich.text import Text
 
 from flowers.report.evaluation import EvaluationReport
 from flowers.report.formatting import count, interval, number, percent, probability, summary_rows, value
-from flowers.report.text import recall_by_class
+from flowers.report.text import recall_by_class, unknown_text
 from flowers.text import plain
 
 
@@ -44,6 +44,8 @@ def render_evaluation_text(report: EvaluationReport) -> Group:
         if one.score in (0.5, 0.9):
             said = f"{percent(one.coverage.value)} of photos, {value(one.accuracy, True)} of them right"
             parts.append(Text(f"scores from {one.score:g} on: {said} ({interval(one.accuracy, True)})"))
+    if report.unknown is not None:
+        parts += unknown_text(report.unknown, "evaluated")
     if compared := report.comparison:
         counts = compared.counts
         parts.append(

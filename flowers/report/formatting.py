@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flowers.evaluation.metrics import Metric, Summary
+from flowers.evaluation.unknown import Unknown
 from flowers.options import flag
 from flowers.report.record import CrossValidation, Report, Spread
 
@@ -85,6 +86,22 @@ def interval(metric: Metric, as_percent: bool) -> str:
     if as_percent:
         return f"{100 * metric.low:.1f}{between}{100 * metric.high:.1f} %"
     return f"{metric.low:.3f}{between}{metric.high:.3f}"
+
+
+def unknown_lines(unknown: Unknown, name: str) -> list[str]:
+    """What is said of photos that are none of the classes.
+
+    Args:
+        unknown: what was measured.
+        name: of the photos of the classes, "test".
+    """
+    found = {f"{name} photos": unknown.rejected, **unknown.detected}
+    lines = [
+        f"{value(share, True)} of {count(share.n)} {what} get no label ({interval(share, True)})"
+        for what, share in found.items()
+    ]
+    right, shown = unknown.accuracy, f"{name} photos with a label"
+    return [*lines, f"{value(right, True)} of {count(right.n)} {shown} are right ({interval(right, True)})"]
 
 
 def held_out(report: Report) -> tuple[str, Summary]:

@@ -17,6 +17,7 @@ from flowers.evaluation.examples import Example
 from flowers.evaluation.gallery import CellPhotos, Gallery
 from flowers.evaluation.metrics import Summary
 from flowers.evaluation.slices import Slices
+from flowers.evaluation.unknown import Unknown
 from flowers.report.findings import Finding
 
 # Stages that a run has only with an option of this name.
@@ -289,6 +290,8 @@ class Report(BaseModel, frozen=True):
         cross_validation: the same training on folds; None without --folds, or if fewer than two fit into the time.
         search: the options that were tried on the validation photos; empty without --search.
         time_limit: what it came to; None without --time-limit.
+        unknown: how it tells photos that are none of the classes, at a share of false rejections; None of bundles that
+            do not.
     """
 
     created: str
@@ -332,6 +335,7 @@ class Report(BaseModel, frozen=True):
     cross_validation: CrossValidation | None = None
     search: list[TriedOptions] = []
     time_limit: TimeLimit | None = None
+    unknown: Unknown | None = None
 
     def to_json(self) -> str:
         """The text of report.json; it has no thumbnails."""

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flowers.evaluation.metrics import ClassSummary, Summary
+from flowers.evaluation.unknown import Unknown
 from flowers.report.formatting import (
     LARGE,
     count,
@@ -21,6 +22,7 @@ from flowers.report.formatting import (
     search_rows,
     spread_rows,
     time_parts,
+    unknown_lines,
     value,
 )
 from flowers.report.record import CrossValidation, Report
@@ -51,6 +53,8 @@ def render_text(report: Report) -> Group:
     if report.search:
         parts += [Text(f"\nsearch, {len(report.search)} trainings on validation photos", style="bold"), _search(report)]
 
+    if report.unknown is not None:
+        parts += unknown_text(report.unknown, "test")
     if report.predictions:
         parts.append(Text("\npredictions", style="bold"))
     for example in report.predictions:
@@ -110,6 +114,12 @@ def _search(report: Report) -> Table:
         reached = f"accuracy {accuracy}", f"log-loss {loss}", f"epoch {epoch}"
         grid.add_row(*reached, f"{options} (chosen)" if chosen else options)
     return grid
+
+
+def unknown_text(unknown: Unknown, name: str) -> list[Table | Text]:
+    """How photos of other things are told."""
+    title = Text(f"\nnone of the classes, with --unknown {unknown.allowed:.3g}", style="bold")
+    return [title, *(Text(f"  {line}") for line in unknown_lines(unknown, name))]
 
 
 def _phases(report: Report) -> Table:

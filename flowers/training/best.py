@@ -18,6 +18,7 @@ from flowers.model import classifier, cuts
 from flowers.plan import Plan
 from flowers.training import trainer
 from flowers.training.pace import Pace
+from flowers.training.usual import typicality_of
 
 _NO_LIMIT = Pace()
 
@@ -97,7 +98,8 @@ def save_best(plan: Plan, ledger: Ledger, network: Any, photos: npt.NDArray[np.u
         "config": plan.config.identity(),
         "versions": saved.versions,
     }
-    precision = bundle.save_bundle(model, manifest, saved.bundle, photos)
+    usual = typicality_of(plan, list(classes), network, head, bool(tail))
+    precision = bundle.save_bundle(model, manifest, saved.bundle, photos, usual)
     return dataclasses.replace(saved, precision=precision)
 
 

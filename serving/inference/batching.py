@@ -29,12 +29,14 @@ class NetworkOutputs:
     Attributes:
         probabilities: float32 [K].
         heat: float32 [h, w].
+        typicality: 0 to 1; NaN if nobody asked (`flowers.predictor.Outputs`).
         queue_ms: from the decoded photo to the start of its batch.
         infer_ms: time of the batch.
     """
 
     probabilities: npt.NDArray[np.float32]
     heat: npt.NDArray[np.float32]
+    typicality: float
     queue_ms: float
     infer_ms: float
 
@@ -153,6 +155,6 @@ def _run(batch: list[QueuedPhoto], began: float) -> list[NetworkOutputs]:
     outputs = batch[0].model.predictor.run(np.stack([photo.pixels for photo in batch]))
     ended = time.perf_counter()
     return [
-        NetworkOutputs(probabilities, heat, 1000 * (began - photo.since), 1000 * (ended - began))
-        for photo, probabilities, heat in zip(batch, *outputs, strict=True)
+        NetworkOutputs(probabilities, heat, float(typicality), 1000 * (began - photo.since), 1000 * (ended - began))
+        for photo, probabilities, heat, typicality in zip(batch, *outputs, strict=True)
     ]

@@ -135,6 +135,7 @@ class Versions:
                     self._options.tuning.max_batch_size,
                     resolve_engine(self._options.engine, self._options.gpus)[0],
                     max(1, int(self._options.cpus)),
+                    unknown=self._options.unknown,
                 )
                 pace = predictor.warm()
                 predictor.check()

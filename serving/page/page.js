@@ -235,8 +235,11 @@ function settle(item, answer) {
     return refuse(item, answer?.error ?? { code: "bad_answer", detail: "the server's answer cannot be understood" }, !answer?.error);
   }
   const content = copyOf("answer");
-  content.querySelector(".best b").textContent = answer.label;
-  content.querySelector(".best span").textContent = percent(answer.score);
+  const known = answer.label !== null;
+  content.querySelector(".best b").textContent = known ? answer.label : "None of these";
+  content.querySelector(".best span").textContent = known ? percent(answer.score) : "";
+  content.querySelector(".none").hidden = known;
+  content.querySelector(".none").textContent = known ? "" : `${answer.reason ?? ""} The nearest classes are:`;
   for (const { label, score } of answer.top ?? []) {
     const line = copyOf("line");
     line.querySelector(".name").textContent = label;
@@ -251,7 +254,7 @@ function settle(item, answer) {
     content.querySelector(".toggle").addEventListener("click", () => toggleHeat(item, answer));
   }
   fill(item, content, "answered");
-  Object.assign(cards.get(item) ?? {}, { label: answer.label, score: answer.score });
+  Object.assign(cards.get(item) ?? {}, { label: answer.label ?? "", score: answer.score, reason: answer.reason });
 }
 
 function refuse(item, { code, detail }, again) {
@@ -318,7 +321,7 @@ async function draw(item) {
   }
 }
 
-function toggleHeat(item, { label, heatmap }) {
+function toggleHeat(item, { label, top, heatmap }) {
   const photo = item.querySelector(".photo");
   const shown = photo.classList.toggle("seen");
   const legend = item.querySelector(".legend");
@@ -330,9 +333,10 @@ function toggleHeat(item, { label, heatmap }) {
   canvas.className = "heat";
   canvas.setAttribute("aria-hidden", "true");
   const place = paint(canvas, heatmap);
+  const likeliest = label ?? top?.[0]?.label ?? "a class";
   legend.textContent = place
-    ? `Orange marks what spoke for ${label}, most of all ${place}.`
-    : `No single part of the photo spoke for ${label}.`;
+    ? `Orange marks what spoke for ${likeliest}, most of all ${place}.`
+    : `No single part of the photo spoke for ${likeliest}.`;
   photo.append(canvas);
 }
 
@@ -427,8 +431,8 @@ by("again").addEventListener("click", () => {
 by("csv").addEventListener("click", () => {
   // A spreadsheet takes a cell that starts with one of these for a formula.
   const cell = (value = "") => `"${String(value).replace(/^[=+\-@\t\r]/, "'$&").replaceAll('"', '""')}"`;
-  const rows = [...cards.values()].map(({ name, label, score, error }) => [name, label, score, error].map(cell).join(","));
-  const url = URL.createObjectURL(new Blob(["\ufefffilename,label,score,error\r\n", ...rows.map((row) => `${row}\r\n`)], { type: "text/csv" }));
+  const rows = [...cards.values()].map(({ name, label, score, error, reason }) => [name, label, score, error, reason].map(cell).join(","));
+  const url = URL.createObjectURL(new Blob(["\ufefffilename,label,score,error,reason\r\n", ...rows.map((row) => `${row}\r\n`)], { type: "text/csv" }));
   const link = document.createElement("a");
   link.href = url;
   link.download = "answers.csv";

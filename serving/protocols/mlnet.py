@@ -17,10 +17,10 @@ FIELD = "imageFile"
 
 
 class ImagePrediction(BaseModel):
-    """What the model says of the photo; the time is in milliseconds."""
+    """What the model says of the photo: no label if it is none of the classes; the time is in milliseconds."""
 
     imageId: str
-    predictedLabel: str
+    predictedLabel: str | None
     probability: float
     predictionExecutionTime: int
 

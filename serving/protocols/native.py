@@ -39,9 +39,15 @@ class Timing(BaseModel):
     infer_ms: float
 
 
-class PredictResponse(LabelScore):
-    """What the model says of one photo; `heatmap` only if it was asked for."""
+class PredictResponse(BaseModel):
+    """What the model says of one photo: `heatmap` only if it was asked for, `typicality` only of a server that tells
+    photos of other things, `reason` only of these: then there is no label.
+    """
 
+    label: str | None
+    score: float
+    typicality: float | None = None
+    reason: str | None = None
     top: list[LabelScore]
     model_version: str
     timing: Timing
@@ -161,9 +167,12 @@ def _item(answer: Answer | Refusal, model: ModelDescription, query: _Query) -> d
     if isinstance(answer, Refusal):
         return {"error": {"code": answer.code, "detail": answer.detail}}
     scores = answer.probabilities.tolist()
-    item = {
-        "label": answer.label,
-        "score": round(answer.score, 6),
+    item: dict[str, Any] = {"label": answer.label, "score": round(answer.score, 6)}
+    if answer.typicality is not None:
+        item["typicality"] = round(answer.typicality, 6)
+    if answer.reason is not None:
+        item["reason"] = answer.reason
+    item |= {
         "top": [
             {"label": model.classes[index], "score": round(scores[index], 6)}
             for index in top_k(answer.probabilities, query.top)

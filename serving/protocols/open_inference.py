@@ -17,7 +17,7 @@ from serving.protocols import open_inference_schemas as schemas
 from serving.protocols import openapi
 from serving.protocols.body import json_object, read_body, shown
 from serving.protocols.checks import all_answered, find_model, top_k
-from serving.protocols.open_inference_schemas import LENGTH, OUTPUTS
+from serving.protocols.open_inference_schemas import LENGTH, OUTPUTS, TYPICALITY
 from serving.protocols.parsing import parse
 from serving.protocols.tensors import (
     OutputTensor,
@@ -40,7 +40,8 @@ def _inputs(model: ModelDescription) -> tuple[TensorSpec, TensorSpec]:
 
 def _outputs(model: ModelDescription) -> tuple[TensorSpec, ...]:
     kinds = ("FP32", (-1, len(model.classes))), ("BYTES", (-1,)), ("FP32", (-1,))
-    return tuple(TensorSpec(name, *kind) for name, kind in zip(OUTPUTS, kinds, strict=True))
+    more = () if model.unknown is None else (TensorSpec(TYPICALITY, "FP32", (-1,)),)
+    return (*(TensorSpec(name, *kind) for name, kind in zip(OUTPUTS, kinds, strict=True)), *more)
 
 
 def router(service: Service) -> APIRouter:
@@ -100,7 +101,8 @@ def router(service: Service) -> APIRouter:
         return json_response(_metadata(model))
 
     def posted(at: openapi.Json) -> openapi.Json:
-        return {"parameters": [*at["parameters"], schemas.LENGTH_HEADER], "requestBody": schemas.request_body()}
+        names = [spec.name for spec in _outputs(now)]
+        return {"parameters": [*at["parameters"], schemas.LENGTH_HEADER], "requestBody": schemas.request_body(names)}
 
     @routes.post("/v2/models/{name}/infer", responses=inferred, openapi_extra=posted(named))
     @routes.post(
@@ -156,11 +158,11 @@ def read_request(
 def _output(requested: RequestedOutput, answers: list[Answer], classes: tuple[str, ...]) -> OutputTensor:
     count = len(answers)
     if requested.name == "label":
-        return OutputTensor(requested.name, [answer.label for answer in answers], (count,), requested.binary)
-    if requested.name == "score":
-        return OutputTensor(
-            requested.name, np.array([answer.score for answer in answers], np.float32), (count,), requested.binary
-        )
+        labels = [answer.label or "" for answer in answers]  # a tensor of strings knows no null
+        return OutputTensor(requested.name, labels, (count,), requested.binary)
+    if requested.name in ("score", TYPICALITY):
+        numbers = np.array([getattr(answer, requested.name) for answer in answers], np.float32)
+        return OutputTensor(requested.name, numbers, (count,), requested.binary)
     if not requested.class_count:
         values: npt.NDArray[np.float32] = np.stack([answer.probabilities for answer in answers])
         return OutputTensor(requested.name, values, values.shape, requested.binary)
@@ -185,5 +187,6 @@ def _metadata(model: ModelDescription) -> dict[str, Any]:
             "stored_versions": [str(version) for version in model.versions],
             "last_reload_error": model.last_reload_error,
             "keeps_photos": model.keeps_photos,
+            "unknown": model.unknown,
         },
     }

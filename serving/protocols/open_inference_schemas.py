@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel
 
 from serving.protocols.openapi import BINARY_SCHEMA, PHOTO, Json
 
 LENGTH = "Inference-Header-Content-Length"
 OUTPUTS = ("probabilities", "label", "score")
+TYPICALITY = "typicality"  # one more, of a server that tells photos of other things
 
 
 class LiveResponse(BaseModel):
@@ -47,6 +50,7 @@ class ModelParameters(BaseModel):
     stored_versions: list[str]
     last_reload_error: str | None
     keeps_photos: bool
+    unknown: float | None
 
 
 class ModelMetadataResponse(BaseModel):
@@ -76,8 +80,8 @@ class InferenceResponse(BaseModel):
     outputs: list[ResponseOutput]
 
 
-def request_body() -> Json:
-    """The body of a request, as JSON or as JSON and bytes."""
+def request_body(outputs: Sequence[str]) -> Json:
+    """The body of a request, as JSON or as JSON and bytes, which asks for some of these outputs."""
     count = {"type": "integer", "minimum": 1}
     text = {"type": "string", "format": "byte"}
 
@@ -89,7 +93,7 @@ def request_body() -> Json:
 
     pixel = {"type": "integer", "minimum": 0, "maximum": 255}
     either = {"oneOf": [tensor("image", "BYTES", 1, text), tensor("pixels", "UINT8", 4, pixel)]}
-    requested = {"type": "object", "required": ["name"], "properties": {"name": {"enum": [*OUTPUTS]}}}
+    requested = {"type": "object", "required": ["name"], "properties": {"name": {"enum": [*outputs]}}}
     schema = {
         "type": "object",
         "required": ["inputs"],

@@ -56,12 +56,16 @@ class GetModelMetadataResponse(BaseModel):
 
 
 class RowPrediction(BaseModel):
-    """One instance: scores and labels of all classes, then the best."""
+    """One instance: scores and labels of all classes, then the best; the label is empty if it is none of them.
+
+    `typicality` is there of a server that tells photos of other things.
+    """
 
     scores: list[float]
     classes: list[str]
     label: str
     score: float
+    typicality: float | None = None
 
 
 class RowResponse(BaseModel):
@@ -71,12 +75,13 @@ class RowResponse(BaseModel):
 
 
 class ColumnPredictions(BaseModel):
-    """The four outputs by name."""
+    """The outputs by name, as in rows."""
 
     scores: list[list[float]]
     classes: list[list[str]]
     label: list[str]
     score: list[float]
+    typicality: list[float] | None = None
 
 
 class ColumnResponse(BaseModel):
@@ -191,12 +196,13 @@ def _encoded(value: Any, what: str) -> Any:
 
 
 def _row(answer: Answer, model: ModelDescription) -> dict[str, Any]:
-    return {
+    row = {
         "scores": answer.probabilities.tolist(),
         "classes": model.classes,
-        "label": answer.label,
+        "label": answer.label or "",  # a tensor of strings knows no null
         "score": answer.score,
     }
+    return row if answer.typicality is None else {**row, "typicality": answer.typicality}
 
 
 def _status(model: ModelDescription, ready: bool) -> dict[str, Any]:
@@ -212,6 +218,8 @@ def _metadata(model: ModelDescription) -> dict[str, Any]:
         "label": ("DT_STRING", [-1]),
         "score": ("DT_FLOAT", [-1]),
     }
+    if model.unknown is not None:
+        outputs["typicality"] = ("DT_FLOAT", [-1])
     signature = {
         "inputs": {INPUT: _tensor(INPUT, "DT_STRING", [-1])},
         "outputs": {name: _tensor(name, *kind) for name, kind in outputs.items()},

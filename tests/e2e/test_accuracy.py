@@ -52,3 +52,7 @@ def test_real_photos_with_real_weights(job: Job, shared: Path, tmp_path: Path) -
     # Three seeds gave 0.889 to 0.920; one photo is 0.003.
     assert report["validation"]["accuracy"]["value"] >= 0.87
     assert report["validation"]["log_loss"]["value"] < 0.45
+    unknown = report["unknown"]
+    assert unknown["rejected"]["low"] < unknown["allowed"] == 0.05
+    assert min(share["value"] for share in unknown["detected"].values()) >= 0.75
+    assert sum(share["value"] for share in unknown["detected"].values()) >= 0.9 * len(unknown["detected"])

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from flowers import cli
 from flowers.data.corrections import written
@@ -180,6 +181,34 @@ def test_what_is_left_out_and_a_baseline(place: Place) -> None:
     evaluated(place.right.uri, *more, "--actors", 1)
     same = ("summary", "auc", "calibration", "coverage", "slices", "comparison", "galleries", "cells", "left_out")
     assert {name: report(target)[name] for name in same} == {name: found[name] for name in same}
+
+
+@pytest.mark.usefixtures("ray")
+def test_photos_of_none_of_the_classes(place: Place, tmp_path: Path) -> None:
+    """Those of the classes keep their labels, but few; grey ones have none, and neither has that of another label."""
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(4):
+        Image.new("RGB", (SIZE, SIZE), (40 * number, 40 * number, 40 * number)).save(others / f"{number}.png")
+    (others / "broken.png").touch()
+    given = ("--data", place.manifest, "--out", tmp_path / "out", "--storage", place.folder / "runs")
+    out, _ = evaluated(place.right.uri, *given, "--unknown", 0.1, "--unknown-data", others)
+    found = report(tmp_path / "out")["unknown"]
+    table = pq.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [row["unknown"] for row in table] == [row["typicality"] <= 0.1 for row in table]
+    rejected = sum(row["unknown"] for row in table)
+    assert found["rejected"]["value"] == rejected / 15
+    assert found["rejected"]["value"] < 0.3
+    assert (found["allowed"], found["accuracy"]["value"], found["accuracy"]["n"]) == (0.1, 1.0, 15 - rejected)
+    assert {name: share["n"] for name, share in found["detected"].items()} == {
+        "photos of other labels": 1, "photos of --unknown-data": 4,
+    }  # fmt: skip
+    assert found["detected"]["photos of --unknown-data"]["value"] == 1
+    assert "100.0 % of 4 photos of --unknown-data get no label" in " ".join(out.split())
+    assert "None of the classes" in (tmp_path / "out" / "report.html").read_text()
+    _, text = evaluated(place.right.uri, *given, "--unknown-data", others, code=2)
+    assert "--unknown-data: received" in text
+    assert "required is also --unknown" in text
 
 
 @pytest.mark.usefixtures("ray")

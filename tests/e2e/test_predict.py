@@ -154,6 +154,38 @@ def test_a_flat_list_of_paths_into_folders(bundle: Path, photos: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("ray")
+def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
+    """They have no label but a reason, as from the predictor, and a folder of their own."""
+    photos, target, more = tmp_path / "photos", tmp_path / "sorted", ("--unknown", "--scores", "--min-score", 0.1)
+    photos.mkdir()
+    for name, colour in (("red", (220, 20, 20)), ("blue", (9, 9, 220)), ("grey", (90, 90, 90)), ("black", (0, 0, 0))):
+        Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(photos / f"{name}.png")
+    (photos / "empty.png").touch()
+    line = predicted(bundle, photos, tmp_path / "out", *more, "--sort-into", target)
+    assert line.startswith("5 photos, 1 errors, 2 none of the classes, ")
+    telling = Predictor(load_bundle(str(bundle)), unknown=0.05)
+    found = {Path(row["path"]).stem: row for row in rows(tmp_path / "out")}
+    for name, answer in zip(
+        found, telling.predict([(photos / f"{name}.png").read_bytes() for name in found]), strict=True
+    ):
+        row = found[name]
+        if isinstance(answer, Prediction):
+            assert (row["label"], row["typicality"], row["reason"]) == (answer.label, answer.typicality, answer.reason)
+            assert row["error"] is None
+            assert row["top"][0]["label"] == CLASSES[int(np.argmax(row["scores"]))]
+        else:
+            assert row["label"] is row["typicality"] is row["reason"] is None
+    assert {name for name, row in found.items() if row["reason"]} == {"grey", "black"}
+    assert {path.stem for path in (target / "none-of-these").iterdir()} == {"grey", "black"}
+    assert len([path for path in target.rglob("*") if path.is_file()]) == 4
+    text = predicted(bundle, photos, tmp_path / "out", *more[1:], "--sort-into", target, code=2)
+    assert "--unknown was 0.05, now None" in text
+    text = predicted(bundle, photos, tmp_path / "few", "--unknown", 0.001, code=2)
+    assert "required is 0.01 or more" in text
+    assert not (tmp_path / "few").exists()
+
+
+@pytest.mark.usefixtures("ray")
 def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.jpg").write_bytes(b"x")

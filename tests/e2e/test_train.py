@@ -37,7 +37,7 @@ def test_a_run_leaves_what_the_design_says(first: Done) -> None:
     names = {entry.name for entry in first.run.iterdir()}
     wanted = {"config.json", "split.parquet", "ledger.parquet", "metrics.jsonl", "checkpoints", "best"}
     assert wanted | {"report.json", "report.html", "tensorboard"} <= names
-    files = {"model.keras", "network.xml", "network.bin", "labels.txt", "manifest.json"}
+    files = {"model.keras", "network.xml", "network.bin", "labels.txt", "typicality.bin", "manifest.json"}
     assert {entry.name for entry in (first.run / "best").iterdir()} == files
     assert list((first.run / "tensorboard").iterdir())
     assert not [name for name in names if name.startswith(".")], "working folders are left behind"
@@ -67,6 +67,8 @@ def test_report_has_what_others_read_from_it(first: Done) -> None:
     assert (report["seed"], report["sample"]) == (0, False)
     assert Path(report["bundle"]) == first.run / "best"
     assert 0 < len(report["predictions"]) <= 5
+    assert report["unknown"]["rejected"]["n"] == report["test"]["n"]
+    assert {share["n"] for share in report["unknown"]["detected"].values()} <= {report["test"]["n"], 20}
     data = first.run.parent.parent / "data"
     assert all((data / shown["path"]).is_file() for shown in report["predictions"])
     # Of the few test photos all are shown: in their cell of the confusion matrix, and in a gallery with a heat map.

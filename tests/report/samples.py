@@ -15,6 +15,7 @@ from flowers.data import reading
 from flowers.evaluation import ranking
 from flowers.evaluation.answers import Answers
 from flowers.evaluation.gallery import worth_a_look
+from flowers.evaluation.unknown import Unknown
 from flowers.predictor import Predictor
 from flowers.report import findings
 from flowers.report.evaluation import EvaluationReport, Rows, compare
@@ -93,5 +94,6 @@ def evaluation(folder: Path, classes: list[str], n: int = 60, temperature: float
         comparison=compare(
             made, [classes[0]] * n, "<b>", source=str(folder), training=1, unknown=1, training_known=False
         ),
+        unknown=Unknown.of(0.05, made.score, made.right, {HOSTILE[0]: [0.01, 0.3]}),
         left_out=left_out(folder), **looks(made, folder),
     )  # fmt: skip

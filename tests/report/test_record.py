@@ -19,6 +19,7 @@ from flowers.errors import DamagedFile, InputError
 from flowers.evaluation.evaluate import Evaluation
 from flowers.evaluation.examples import ClassScore, Example
 from flowers.evaluation.metrics import Counts, summarize
+from flowers.evaluation.unknown import Unknown
 from flowers.features.extraction import Extraction
 from flowers.plan import Plan
 from flowers.report.build import build_report
@@ -134,6 +135,10 @@ def written() -> dict[str, Any]:
         "time_limit": {
             "limit": 60.0, "training": 12.5, "used": 11.0, "phases": [{"name": "head", "most": 60, "fit": 9}],
         },
+        "unknown": {
+            "allowed": 0.05, "rejected": metric(0.5, 2, 0.1, 0.9), "accuracy": metric(1.0, 1, 0.2, 1.0),
+            "detected": {"drawings": metric(0.5, 2, 0.1, 0.9)},
+        },
     }  # fmt: skip
 
 
@@ -157,7 +162,7 @@ def test_what_the_first_version_did_not_write_may_be_absent() -> None:
     earlier = written()
     for key in (
         *("trainable", "augment", "cut", "streamed", "workers", "phases", "advice"),
-        *("calibration", "slices", "galleries", "cells", "cross_validation", "time_limit"),
+        *("calibration", "slices", "galleries", "cells", "cross_validation", "time_limit", "unknown"),
     ):
         del earlier[key]
     for key in ("notes", "near_duplicates", "near_groups", "near_examples", "left_out", "near", "decisions"):
@@ -242,7 +247,12 @@ def build(tmp_path: Path, **seconds: float) -> Report:
         best=BestModel(
             str(tmp_path / "one" / "best"), "ab", 1, measured, [line], {"flowers": "0.1.0"}, "float32", Pace(9.0)
         ),
-        evaluation=Evaluation(measured, [example], **looked),
+        evaluation=Evaluation(
+            measured,
+            [example],
+            unknown=Unknown.of(0.05, [0.02, 0.5], [True, True], {"drawings": [0.01, 0.3]}),
+            **looked,
+        ),
         seconds=written()["timing_s"] | {"read": 2.0, "features": 6.0} | seconds,
         trials=[Trial(config.replace(dropout=0.5), 3, 0.5, 0.5, 0.7)],
         folds=[FoldCounts(3, 2, 7, Counts.of([0, 1], [[0.75, 0.25], [0.75, 0.25]]))] * 2,

@@ -93,6 +93,11 @@ def fake_report(classes: list[str] = FLOWERS, n: int = 367, **changes: Any) -> R
             }
             for i, true, predicted in rows
         ],
+        "unknown": {
+            "allowed": 0.05, "rejected": {"value": 0.041, "n": n, "low": 0.025, "high": 0.066},
+            "accuracy": {"value": 0.95, "n": n - 15, "low": 0.92, "high": 0.97},
+            "detected": {"shuffled photos": {"value": 0.9, "n": 20, "low": 0.699, "high": 0.972}},
+        },
         "timing_s": {
             "total": 96.4, "start": 6.1, "read": 14.2, "features": 58.3, "train": 9.7, "evaluate": 2.4, "save": 3.2,
         },

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from flowers.typicality import none_of_these
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
 from serving.service import Answer, ModelDescription, Refusal, ServingError, UnknownVersion
 from tests.serving.server import LIMITS, Server, publish, serve
@@ -26,7 +27,10 @@ SIZE = 4
 
 
 class FakeService:
-    """Answers by the hash of the bytes; refuses photos that start with b"bad", with the word after it as the code."""
+    """Answers by the hash of the bytes; refuses photos that start with b"bad", with the word after it as the code.
+
+    With `unknown`, those that start with b"other" are none of the classes.
+    """
 
     def __init__(self) -> None:
         self.max_items = 4
@@ -34,6 +38,7 @@ class FakeService:
         self.version = 3
         self.classes: tuple[str, ...] = CLASSES
         self.failing: ServingError | None = None
+        self.unknown: float | None = None
         self.asked: list[tuple[list[bytes], int | None]] = []
 
     async def classify(
@@ -63,8 +68,12 @@ class FakeService:
         weights = np.frombuffer(hashlib.sha256(photo).digest()[: len(self.classes)], np.uint8).astype(np.float32) + 1
         probabilities = weights / weights.sum()
         best = int(probabilities.argmax())
+        typicality = None if self.unknown is None else 0.0123456789 if photo.startswith(b"other") else 0.5
+        reason = None if typicality is None else none_of_these(typicality, self.unknown or 0)
         return Answer(
-            label=self.classes[best],
+            label=None if reason else self.classes[best],
+            typicality=typicality,
+            reason=reason,
             score=float(probabilities[best]),
             probabilities=probabilities,
             heat=np.array([[0.123456, -1], [0, 2]], np.float32),
@@ -82,6 +91,7 @@ class FakeService:
             image_size=SIZE,
             manifest={},
             last_reload_error="version 4 is damaged",
+            unknown=self.unknown,
         )
 
 

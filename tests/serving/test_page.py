@@ -78,7 +78,7 @@ class Site(ThreadingHTTPServer):
         self.reset()
 
     def reset(self) -> None:
-        self.label = "daisy"
+        self.label: str | None = "daisy"
         self.heat = True
         self.token = ""
         self.busy = 0  # requests to refuse with 503
@@ -105,8 +105,8 @@ class Site(ThreadingHTTPServer):
         if not data.endswith((b"\xff\xd9", b"IEND\xaeB`\x82")):
             return {"filename": name, "error": {"code": "truncated", "detail": "the data ends early"}}
         scores = [0.9312, 0.05, 0.0123, 0.006, 0.0005]
-        labels = [self.label, *CLASSES[1:]]
-        answer = {
+        labels = [self.label or CLASSES[0], *CLASSES[1:]]
+        answer: dict[str, Any] = {
             "filename": name,
             "label": self.label,
             "score": scores[0],
@@ -114,6 +114,8 @@ class Site(ThreadingHTTPServer):
             "model_version": str(self.version),
             "timing": {"queue_ms": 1.52, "decode_ms": 6.1, "infer_ms": 31.4},
         }
+        if self.label is None:
+            answer |= {"typicality": 0.001, "reason": f"none of these: {HOSTILE}"}
         if self.heat:
             answer["heatmap"] = [[1.0 if x < 2 and y < 2 else -0.5 for x in range(7)] for y in range(7)]
         return answer
@@ -413,6 +415,16 @@ def test_heat_map(page: Page, photo: Path) -> None:
     assert not page.find(".legend").is_displayed()
 
 
+def test_a_photo_of_none_of_the_classes(page: Page, photo: Path) -> None:
+    page.site.label = None
+    page.choose(photo)
+    (card,) = page.settled(1)
+    assert (card["label"], card["score"], len(card["lines"])) == ("None of these", "", 5)
+    assert page.find(".none").text == f"none of these: {HOSTILE} The nearest classes are:"
+    page.find(".toggle").click()
+    page.until(lambda: "what spoke for daisy" in page.find(".legend").text)
+
+
 def test_an_answer_without_a_heat_map(page: Page, photo: Path) -> None:
     page.site.heat = False
     page.choose(photo)
@@ -547,9 +559,9 @@ def test_csv(page: Page, photo: Path, broken: Path, tmp_path: Path) -> None:
     page.until(path.exists)
     rows = list(csv.reader(io.StringIO(path.read_text("utf-8-sig"))))
     assert rows == [
-        ["filename", "label", "score", "error"],
-        ["meadow.jpg", '\'=1+1,"x"', "0.9312", ""],
-        ["half.jpg", "", "", "truncated: the data ends early"],
+        ["filename", "label", "score", "error", "reason"],
+        ["meadow.jpg", '\'=1+1,"x"', "0.9312", "", ""],
+        ["half.jpg", "", "", "truncated: the data ends early", ""],
     ]
 
 

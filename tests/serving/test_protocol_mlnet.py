@@ -26,7 +26,7 @@ def test_a_photo(client: TestClient, service: FakeService, url: str) -> None:
         200,
         {
             "imageId": "rosé.jpg",
-            "predictedLabel": SHOWN[CLASSES.index(answer.label)],
+            "predictedLabel": SHOWN[CLASSES.index(str(answer.label))],
             "probability": round(answer.score, 6),
             "predictionExecutionTime": 12,
         },

@@ -23,8 +23,8 @@ FORM = {"content-type": "multipart/form-data; boundary=b"}
 PART = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a.jpg"\r\n\r\nphoto\r\n'
 
 
-def shown(label: str) -> str:
-    return SHOWN[CLASSES.index(label)] if label in CLASSES else label
+def shown(label: str | None) -> str:
+    return SHOWN[CLASSES.index(label)] if label in CLASSES else str(label)
 
 
 def predicted(service: FakeService, photo: bytes, top: int = 5) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def pixels(data: Any, **rest: Any) -> dict[str, Any]:
 
 def expected(service: FakeService, *photos: bytes) -> dict[str, Any]:
     answers = [service.answer(photo) for photo in photos]
-    labels = [SHOWN[CLASSES.index(answer.label)] for answer in answers]
+    labels = [SHOWN[CLASSES.index(str(answer.label))] for answer in answers]
     probabilities = [value for answer in answers for value in answer.probabilities.tolist()]
     count = len(answers)
     return {
@@ -95,6 +95,7 @@ def test_metadata(client: TestClient, url: str) -> None:
                 "stored_versions": ["1", "2", "3"],
                 "last_reload_error": "version 4 is damaged",
                 "keeps_photos": False,
+                "unknown": None,
             },
         },
     )
@@ -174,7 +175,7 @@ def test_bytes_in_and_out(client: TestClient, service: FakeService) -> None:
     assert response.headers["content-type"] == "application/octet-stream"
     length = int(response.headers[LENGTH])
     answers = [service.answer(b"one"), service.answer(b"two")]
-    labels = pack_bytes([PACKED[CLASSES.index(answer.label)] for answer in answers])
+    labels = pack_bytes([PACKED[CLASSES.index(str(answer.label))] for answer in answers])
     numbers = np.stack([answer.probabilities for answer in answers]).astype("<f4").tobytes()
     assert json.loads(response.content[:length]) == {
         "model_name": "flowers",

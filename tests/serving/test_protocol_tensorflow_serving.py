@@ -27,7 +27,7 @@ def row(service: FakeService, photo: bytes) -> dict[str, Any]:
     return {
         "scores": answer.probabilities.tolist(),
         "classes": list(SHOWN),
-        "label": SHOWN[CLASSES.index(answer.label)],
+        "label": SHOWN[CLASSES.index(str(answer.label))],
         "score": answer.score,
     }
 
