@@ -303,7 +303,8 @@ def _doubts(rows: pa.Table, origin: Origin, options: EvaluateOptions) -> list[st
     """What one should know of the photos that count."""
     found, digests = [], rows["sha256"].to_pylist()
     if validated := sum(map(set(origin.photos("validation")["sha256"].to_pylist()).__contains__, digests)):
-        found.append(f"{validated} photos are validation photos of the run, which chose its epoch: a little too good")
+        noun = "photo is a validation photo" if validated == 1 else "photos are validation photos"
+        found.append(f"{validated} {noun} of the run, which chose its epoch: a little too good")
     labels: dict[bytes, set[str]] = {}
     for digest, label in zip(digests, _column(rows), strict=True):
         labels.setdefault(digest, set()).add(label)
