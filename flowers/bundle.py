@@ -139,14 +139,14 @@ class Bundle:
     def engine(self, name: str, *, sizes: Sequence[int], threads: int, features: bool = False) -> Engine:
         """The network compiled for this machine.
 
-        Its outputs are probabilities float32 [n, K], heat [n, h, w] and, but of earlier versions, the pooled features
-        [n, d].
+        Its outputs are probabilities float32 [n, K], heat [n, h, w] and the pooled features [n, d]; these are missing
+        in the files of earlier versions.
 
         Args:
             name: of the engine, "openvino" or "tensorflow".
             sizes: of the batches, ascending (`flowers.inference.engine.Engine`).
             threads: that OpenVINO computes with.
-            features: whether the last output is what the head's dense layer sees instead: features float32 [n, d].
+            features: whether features are needed: the network of an earlier version is then converted again.
 
         Raises:
             InputError: it cannot be loaded.
@@ -154,20 +154,22 @@ class Bundle:
         """
         if name == "tensorflow":
             from flowers.inference.tensorflow_engine import TensorFlowEngine
-            from flowers.model.heatmap import described, explained
+            from flowers.model.heatmap import explained
 
-            function = described if features else explained
-            return TensorFlowEngine(function(self.model), self.image_size, sizes)
+            return TensorFlowEngine(explained(self.model), self.image_size, sizes)
         from flowers.inference.openvino_engine import OpenVINOEngine
 
-        with self.network() as folder:
-            engine = OpenVINOEngine(folder, sizes, self.precision, threads, features=features)
+        with self.network(features) as folder:
+            engine = OpenVINOEngine(folder, sizes, self.precision, threads)
         self._check_outputs(engine.outputs[0][0])
         return engine
 
     @contextmanager
-    def network(self) -> Iterator[str]:
+    def network(self, features: bool = False) -> Iterator[str]:
         """A local folder with the network for OpenVINO, checked; gone afterwards.
+
+        Args:
+            features: whether it has to give features.
 
         Raises:
             InputError: it has to be converted, and cannot be loaded.
@@ -175,7 +177,7 @@ class Bundle:
         """
         from flowers.inference.openvino_engine import NETWORK
 
-        if self.converted:
+        if self.converted and (TYPICALITY in self.manifest["files"] or not features):
             with self.local_files(*NETWORK) as folder:
                 yield folder
             return

@@ -66,7 +66,7 @@ class Predictor:
         batch: photos that go through the network at once, at most.
         engine: that runs the network (`flowers.inference.engine.ENGINES`).
         threads: that the engine computes with; None takes all CPUs.
-        features: whether it describes photos (`describe`), instead of explaining what it says of them.
+        features: whether it can `describe` photos, also by a bundle of an earlier version.
         unknown: share of photos of the classes that may be taken for none of them; None asks of no photo whether it is.
 
     Raises:
@@ -84,8 +84,7 @@ class Predictor:
         features: bool = False,
         unknown: float | None = None,
     ) -> None:
-        self.bundle, self.unknown = bundle, unknown
-        self.features = features
+        self.bundle, self.features, self.unknown = bundle, features, unknown
         self.max_pixels = max_pixels
         threads = threads or usable_cpus()
         self._typicality = None if unknown is None else bundle.typicality(unknown)
@@ -147,5 +146,5 @@ class Predictor:
 
     def describe(self, pixels: npt.NDArray[np.uint8]) -> tuple[Floats, Floats]:
         """Probabilities float32 [n, K] and features float32 [n, d] of uint8 [n, size, size, 3] photos, n at least 1."""
-        outputs = self.engine(pixels)
-        return outputs[0], outputs[-1]
+        probabilities, _, features = self.engine(pixels)
+        return probabilities, features

@@ -139,7 +139,7 @@ def test_the_label_is_the_highest_probability(reddest: Predictor) -> None:
 
 
 @pytest.mark.parametrize("engine", ["openvino", "tensorflow"])
-def test_features_are_what_the_dense_layer_sees(reddest: Predictor, engine: str) -> None:
+def test_features_are_those_below_the_head(reddest: Predictor, engine: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     probabilities, features = Predictor(reddest.bundle, engine=engine, features=True).describe(pixels)
     np.testing.assert_allclose(features, pixels.mean(axis=(1, 2)) / 25, rtol=1e-4)  # as the toy scales them

@@ -22,17 +22,12 @@ class OpenVINOEngine(Engine):
         sizes: of the batches, ascending.
         precision: "float32", or "bfloat16", which holds where the CPU computes in it.
         threads: that compute.
-        features: whether the last output is what the head's dense layer sees: features float32 [n, d].
     """
 
-    def __init__(
-        self, folder: str, sizes: Sequence[int], precision: str, threads: int, *, features: bool = False
-    ) -> None:
+    def __init__(self, folder: str, sizes: Sequence[int], precision: str, threads: int) -> None:
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # else the file stays in memory beside the weights made of it
         network = core.read_model(os.path.join(folder, NETWORK[0]))
-        if features:
-            network.add_outputs(_features(network))
         super().__init__(network.input().partial_shape[1].get_length(), sizes)
         self.precision = precision
         self.outputs = [_without_batch(output) for output in network.outputs]
@@ -51,14 +46,6 @@ class OpenVINOEngine(Engine):
     def _compute(self, photos: Photos) -> Outputs:
         self._request.infer({0: photos}, share_inputs=True)
         return [output.data.copy() for output in self._request.output_tensors]
-
-
-def _features(network: Any) -> Any:
-    """What goes into the product that the first output, the probabilities, comes from."""
-    node = network.output(0).get_node()
-    while node.get_type_name() != "MatMul":
-        node = node.input_value(0).get_node()
-    return node.input_value(0)
 
 
 def _without_batch(output: Any) -> tuple[int, ...]:

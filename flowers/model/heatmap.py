@@ -41,22 +41,3 @@ def explained(model: Any) -> Callable[[Any], tuple[Any, Any, Any]]:
         return probabilities, heat, tf.cast(pooled, tf.float32)
 
     return forward
-
-
-def described(model: Any) -> Callable[[Any], tuple[Any, Any]]:
-    """The forward pass of a classifier with what its dense layer sees of each photo.
-
-    Args:
-        model: as for `explained`.
-
-    Returns:
-        A function from uint8 [n, size, size, 3] to probabilities float32 [n, K] and features float32 [n, d].
-    """
-    normalize = model.get_layer("head").get_layer("standardize")
-    inside = keras.Model(model.input, [model.get_layer(POOL).output, model.output])
-
-    def forward(pixels: Any) -> tuple[Any, Any]:
-        features, probabilities = inside(pixels, training=False)
-        return probabilities, normalize(features)
-
-    return forward

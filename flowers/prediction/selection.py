@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import kmeans_plusplus
+from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 Floats = npt.NDArray[np.float32]
@@ -38,7 +39,7 @@ def choose(features: Floats, unsure: Floats, count: int, seed: int) -> npt.NDArr
     weighted by uncertainty, as Ash et al. (BADGE, 2020) and Zhdanov (2019, who proposes the first cut) choose batches.
 
     Args:
-        features: float32 [n, d].
+        features: float32 [n, d]; only their directions count, as in `flowers.typicality`.
         unsure: float32 [n], what `uncertainty` returned.
         count: how many, at most.
         seed: of the draws.
@@ -49,8 +50,9 @@ def choose(features: Floats, unsure: Floats, count: int, seed: int) -> npt.NDArr
     candidates = least_sure(unsure, count)
     if len(candidates) > count:
         weights = unsure[candidates].astype(np.float64) + 1e-6
+        directions = normalize(features[candidates])
         with threadpool_limits(1):
-            _, drawn = kmeans_plusplus(features[candidates], count, sample_weight=weights, random_state=seed)
+            _, drawn = kmeans_plusplus(directions, count, sample_weight=weights, random_state=seed)
         drawn = list(dict.fromkeys(drawn.tolist()))
         # Where all others look like one that is chosen, the same one is drawn again.
         others = [index for index in range(len(candidates)) if index not in set(drawn)]
