@@ -253,7 +253,9 @@ def _start_watchdog(resume: str) -> int:
     """
     _log()  # both processes have to hold the same file
     end, lifeline = os.pipe()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the second process can take it
     if os.fork():
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(end)
         return lifeline
     os.close(lifeline)
@@ -261,6 +263,7 @@ def _start_watchdog(resume: str) -> int:
         signal.signal(number, signal.SIG_IGN)
     told: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: told.append(number))  # `ray job stop` sends it to both
+    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     for descriptor in (0, 1):
         os.close(descriptor)
     spoken = os.read(end, 1)

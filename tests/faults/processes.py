@@ -50,17 +50,28 @@ class Running:
             time.sleep(pause)
         return found
 
-    def kill_while(self, condition: Callable[[], bool], pause: float) -> None:
-        """Kills the job while `condition` holds: it is first stopped, so that nothing moves between look and kill."""
-        while True:
-            self.until(condition, pause)
-            os.kill(self.pid, signal.SIGSTOP)
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Nothing in the job's process moves meanwhile."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
             self.until(lambda: stopped(self.pid), pause=0.0005)
-            if condition():
-                end(self.pid)
-                assert self.wait() == -signal.SIGKILL
-                return
-            os.kill(self.pid, signal.SIGCONT)
+            yield
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGCONT)
+
+    def kill_while(self, condition: Callable[[], bool], pause: float) -> None:
+        """Kills the job while `condition` holds. It goes on for `pause` seconds between two looks and no longer."""
+
+        def killed() -> bool:
+            with self.halted():
+                if found := condition():
+                    end(self.pid)
+            return found
+
+        self.until(killed, pause)
+        assert self.wait() == -signal.SIGKILL
 
 
 @contextmanager
