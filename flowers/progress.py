@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+_POLL_S = 0.25
 
 
 class _Speed(TextColumn):
@@ -34,6 +37,25 @@ def progress_bar(out: Console, what: str, total: int, speed: bool = False) -> It
     with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bars:
         task = bars.add_task(what, total=total)
         yield lambda count: bars.advance(task, count)
+
+
+@contextmanager
+def polled(look: Callable[[], None], name: str) -> Iterator[None]:
+    """Calls `look` four times a second in a thread of that name, and once more at the end."""
+    done = threading.Event()
+
+    def poll() -> None:
+        while not done.wait(_POLL_S):
+            look()
+
+    thread = threading.Thread(target=poll, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        look()
 
 
 class Stopwatch:

@@ -66,6 +66,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
         "bundle",
         "evaluation",
         "plan",
+        "progress",
         "typicality",
     ],
     "report": [*BASE, "options", "data", "evaluation", "runs", "plan", "features", "training"],

@@ -8,8 +8,13 @@ import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from flowers.errors import AccessDenied, FlowersError, InputError, first_line
+from flowers.text import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _CONNECT_S = 10
 _DENIED = "UNAUTHENTICATED"  # gRPC's word for a token that is missing or wrong
@@ -24,6 +29,12 @@ def joined() -> str:
     """The cluster that a job joins, as RAY_ADDRESS names it; empty if it starts Ray for itself."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return "" if address == "local" else address
+
+
+def announce(out: Console) -> None:
+    """Says which cluster the job joins; nothing if it starts Ray for itself."""
+    if cluster := joined():
+        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
 
 
 @contextmanager

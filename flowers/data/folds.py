@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flowers.data.groups import by_name, connected
+from flowers.data.groups import kept_together
 from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS, assign, key_of, place
 from flowers.errors import InputError
@@ -65,7 +65,7 @@ def fold_splits(ledger: Ledger, count: int, seed: int) -> list[pa.Table]:
     used = ledger.used()
     rows = used.filter(pc.not_equal(used["status"], "test")).sort_by("sha256")
     digests, labels = rows["sha256"].to_pylist(), rows["label"].to_pylist()
-    groups = connected(len(digests), [*by_name(rows["like"].to_pylist()), *by_name(rows["group"].to_pylist())])
+    groups = kept_together(rows)
     folds = fold_of(digests, labels, groups.tolist(), count, seed)
     share = pc.sum(pc.equal(rows["status"], "validation")).as_py() / len(digests)
     tables = []

@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from flowers.errors import InputError, few
 
@@ -54,6 +55,11 @@ def by_name(names: Sequence[str | None]) -> list[tuple[int, int]]:
     """Pairs that connect what has one name; None is alone."""
     first: dict[str, int] = {}
     return [(first.setdefault(name, index), index) for index, name in enumerate(names) if name is not None]
+
+
+def kept_together(ledger: pa.Table) -> npt.NDArray[np.int64]:
+    """A number for each row of a ledger, int64 [n]: the same for near-duplicates and for photos of one named group."""
+    return connected(ledger.num_rows, [*by_name(ledger["like"].to_pylist()), *by_name(ledger["group"].to_pylist())])
 
 
 def check_rule(rule: str) -> str:

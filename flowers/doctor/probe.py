@@ -22,6 +22,7 @@ from typing import Any
 import flowers
 from flowers import storage
 from flowers.cluster.nodes import look, take_probe, write_probe
+from flowers.cluster.session import node
 from flowers.doctor.report import CODE, Disk
 from flowers.errors import FlowersError, first_line
 
@@ -127,9 +128,7 @@ def _written(probe: str) -> str:
 
 def _disks(folder: str) -> list[Disk]:
     """The file systems that a run writes to, each once."""
-    from ray._private.worker import _global_node
-
-    folders = {"temporary files of Ray": _global_node.get_temp_dir_path()}
+    folders = {"temporary files of Ray": node().get_temp_dir_path()}
     if not storage.is_remote(folder):
         folders["--storage"] = folder
     folders["temporary files"] = tempfile.gettempdir()

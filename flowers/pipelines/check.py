@@ -8,7 +8,7 @@ import pyarrow as pa
 from rich.console import Console
 
 from flowers import runs, storage
-from flowers.cluster.access import joined
+from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
@@ -20,7 +20,6 @@ from flowers.pipelines.source import list_source
 from flowers.progress import progress_bar
 from flowers.report.check import DataCheck, build_check
 from flowers.report.check_html import render_check
-from flowers.text import plain
 
 
 def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
@@ -40,8 +39,7 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
     listing = list_source(options, options.storage)
     known = runs.read_split(options.split_file) if options.split_file else {}
     examine = functools.partial(_examined, max_pixels=options.max_pixels)
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     parts = []
     with ray_session(options.verbose), progress_bar(out, "reading, decoding", listing.table.num_rows) as advance:
         from flowers.cluster.nodes import check_files

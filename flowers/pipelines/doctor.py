@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from flowers import storage
-from flowers.cluster.access import guarded, joined
+from flowers.cluster.access import announce, guarded, joined
 from flowers.cluster.session import ray_session
 from flowers.config import DataOptions, DoctorOptions
 from flowers.data.listing import some
@@ -35,8 +35,7 @@ def doctor(options: DoctorOptions, out: Console) -> list[Finding]:
     Raises:
         InputError: RAY_ADDRESS names no cluster, or `out` cannot be written.
     """
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     findings = _findings(options)
     width = max(len(finding.check) for finding in findings)
     for finding in findings:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from flowers import published, runs, storage
 from flowers.bundle import MANIFEST, load_bundle
-from flowers.cluster.access import joined
+from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
@@ -29,14 +29,13 @@ from flowers.evaluation.gallery import worth_a_look
 from flowers.evaluation.unknown import Unknown
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
-from flowers.pipelines.source import datasets_of
+from flowers.pipelines.source import datasets_of, list_unlabelled
 from flowers.prediction.parts import encoded, held, predicted
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.progress import progress_bar
 from flowers.report.evaluation import Comparison, EvaluationReport, Rows, compare, confusion_csv
 from flowers.report.evaluation_html import render_evaluation
 from flowers.report.findings import left_out
-from flowers.text import plain
 from flowers.typicality import rejected
 
 PREDICTIONS, CONFUSION, PAGE, REPORT = "predictions.parquet", "confusion.csv", "report.html", "report.json"
@@ -77,8 +76,7 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
     baseline = _origin(options.baseline) if options.baseline else None
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     with held(folder), storage.enough_space(folder), ray_session(options.verbose):
         from flowers.cluster.nodes import cluster_nodes
 
@@ -124,13 +122,7 @@ def _others(options: EvaluateOptions) -> pa.Table:
     """Photos of other things than the classes."""
     if options.unknown_data is None:
         return LISTING.empty_table()
-    found = list_files(
-        options.unknown_data,
-        datasets=datasets_of(options.storage),
-        labelled=False,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    )
+    found = list_unlabelled(options.unknown_data, options.storage)
     if not found.table.num_rows:
         raise wrong("unknown_data", options.unknown_data, "a folder with photos in it, or below it")
     return found.table

@@ -10,22 +10,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from flowers import published, runs, storage
+from flowers import published, storage
 from flowers.bundle import load_bundle
-from flowers.cluster.access import joined
+from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import NextOptions
 from flowers.data import reading
-from flowers.data.listing import list_files
 from flowers.errors import InputError
 from flowers.pipelines.origin import Origin
-from flowers.pipelines.source import datasets_of
+from flowers.pipelines.source import list_unlabelled
 from flowers.prediction import tasks
 from flowers.prediction.parts import held
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.prediction.selection import choose, least_sure, uncertainty
 from flowers.progress import progress_bar
-from flowers.text import plain
 
 
 @dataclass
@@ -60,14 +58,7 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
         InputError: there is no bundle, no photo that could be labelled, or the place cannot be written.
     """
     origin = Origin(load_bundle(published.answering(storage.absolute(options.bundle))))
-    listing = list_files(
-        options.data,
-        datasets=datasets_of(options.storage),
-        labelled=False,
-        root=options.root,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    ).table
+    listing = list_unlabelled(options.data, options.storage, options.root).table
     if not listing.num_rows:
         raise InputError(f"--data: found no files in {options.data!r}; give a folder, a manifest or an archive")
     chosen = Chosen(listing.num_rows)
@@ -76,8 +67,7 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
             "which photos the bundle was made from is not known, as its run is gone: some may be here"
         )
     folder = storage.absolute(options.out)
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     with held(folder), ray_session(options.verbose):
         from flowers.cluster.nodes import cluster_nodes
 

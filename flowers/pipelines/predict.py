@@ -13,13 +13,13 @@ from rich.markup import escape
 
 from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
-from flowers.cluster.access import joined
+from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import PredictOptions
-from flowers.data.listing import Listing, list_files
+from flowers.data.listing import Listing
 from flowers.errors import InputError
 from flowers.options import wrong
-from flowers.pipelines.source import datasets_of
+from flowers.pipelines.source import list_unlabelled
 from flowers.prediction.folders import Folders, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
@@ -69,8 +69,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         f"--{name.replace('_', '-')}": getattr(options, name)
         for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
     }
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     with held(target.uri), storage.enough_space(target.uri):
         target.open(identity, runs.now())
         complete = storage.exists(target.summary)
@@ -96,14 +95,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
 
 def _listing(options: PredictOptions) -> Listing:
     """All files of the source but those that this job writes."""
-    found = list_files(
-        options.data,
-        datasets=datasets_of(options.storage),
-        labelled=False,
-        root=options.root,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    )
+    found = list_unlabelled(options.data, options.storage, options.root)
     table = found.table
     for name, written in (("out", options.out), ("sort_into", options.sort_into)):
         if written is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flowers import runs, storage
 from flowers.config import DataOptions
-from flowers.data.listing import Listing, list_photos
+from flowers.data.listing import Listing, list_files, list_photos
 from flowers.data.preflight import check_small_classes
 
 
@@ -41,3 +41,24 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
     else:
         options.corrections.check_labels(listing.table["label"].to_pylist())
     return listing
+
+
+def list_unlabelled(data: str, runs_storage: str, root: str | None = None) -> Listing:
+    """Lists photos whose labels nobody asks for.
+
+    Args:
+        data: as the option ``--data``.
+        runs_storage: as for `list_source`.
+        root: as the option ``--root``.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    return list_files(
+        data,
+        datasets=datasets_of(runs_storage),
+        labelled=False,
+        root=root,
+        runs=storage.absolute(runs_storage),
+        run_files=runs.FILES,
+    )

@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from rich.console import Console
 
 from flowers import runs, storage
-from flowers.cluster.access import joined
+from flowers.cluster.access import announce
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import SuspectsOptions, TrainConfig
 from flowers.data.corrections import Decision, read_corrections, written
-from flowers.data.groups import by_name, connected
+from flowers.data.groups import kept_together
 from flowers.data.listing import Listing, listing_of, some
 from flowers.errors import DamagedFile, InputError
 from flowers.evaluation import suspects as evaluation
@@ -35,7 +35,6 @@ from flowers.report.files import read_report
 from flowers.report.record import Report
 from flowers.report.suspects import CARDS, Picture, Suspect, SuspectsFound, render_suspects
 from flowers.runs import Run
-from flowers.text import plain
 
 # Photos of each of the two classes beside a suspect, and pixels a side of the suspect and of these.
 _NEIGHBOURS, _LARGE, _SMALL = 3, 224, 96
@@ -71,7 +70,7 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
     looked_at = [decision in ("keep", "relabel") for decision in used["decision"].to_pylist()]
     with progress_bar(out, "learning from the other photos", 1):
         features = evaluation.standardized(features)
-        probabilities = evaluation.out_of_sample(features, labels, _groups(used), len(classes), report.seed)
+        probabilities = evaluation.out_of_sample(features, labels, kept_together(used), len(classes), report.seed)
     found = evaluation.find_suspects(labels, probabilities, options.count, np.array(looked_at, np.bool_))
     if lost := used.num_rows - found.judged:
         warnings.append(f"of {lost} photos nothing can be said: too few others of their class")
@@ -131,8 +130,7 @@ def _computed(run: Run, used: pa.Table, verbose: bool, out: Console) -> FeatureC
     config = TrainConfig(**{**known, **others, "label_smoothing": None, "relabel": None, "split_file": None})
     check_weights(config.weights)
     out.print("the feature cache is gone: features are computed again", highlight=False)
-    if cluster := joined():
-        out.print(f"joins the cluster at {plain(cluster)} (RAY_ADDRESS)", highlight=False, markup=False)
+    announce(out)
     tensorflow = background(functools.partial(import_tensorflow, None), "import tensorflow").result
     rows = listing_of(used)
     listing = Listing(str(config.data), rows, rows.num_rows)
@@ -151,11 +149,6 @@ def _computed(run: Run, used: pa.Table, verbose: bool, out: Console) -> FeatureC
         with progress_bar(out, "reading, decoding, features", rows.num_rows) as advance:
             fill(rows, functools.partial(train.decoded_photos, plan), caches, backend, advance=advance)
     return caches[plan.features[0]]
-
-
-def _groups(used: pa.Table) -> evaluation.Labels:
-    """A number for each photo, the same for near-duplicates and for photos of one named group."""
-    return connected(used.num_rows, [*by_name(used["like"].to_pylist()), *by_name(used["group"].to_pylist())])
 
 
 def _listed(

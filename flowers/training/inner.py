@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,10 +22,9 @@ from flowers.config import TrainConfig
 from flowers.errors import DamagedFile
 from flowers.evaluation.metrics import Counts
 from flowers.plan import Plan
+from flowers.progress import polled
 from flowers.runs import Run
 from flowers.training.search import Trial
-
-_POLL_S = 0.25
 
 
 @dataclass(frozen=True)
@@ -142,7 +140,6 @@ def follow_inner(inner: Sequence[Plan], said: Callable[[int, Outcome], None]) ->
         inner: the trainings.
         said: takes the place of a training among them, and its outcome.
     """
-    done = threading.Event()
     waiting = {number: plan.run for number, plan in enumerate(inner) if read_outcome(plan.run) is None}
 
     def look() -> None:
@@ -151,15 +148,5 @@ def follow_inner(inner: Sequence[Plan], said: Callable[[int, Outcome], None]) ->
                 del waiting[number]
                 said(number, outcome)
 
-    def poll() -> None:
-        while not done.wait(_POLL_S):
-            look()
-
-    thread = threading.Thread(target=poll, name="follow inner trainings", daemon=True)
-    thread.start()
-    try:
+    with polled(look, "follow inner trainings"):
         yield
-    finally:
-        done.set()
-        thread.join()
-        look()

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,9 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from flowers import storage
+from flowers.progress import polled
 from flowers.runs import Run
 from flowers.training.choice import takes_over
-
-_POLL_S = 0.25
 
 
 @contextmanager
@@ -33,24 +31,14 @@ def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
         out: where the lines are printed.
         monitor: the metric by which an epoch is called the best so far.
     """
-    done = threading.Event()
     follower = _Follower(run, out, monitor)
     follower.look(show=False)
     if follower.lines:
         out.print(f"going on after epoch {len(follower.lines)}")
-
-    def poll() -> None:
-        while not done.wait(_POLL_S):
-            follower.look()
-
-    thread = threading.Thread(target=poll, name="follow metrics", daemon=True)
-    thread.start()
     try:
-        yield
+        with polled(follower.look, "follow metrics"):
+            yield
     finally:
-        done.set()
-        thread.join()
-        follower.look()
         follower.close()
 
 

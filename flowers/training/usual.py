@@ -32,13 +32,13 @@ def typicality_of(plan: Plan, classes: list[str], network: Any, head: Any, deepe
         head: from its features to probabilities, with those too.
         deeper: whether the weights of the network are other ones than it started with.
     """
-    train, validation = map(some, read_subsets(plan.run, classes))
+    train, validation = map(sample, read_subsets(plan.run, classes))
     known = _features(plan, network, train, plan.streamed, deeper)
     held = _features(plan, network, validation, plan.validation_streamed, deeper)
     return Typicality.fit(known, train.labels, held, np.asarray(head(held, training=False)))
 
 
-def some(subset: Subset) -> Subset:
+def sample(subset: Subset) -> Subset:
     """At most `MOST` photos of a subset, of each class as large a share as it has."""
     n = len(subset.labels)
     if n <= MOST:
