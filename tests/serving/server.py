@@ -15,7 +15,7 @@ from typing import Any
 import requests
 
 from flowers.bundle import Bundle, load_bundle, save_bundle
-from tests.e2e.test_submit import free_port
+from tests.e2e.head import free_port
 from tests.faults.processes import Running, end, members, running
 from tests.toys import layered
 

@@ -18,7 +18,7 @@ from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
 from serving.options import Address, ServeOptions, Tuning
 from tests.data.test_images import SAMPLES
-from tests.e2e.test_submit import free_port
+from tests.e2e.head import free_port
 from tests.serving.server import publish
 from tests.serving.test_listener import listening
 from tests.serving.test_server import wait_for

@@ -17,7 +17,7 @@ from fastapi.testclient import TestClient
 from serving.__main__ import _held_port, _reachable
 from serving.http.listener import resolve
 from tests.data.test_images import SAMPLES
-from tests.e2e.test_submit import free_port
+from tests.e2e.head import free_port
 from tests.serving.server import CLASSES, publish
 from tests.serving.test_listener import listening
 

@@ -25,7 +25,7 @@ from flowers.predictor import Prediction, Predictor
 from serving.options import COPIES
 from tests.data.test_images import SAMPLES
 from tests.e2e.conftest import ROOT, environment
-from tests.e2e.test_submit import free_port
+from tests.e2e.head import free_port
 from tests.serving.server import CLASSES, SIZE, Server, damage, end, loaded, publish
 
 ADMIN = {"Authorization": "Bearer boss"}
