@@ -731,6 +731,12 @@ class PublishOptions(OptionSet):
         "photos, which both classify: McNemar's exact test at 5 %.",
         path=True,
     )
+    mlflow: str | None = option(
+        None,
+        "Tracking store of MLflow, http://HOST:5000 or sqlite:///FILE.db: the bundle and the run's report, options and "
+        "metrics are logged there as well, as experiment and registered model NAME. Needs the extra `mlflow`.",
+        group="Tracking",
+    )
     list: bool = option(False, "List the versions.", group="Instead of publishing")
     rollback: bool = option(False, "Pin the version before the one that answers; a damaged one is passed over.")
     pin: int | None = option(None, "Let this version answer, whatever is published later.", ge=0)

@@ -71,6 +71,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     ],
     "report": [*BASE, "options", "data", "evaluation", "runs", "plan", "features", "training"],
     "export": [*BASE, "data", "inference", "bundle", "report"],
+    "tracking": [*BASE, "runs", "bundle", "evaluation", "predictor", "report"],
 }
 FLOWERS_IMPORTS["pipelines"] = list(FLOWERS_IMPORTS)
 

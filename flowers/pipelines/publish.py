@@ -18,6 +18,7 @@ from flowers.progress import progress_bar
 from flowers.report.formatting import interval, percent, value
 from flowers.runs import Run, now
 from flowers.text import plain
+from flowers.tracking import Tracker
 
 # Photos that are in memory at a time.
 _CHUNK = 64
@@ -35,7 +36,7 @@ def publish(source: str, options: PublishOptions, out: Console) -> str:
         The URI of the new version.
 
     Raises:
-        InputError: there is no bundle, no report or no photos to measure it on, or no place for it.
+        InputError: there is no bundle, no report or no photos to measure it on, no place for it, or no tracking store.
         DamagedFile: the bundle is not what was saved.
         GateNotMet: it is not good enough; nothing is written.
     """
@@ -44,6 +45,7 @@ def publish(source: str, options: PublishOptions, out: Console) -> str:
     predictor = Predictor(origin.bundle, origin.max_pixels)  # what cannot be loaded here is not published
     predictor.warm()
     report = origin.report
+    tracker = Tracker(options.mlflow, storage.name(folder)) if options.mlflow else None
     if options.min_accuracy is not None:
         _check_accuracy(origin, options.min_accuracy, out)
     if options.not_worse_than is not None:
@@ -60,7 +62,11 @@ def publish(source: str, options: PublishOptions, out: Console) -> str:
     out.print(f"published {plain(folder)}/{number}", highlight=False, markup=False)
     if (pinned := published.pinned(folder)) is not None:
         out.print(f"version {pinned} is pinned: {number} answers after --unpin or --pin {number}", highlight=False)
-    return storage.join(folder, str(number))
+    version = storage.join(folder, str(number))
+    if tracker:
+        logged = tracker.log(origin.bundle, number, version, origin.run, report)
+        out.print(f"logged    {plain(tracker.uri)}: {plain(logged)}", highlight=False, markup=False)
+    return version
 
 
 def choose(options: PublishOptions, out: Console) -> int:
