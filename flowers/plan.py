@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,10 @@ from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
 from flowers.model.registry import BACKBONES, POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS
 from flowers.runs import Run
+
+# Seconds of the head's training for one photo in one epoch, and from the call of Ray Train until a group of workers has
+# its first step: both measured on two cores (docs/decisions.md), and only compared with each other.
+HEAD_PHOTO_S, GROUP_START_S = 2e-5, 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,7 @@ class Plan:
             are augmented or their cached outputs at the cut would be too large.
         validation_streamed: the same of the validation photos, which are never augmented.
         inputs_reason: why.
+        head_alone: whether the job's own process trains the head, because it has done so before workers have started.
     """
 
     config: TrainConfig
@@ -86,11 +92,16 @@ class Plan:
     streamed: bool = False
     validation_streamed: bool = False
     inputs_reason: str = ""
+    head_alone: bool = False
 
     @property
     def in_process(self) -> bool:
         """Whether the job's own process trains: on one machine a single worker elsewhere would only cost its start."""
         return self.workers == 1 and self.nodes == 1
+
+    def alone(self) -> Plan:
+        """The same run, trained by the job's own process."""
+        return dataclasses.replace(self, workers=1, nodes=1)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -194,7 +205,14 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         streamed=streamed,
         validation_streamed=validation_streamed,
         inputs_reason=reason,
+        head_alone=_head_alone(config, placement.workers, len(facts.nodes), facts.photos),
     )
+
+
+def _head_alone(config: TrainConfig, workers: int, nodes: int, photos: int) -> bool:
+    if workers == nodes == 1:
+        return False  # nobody else trains at all
+    return photos * config.phase_epochs["head"] * HEAD_PHOTO_S < GROUP_START_S
 
 
 def _feature_cpus(config: TrainConfig, facts: Facts, actors: int) -> int:

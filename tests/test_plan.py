@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
+from flowers.cluster.placement import Node
 from flowers.config import TrainConfig
-from flowers.plan import Plan, choose_inputs
+from flowers.plan import Facts, Plan, choose_inputs, make_plan
 from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
@@ -96,6 +97,38 @@ def test_runs_that_need_the_same_outputs_share_them(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(("workers", "nodes", "here"), [(1, 1, True), (2, 1, False), (1, 2, False)])
 def test_one_worker_on_one_machine_is_the_jobs_own_process(workers: int, nodes: int, here: bool) -> None:
     assert dataclasses.replace(planned(), workers=workers, nodes=nodes).in_process == here
+
+
+@pytest.mark.parametrize(
+    ("trainable", "epochs", "photos", "nodes", "alone"),
+    [
+        ("head", 60, 10_000, 2, True),
+        ("head", 60, 13_000, 2, False),
+        ("head", 30, 24_000, 2, True),
+        ("head", 60, 10_000, 1, False),
+        ("stage5", 60, 10_000, 2, True),
+        ("stage5", 60, 13_000, 2, False),
+    ],
+)
+def test_a_short_training_of_the_head_waits_for_no_workers(
+    trainable: str, epochs: int, photos: int, nodes: int, alone: bool
+) -> None:
+    length: dict[str, Any] = {"epochs": epochs} if trainable == "head" else {"head_epochs": epochs}
+    config = TrainConfig(backbone="resnet101v2", weights="random", trainable=trainable, **length)
+    facts = Facts(
+        nodes=(Node(2, 0),) * nodes,
+        cpus=2,
+        photos=photos,
+        weights_key="random:1",
+        precision=("float32", ""),
+        engine=("openvino", ""),
+        photo_bytes=1,
+    )
+    plan = make_plan(config, facts)
+    assert plan.head_alone == alone
+    assert (plan.workers, plan.in_process) == (nodes, nodes == 1)
+    assert plan.alone().in_process
+    assert plan.alone().features == plan.features
 
 
 SPLIT = (0.7, 0.2, 0.1)

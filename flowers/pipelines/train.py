@@ -129,6 +129,9 @@ def _train(
         plan = make_plan(config, _measured(facts, config, network))
         if plan.inputs_reason:
             out.print(f"  training  {config.trainable}: {plan.inputs_reason}", highlight=False)
+        if plan.head_alone:
+            said = "this process trains the head by itself, which is done before workers have started"
+            out.print(f"  workers   {plan.workers}; {said}", highlight=False)
         run.use([listing.source, *plan.caches])
         backend, caches = extraction_of(plan, build, network, listing, out)
         stopwatch.lap("start")

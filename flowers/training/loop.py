@@ -34,8 +34,9 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     """The function that Ray's `TensorflowTrainer` runs in each worker, or in the job itself.
 
     Args:
-        arguments: `plan` (a `Plan`), `classes` (names of the outputs, in order), and `inner` (plans of its folds or
-            trials: if there are any, these are trained and not the run itself), and `pace` (a `Pace`).
+        arguments: `plan` (a `Plan`), `phases` (names of those to train), `classes` (names of the outputs, in order),
+            `inner` (plans of its folds or trials: if there are any, these are trained and not the run itself), and
+            `pace` (a `Pace`).
 
     Returns:
         What went wrong for good, such as `TrainingDiverged`: raised, Ray would start the workers again for it.
@@ -53,10 +54,12 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
         strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()
         worker = Worker(rank, count, strategy)
         if not inner:
-            _train(plan, arguments["classes"], worker, arguments["pace"])
+            _train(plan, arguments["phases"], arguments["classes"], worker, arguments["pace"])
         for training in inner:
             if read_outcome(training.run) is None:
-                history = _train(training, arguments["classes"], worker, arguments["pace"], told=False)
+                history = _train(
+                    training, arguments["phases"], arguments["classes"], worker, arguments["pace"], told=False
+                )
                 _conclude(training, history, arguments["classes"], worker)
     except TrainingDiverged as error:  # the loss is the same number on every worker: all of them end here
         return error
@@ -70,8 +73,13 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
     return None
 
 
-def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: bool = True) -> History:
-    """Trains from where the run is to its end; Ray is told of each epoch of the run itself, not of inner trainings."""
+def _train(
+    plan: Plan, names: Sequence[str], classes: list[str], worker: Worker, pace: Pace, told: bool = True
+) -> History:
+    """Trains from where the run is to the end of the phases named.
+
+    Ray is told of each epoch of the run itself, not of inner trainings.
+    """
     history, found, _ = History.resume(plan.run, plan.config, pace)
     watch = Watch(history.spent_s)
     if worker.rank == 0:
@@ -79,7 +87,7 @@ def _train(plan: Plan, classes: list[str], worker: Worker, pace: Pace, told: boo
         history.rewrite()
     subsets = read_subsets(plan.run, classes)
     standard = standard_of(found) if found else None
-    while (phase := history.phase()) is not None:
+    while (phase := history.phase()) is not None and phase.name in names:
         prepared = prepare_phase(plan, phase, subsets, standard, len(classes), worker)
         if found and history.epoch > history.began:
             prepared.step.restore(found.arrays)

@@ -79,11 +79,15 @@ def fit(
         FlowersError: what the training loop returned, or one line on why Ray gave up.
     """
     before = failures.microbatches(plan.run)
-    while True:
-        failure = _attempt(plan, classes, inner, pace)
-        if not isinstance(failure, OutOfMemory) or not failure.retry:
+    failure = None
+    for part, phases in _parts(plan, inner):
+        while True:
+            failure = _attempt(part, phases, classes, inner, pace)
+            if not isinstance(failure, OutOfMemory) or not failure.retry:
+                break
+            say(f"warning: {failure}")
+        if failure is not None:
             break
-        say(f"warning: {failure}")
     after, lost = failures.microbatches(plan.run), failures.losses(plan.run)
     if not plan.in_process and after > before:
         say(f"warning: a worker ran out of memory; photos went through the network in {after} parts a step")
@@ -94,7 +98,18 @@ def fit(
     failures.forget(plan.run)
 
 
-def _attempt(plan: Plan, classes: tuple[str, ...], inner: Sequence[Plan], pace: Pace) -> FlowersError | None:
+def _parts(plan: Plan, inner: Sequence[Plan]) -> list[tuple[Plan, list[str]]]:
+    """Who trains which phases, one after the other; folds and trials are trained as a whole."""
+    phases = list(plan.config.phase_epochs)
+    if not plan.head_alone or (inner and len(phases) > 1):
+        return [(plan, phases)]
+    rest = [(plan, phases)] if len(phases) > 1 else []
+    return [(plan.alone(), ["head"]), *rest]
+
+
+def _attempt(
+    plan: Plan, phases: list[str], classes: tuple[str, ...], inner: Sequence[Plan], pace: Pace
+) -> FlowersError | None:
     class Losses(ray.train.UserCallback):
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)
@@ -114,7 +129,13 @@ def _attempt(plan: Plan, classes: tuple[str, ...], inner: Sequence[Plan], pace: 
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     trainer = _Trainer(
         train_loop,
-        train_loop_config={"plan": plan, "classes": list(classes), "inner": list(inner), "pace": pace},
+        train_loop_config={
+            "plan": plan,
+            "phases": phases,
+            "classes": list(classes),
+            "inner": list(inner),
+            "pace": pace,
+        },
         tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.e2e.conftest import Done
-from tests.faults.conftest import Place, Progress, nearly, result
+from tests.faults.conftest import HEAD_EPOCHS, Place, Progress, nearly, result
 from tests.faults.processes import end, running
 
 TWO = {"workers": 2, "cpus_per_worker": 1}
@@ -14,6 +14,8 @@ TWO = {"workers": 2, "cpus_per_worker": 1}
 def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path) -> None:
     progress = Progress(place.storage / "workers")
     with running(place.command("workers", **TWO), tmp_path) as job:
+        job.until(lambda: progress.checkpoint() >= 1, pause=0.02)
+        assert not job.train_workers(), "the head is trained before workers have started"
         job.until(lambda: progress.in_the_middle(first=4), pause=0.02)
         first = job.train_workers()
         assert len(first) == 2
@@ -28,6 +30,7 @@ def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path
     out, err = job.out.read_text(), job.err.read_text()
     assert code == 0, out + err
     assert err == ""
+    assert "workers   2; this process trains the head by itself" in out
     assert "raylet" not in out, "Ray's own words reached the terminal"
     assert out.count("workers were lost; new ones went on from the newest checkpoint (1 x)") == 1
     assert not list(progress.run.glob(".*")), "a working file is left behind"
@@ -39,7 +42,8 @@ def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path
 def test_without_another_try_it_says_how_to_go_on(place: Place, reference: Done, tmp_path: Path) -> None:
     progress = Progress(place.storage / "no-more")
     with running(place.command("no-more", **TWO, max_failures=0), tmp_path) as job:
-        job.until(lambda: progress.checkpoint() >= 1, pause=0.02)
+        job.until(lambda: progress.checkpoint() >= HEAD_EPOCHS and len(job.train_workers()) == 2, pause=0.02)
+        job.until(lambda: progress.checkpoint() > HEAD_EPOCHS, pause=0.02)
         end(max(job.train_workers()))
         code = job.wait()
     err = job.err.read_text()
