@@ -106,6 +106,12 @@ def first_photos(answers: Answers, count: int, source: str, predictor: Predictor
     return list(_large(answers, list(range(min(count, len(answers.labels)))), source, predictor).values())
 
 
+def small_pictures(answers: Answers, indices: list[int], predictor: Predictor) -> list[str]:
+    """Small pictures of photos, as data URIs; "" of one that is not any more what was answered."""
+    rows = answers.rows.take(pa.array(indices, pa.int64()))
+    return ["" if photo is None else thumbnail(photo, _SMALL) for photo in _decoded(rows, _SMALL, predictor)]
+
+
 def _kinds(answers: Answers) -> list[_Kind]:
     """The galleries that have photos: their names, meanings and numbers, and the first photos of each."""
     own = answers.scores[np.arange(len(answers.labels)), answers.labels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections import Counter
@@ -25,7 +26,7 @@ from flowers.data.listing import LISTING, list_files, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
-from flowers.evaluation.gallery import worth_a_look
+from flowers.evaluation.gallery import small_pictures, worth_a_look
 from flowers.evaluation.unknown import Unknown
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
@@ -371,14 +372,16 @@ def _compared(
         raise InputError(f"--data: {lost['path'][0]} changed meanwhile: {lost['code'][0]}; run the same command again")
     names = baseline.bundle.classes
     said = [names[at] for at in scores_of(scored).argmax(axis=1)] if scored.num_rows else []
+    compared = Answers(chosen, answers.scores[both], answers.classes)
     comparison = compare(
-        Answers(chosen, answers.scores[both], answers.classes),
+        compared,
         said,
         baseline.bundle.uri,
         source=source,
         training=int(seen.sum()),
         unknown=int((~known).sum()),
         training_known=baseline.report is not None,
+        pictures=functools.partial(small_pictures, compared, predictor=scorer.predictor),
     )
     place = np.full(len(both), -1)
     place[both] = np.arange(len(said))

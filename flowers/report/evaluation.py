@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -46,12 +46,21 @@ class Rows(BaseModel, frozen=True):
 
 
 class Change(BaseModel, frozen=True):
-    """A photo on which the two differ: its path, its label, and what each says."""
+    """A photo that only one of the two has right.
+
+    Attributes:
+        path: of the photo, from the folder where the photos were listed.
+        label: its class.
+        baseline: what the other one says.
+        predicted: what the bundle says.
+        thumbnail: a small picture as a data URI, for the page; it is not in the JSON.
+    """
 
     path: str
     label: str
     baseline: str
     predicted: str
+    thumbnail: str = Field(default="", exclude=True, repr=False)
 
 
 class Comparison(BaseModel, frozen=True):
@@ -67,8 +76,8 @@ class Comparison(BaseModel, frozen=True):
         baseline_accuracy: of the other one.
         difference: accuracy less that of the other one, with a paired interval.
         p_value: McNemar's exact test, two-sided.
-        better: photos that only the bundle has right, the first ones.
-        worse: photos that only the other one has right, the first ones.
+        better: photos that only the bundle has right, some of them.
+        worse: photos that only the other one has right, some of them.
     """
 
     baseline: str
@@ -145,7 +154,15 @@ class EvaluationReport(BaseModel, frozen=True):
 
 
 def compare(
-    new: Answers, old: Sequence[str], baseline: str, *, source: str, training: int, unknown: int, training_known: bool
+    new: Answers,
+    old: Sequence[str],
+    baseline: str,
+    *,
+    source: str,
+    training: int,
+    unknown: int,
+    training_known: bool,
+    pictures: Callable[[list[int]], list[str]],
 ) -> Comparison:
     """Compares a bundle with another one.
 
@@ -157,6 +174,7 @@ def compare(
         training: photos left out as the other one was trained on them.
         unknown: photos left out as it does not know their labels.
         training_known: whether it is known what it was trained on.
+        pictures: makes small pictures of some of the photos, as data URIs.
     """
     labels, paths = new.rows["label"].to_pylist(), new.rows["path"].to_pylist()
     said = [new.classes[at] for at in new.predicted]
@@ -164,9 +182,19 @@ def compare(
     counts = Paired.of(new.right, right)
 
     def changes(chosen: npt.NDArray[np.bool_]) -> list[Change]:
+        found = np.flatnonzero(chosen)  # in the order of the listing, so evenly spread over classes
+        some = found[
+            np.unique(np.linspace(0, len(found) - 1, min(_NAMED, len(found))).round().astype(np.int64))
+        ].tolist()
         return [
-            Change(path=storage.relative(paths[at], source), label=labels[at], baseline=old[at], predicted=said[at])
-            for at in np.flatnonzero(chosen)[:_NAMED]
+            Change(
+                path=storage.relative(paths[at], source),
+                label=labels[at],
+                baseline=old[at],
+                predicted=said[at],
+                thumbnail=picture,
+            )
+            for at, picture in zip(some, pictures(some), strict=True)
         ]
 
     return Comparison(

@@ -174,6 +174,10 @@ def test_what_is_left_out_and_a_baseline(place: Place) -> None:
     page = (target / "report.html").read_text()
     assert page.count("<svg") == 2
     assert "default-src 'none'" in page
+    changed = page.partition('id="baseline"')[2].partition("</section>")[0]
+    assert changed.count('<img src="data:image/jpeg;base64,') == 10, "each photo that got better is shown"
+    assert "Better: 10" in changed
+    assert "Worse" not in changed.partition("Better: 10")[2]
 
     evaluated(place.right.uri, *more[:4], "--storage", place.folder / "runs", "--allow-training-rows")
     again = report(target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +15,7 @@ from PIL import Image
 from flowers.data import reading
 from flowers.evaluation import ranking
 from flowers.evaluation.answers import Answers
-from flowers.evaluation.gallery import worth_a_look
+from flowers.evaluation.gallery import small_pictures, worth_a_look
 from flowers.evaluation.unknown import Unknown
 from flowers.predictor import Predictor
 from flowers.report import findings
@@ -83,6 +84,7 @@ def left_out(folder: Path) -> list[findings.Finding]:
 def evaluation(folder: Path, classes: list[str], n: int = 60, temperature: float | None = 1.5) -> EvaluationReport:
     made = answers(folder, classes, n)
     areas, mean = ranking.one_vs_rest(made.labels, made.scores, classes)
+    pictures = functools.partial(small_pictures, made, predictor=cast(Predictor, SimpleNamespace(max_pixels=1 << 20)))
     return EvaluationReport(
         created="2026-11-26T10:00:00+00:00", command="x", bundle="<b>", bundle_sha256="0", source=str(folder),
         image_size=8, rows=Rows(found=n + 4, evaluated=n, training=1, unknown=1, unusable=2),
@@ -92,7 +94,8 @@ def evaluation(folder: Path, classes: list[str], n: int = 60, temperature: float
         coverage=ranking.coverage(made.score, made.right),
         coverage_curve=ranking.coverage_curve(made.score, made.right),
         comparison=compare(
-            made, [classes[0]] * n, "<b>", source=str(folder), training=1, unknown=1, training_known=False
+            made, [classes[0]] * n, "<b>", source=str(folder), training=1, unknown=1, training_known=False,
+            pictures=pictures,
         ),
         unknown=Unknown.of(0.05, made.score, made.right, {HOSTILE[0]: [0.01, 0.3]}),
         left_out=left_out(folder), **looks(made, folder),
