@@ -3,6 +3,7 @@
     shard-00000.parquet ...  the bytes, the label, the side, the group, the digest and the name of each photo
     _index.parquet           the same without bytes and digests, and every file that was left out: the listing
     left_out.csv             files that were left out, for people
+    README.md                by which Hugging Face's `datasets` finds the shards among these files
     _source.json             what it is made from, written first
     pack.json                what there is, with hashes, written last: without it this is no pack
 
@@ -34,6 +35,14 @@ from flowers.errors import InputError, first_line
 from flowers.text import spreadsheet_safe
 
 MANIFEST, INDEX, LEFT_OUT, SOURCE = "pack.json", "_index.parquet", "left_out.csv", "_source.json"
+CARD: Final = "README.md"
+_CARD: Final = """---
+configs:
+- config_name: default
+  data_files: shard-*.parquet
+---
+Photos packed by `python -m jobs.pack` of flowers. `pack.json` says what there is, `left_out.csv` what is not here.
+"""
 VERSION: Final = 1
 # A row group: large enough for a bucket, small enough to read one photo of it; so many rows of tiny ones.
 GROUP_BYTES, GROUP_ROWS = 2_000_000, 128
@@ -252,6 +261,7 @@ def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str])
     for name in storage.names(uri):
         if name not in names | {SOURCE}:
             storage.delete_file(storage.join(uri, name))
+    storage.write(storage.join(uri, CARD), _CARD.encode())
     storage.write(storage.join(uri, INDEX), sink.getvalue())
     storage.write(storage.join(uri, LEFT_OUT), text.getvalue().encode("utf-8", "replace"))
     facts = [name for name in WRITTEN.names if name in ("name", "rows", "bytes", "sha256", "footer")]

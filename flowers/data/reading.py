@@ -112,7 +112,7 @@ def stream_tables(
     context.print_on_execution_start = False
     # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
     listed = ray.data.from_blocks(list(blocks))
-    pool = ray.data.TaskPoolStrategy(size=readers)
+    pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
     return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
 
 

@@ -16,7 +16,7 @@ import pytest
 from flowers import storage
 from flowers.data import pack, reading
 from flowers.data.listing import list_files
-from flowers.data.pack import INDEX, LEFT_OUT, MANIFEST, SOURCE, filled
+from flowers.data.pack import CARD, INDEX, LEFT_OUT, MANIFEST, SOURCE, filled
 from flowers.errors import InputError
 from tests.data.test_images import SAMPLES
 
@@ -202,7 +202,7 @@ def test_a_pack_in_a_bucket(tmp_path: Path, bucket: Path) -> None:
     (bucket / "packs" / "one").mkdir(parents=True)
     files: Any = packed(tmp_path / "photos", "mem://packs/one")
     assert sorted(path.name for path in (bucket / "packs" / "one").iterdir()) == [
-        INDEX, LEFT_OUT, MANIFEST, *(f"shard-0000{number}.parquet" for number in range(4))]  # fmt: skip
+        CARD, INDEX, LEFT_OUT, MANIFEST, *(f"shard-0000{number}.parquet" for number in range(4))]  # fmt: skip
     found = list_files("mem://packs/one", datasets=str(tmp_path)).table
     assert found["path"][7].as_py() == "mem://packs/one/shard-00003.parquet#0/test/daisies/%C3%BC%20%3F%23.jpg"
     read = reading.read_block(found)["bytes"].to_pylist()

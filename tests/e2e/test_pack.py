@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
@@ -18,9 +19,11 @@ from flowers.data import pack as packs
 from flowers.data.listing import list_photos
 from flowers.data.shards import below
 from jobs.check import main as check
+from jobs.evaluate import main as evaluate
 from jobs.next import main as choose_next
 from jobs.pack import main as pack
 from jobs.predict import main as predict
+from jobs.suspects import main as find_suspects
 from tests.conftest import start_ray
 from tests.e2e.conftest import SMALL, Done, Job, draw
 from tests.toys import saved_by_colour
@@ -56,6 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     photo = (folder / "class0" / "000.jpg").read_bytes()
     (folder / "class0" / "broken.jpg").write_bytes(photo[:300])
     (folder / "class0" / "copy #1?.jpg").write_bytes(photo)
+    (folder / "class0" / "005.jpg").rename(folder / "class2" / "wrong.jpg")
     (folder / "class1" / "burst").mkdir()
     (folder / "class1" / "001.jpg").rename(folder / "class1" / "burst" / "1.jpg")
     (folder / "class1" / "notes.txt").write_text("no photo")
@@ -110,6 +114,13 @@ def test_training_on_a_pack_is_training_on_its_folder(tiny_job: Job, data: Path,
     page = tmp_path / "check.html"
     ran(check, "--data", whole, "--page", page, "--storage", tmp_path / "a", "--max-bad-fraction", 0.2)
     assert "data:image" in page.read_text()
+    found = []
+    for done in (one, other):
+        ran(find_suspects, done.run)
+        with (done.run / "suspects.csv").open(encoding="utf-8-sig", newline="") as file:
+            found.append([{**row, "path": row["path"].rpartition("/")[2]} for row in csv.DictReader(file)])
+        assert "data:image" in (done.run / "suspects.html").read_text()
+    assert found[0] == found[1] != []
 
 
 @pytest.mark.parametrize("options", [{"per_class": 5}, {"group_by": r"^class\d/(burst|\d\d)"}])
@@ -126,8 +137,8 @@ def test_what_goes_by_names_goes_by_those_that_were_packed(
 
 @pytest.mark.usefixtures("ray")
 def test_predictions_and_what_to_label_next(data: Path, whole: Path, tmp_path: Path) -> None:
-    bundle = saved_by_colour(tmp_path / "best", ["a", "b", "c"])
-    found, sorted_as = [], []
+    bundle = saved_by_colour(tmp_path / "best", ["class0", "class1", "class2"])
+    found, sorted_as, reports = [], [], []
     for name, source in (("one", data), ("other", whole)):
         out, sorted_into = tmp_path / name, tmp_path / f"{name}-sorted"
         words = ("--bundle", bundle, "--data", source, "--out", out, "--storage", tmp_path / "runs")
@@ -135,8 +146,12 @@ def test_predictions_and_what_to_label_next(data: Path, whole: Path, tmp_path: P
         rows = pq.read_table(out).to_pylist()
         found.append([{**row, "path": below(row["path"], str(source))} for row in rows])
         sorted_as.append(sorted(str(path.relative_to(sorted_into)) for path in sorted_into.rglob("*.jpg")))
+        ran(evaluate, *words[:5], tmp_path / f"{name}-evaluated", *words[6:])
+        reports.append(json.loads((tmp_path / f"{name}-evaluated" / "report.json").read_text()))
     assert found[0] == found[1]
     assert len(found[0]) == 42
+    for part in ("summary", "rows", "reasons", "slices", "auc"):
+        assert reports[0][part] == reports[1][part], part
     folders = [{name.partition("/")[0] for name in names} for names in sorted_as]
     assert folders[0] == folders[1]
     assert len(sorted_as[0]) == len(sorted_as[1]) > 30
