@@ -139,7 +139,8 @@ class DataOptions(OptionSet):
         "sample",
         "Photos to train on: a folder with one sub-folder a class (local, or any URI pyarrow.fs opens, e.g. s3://), a "
         "manifest (.csv, .tsv, .txt, .jsonl, .json or .parquet) with the columns path, label and optionally split and "
-        "group, or a named set: sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
+        "group, an archive, a pack of jobs.pack, or a named set: sample (200 drawn pictures), flower_photos, "
+        "flower_photos_small (downloaded once).",
         group="Data",
         required="a folder, a manifest or a named set",
         path=True,

@@ -222,9 +222,9 @@ def _packed(source: str) -> list[str]:
         return [storage.join(source, pack.MANIFEST)]
     names = [name for name in names if not name.startswith((".", "_")) and name.lower() not in _ABOUT]
     uris = [storage.join(source, name) for name in names]
-    if all(map(archives.is_archive, names)):
+    if not names or all(map(archives.is_archive, names)):
         return uris
-    return uris if all(map(shards.has_its_name, names)) and all(map(shards.is_shard, uris)) else []
+    return uris if all(map(shards.has_its_name, names)) and shards.is_shard(uris[0]) else []
 
 
 def _list_shards(source: str, uris: list[str], labelled: bool, class_names: str | None) -> tuple[pa.Table, str]:

@@ -69,7 +69,7 @@ _ABOUT: Final = b"flowers"
 
 def is_pack(names: Collection[str]) -> bool:
     """Whether a folder that holds these names is a pack, or one that is not whole."""
-    return MANIFEST in names or SOURCE in names
+    return SOURCE in names or (MANIFEST in names and shard_name(0) in names)
 
 
 def shard_name(number: int) -> str:
@@ -126,9 +126,15 @@ def write_shard(plan: pa.Table, uri: str, classes: Sequence[str]) -> pa.Table:
     Raises:
         OSError: it cannot be written.
     """
-    kept = storage.exists(uri)
-    if not kept:
-        _write(plan, uri, schema_of(classes))
+    if storage.exists(uri):
+        with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # a damaged one is written anew
+            return _found(uri, kept=True)
+    _write(plan, uri, schema_of(classes))
+    return _found(uri, kept=False)
+
+
+def _found(uri: str, kept: bool) -> pa.Table:
+    """The row of schema `WRITTEN` of a shard that is there."""
     with shards.opened(uri) as file:
         left_out = json.loads(file.metadata.metadata[_ABOUT])["left_out"]
         rows = file.metadata.num_rows
@@ -161,7 +167,8 @@ def _write(plan: pa.Table, uri: str, schema: pa.Schema) -> None:
                     left_out.append((start + at, code, read["detail"][at].as_py()))
             good = pc.is_null(read["code"])
             table = _rows(read.filter(good), part["name"].filter(good), index, schema)
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
+            if table.num_rows:
+                writer.write_table(table, row_group_size=table.num_rows)
         writer.add_key_value_metadata({_ABOUT: json.dumps({"pack": VERSION, "left_out": left_out})})
 
 
@@ -292,8 +299,11 @@ def read_about(uri: str) -> dict[str, Any]:
                 f"--data: {uri} is a pack of version {about['pack']}, known are those up to {VERSION}; update the "
                 "program"
             )
-        for name in ("photos", "left_out", "reasons", "bytes", "classes", "index", "shards"):
+        for name in ("photos", "left_out", "reasons", "bytes", "classes", "index"):
             about[name]
+        for number, shard in enumerate(about["shards"]):
+            if shard["name"] != shard_name(number) or not shard.keys() >= {"rows", "bytes", "sha256", "footer"}:
+                raise ValueError(f"shard {number} is {shard}")
     except FileNotFoundError as error:
         raise InputError(
             f"--data: {uri} is no whole pack: there is no {MANIFEST} yet; run the same jobs.pack again"
@@ -326,17 +336,19 @@ def list_pack(uri: str, *, labelled: bool) -> tuple[pa.Table, dict[str, Any]]:
         if storage.sha256(data) != about["index"]:
             raise ValueError("its hash is another one than in pack.json")
         index = pq.read_table(io.BytesIO(data))
+        absent, unlabelled = pc.is_null(index["shard"]), pc.equal(index["code"], "unlabelled").fill_null(False)
+        if pc.any(pc.and_(absent, pc.or_(pc.is_null(index["code"]), unlabelled))).as_py():
+            raise ValueError("a file is neither in a shard nor left out")
         files = [storage.join(uri, shard["name"]) for shard in about["shards"]]
-        paths = shards.paths_of(files, index["shard"], index["row"], index["name"]) if files else None
+        paths = shards.paths_of(files, index["shard"], index["row"], index["name"])
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise InputError(f"--data: {storage.join(uri, INDEX)} is damaged: {first_line(error)}; pack anew") from error
     folder, options = storage.cut(storage.join(uri, ""))
     names = shards.quoted(index["name"]) if storage.is_remote(uri) else index["name"]
     outside = pc.binary_join_element_wise(folder, names, options, "")
-    listed = {"path": outside if paths is None else pc.coalesce(paths, outside)}
+    listed = {"path": pc.coalesce(paths, outside)}
     nothing = pa.nulls(index.num_rows, pa.string())
     listed |= {name: index[name] if labelled else nothing for name in ("label", "split", "group")}
-    unlabelled = pc.fill_null(pc.equal(index["code"], "unlabelled"), False)
     for name in ("code", "detail"):
         listed[name] = index[name] if labelled else pc.if_else(unlabelled, pa.scalar(None, pa.string()), index[name])
     return pa.table(listed), about

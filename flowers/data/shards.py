@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final, NamedTuple
@@ -112,12 +113,17 @@ def is_shard(uri: str) -> bool:
 
 
 @contextmanager
-def opened(uri: str) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, whose pages are checked as they are read."""
+def opened(uri: str, ahead: bool = False) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, whose pages are checked as they are read.
+
+    Args:
+        uri: of the file.
+        ahead: whether columns are fetched all at once, for small ones; else piece by piece.
+    """
     filesystem, path = storage.resolve(uri)
     with (
         filesystem.open_input_file(path) as source,
-        pq.ParquetFile(source, buffer_size=_BUFFER, page_checksum_verification=True) as file,
+        pq.ParquetFile(source, buffer_size=_BUFFER, pre_buffer=ahead, page_checksum_verification=True) as file,
     ):
         yield file
 
@@ -135,12 +141,13 @@ def list_shards(uris: Sequence[str], *, labelled: bool) -> pa.Table:
     Raises:
         InputError: one cannot be read, or has no labels.
     """
-    return pa.concat_tables([_listed(uri, labelled) for uri in uris])
+    with ThreadPoolExecutor(16) as pool:
+        return pa.concat_tables(pool.map(lambda uri: _listed(uri, labelled), uris))
 
 
 def _listed(uri: str, labelled: bool) -> pa.Table:
     try:
-        with opened(uri) as file:
+        with opened(uri, ahead=True) as file:
             schema, count = file.schema_arrow, file.metadata.num_rows
             columns = _Columns.of(schema)
             if labelled and columns.label is None:

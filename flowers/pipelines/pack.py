@@ -24,7 +24,7 @@ from flowers.data.listing import list_files, some
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import usable_cpus
 from flowers.options import wrong
-from flowers.pipelines.source import datasets_of, outside
+from flowers.pipelines.source import datasets_of
 from flowers.prediction.parts import held
 from flowers.progress import progress_bar
 from flowers.text import plain
@@ -104,9 +104,9 @@ def pack(options: PackOptions, out: Console) -> Packed:
         runs=storage.absolute(options.storage),
         run_files=runs.FILES,
     )
-    if target == listing.source:
-        raise wrong("out", options.out, "another folder than that of the photos")
-    files = outside(listing.table, target)
+    if target == listing.source or storage.inside(target, listing.source):
+        raise wrong("out", options.out, "a folder outside of that of the photos")
+    files = listing.table
     if not files.num_rows:
         raise InputError(f"--data: found no files in {options.data!r}; give a folder, a manifest or an archive")
     for text in (f"{files.num_rows} files of {listing.source}", *listing.notes):

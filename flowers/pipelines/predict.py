@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.markup import escape
 
-from flowers import published, runs, storage
+from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
@@ -20,7 +20,7 @@ from flowers.data import shards
 from flowers.data.listing import Listing
 from flowers.errors import InputError
 from flowers.options import wrong
-from flowers.pipelines.source import list_unlabelled, outside
+from flowers.pipelines.source import list_unlabelled
 from flowers.prediction.folders import Folders, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
@@ -104,7 +104,8 @@ def _listing(options: PredictOptions) -> Listing:
         uri = storage.absolute(written)
         if uri == found.source:
             raise wrong(name, written, "another folder than that of the photos")
-        table = outside(table, uri)
+        others = [not storage.inside(path, uri) and path != locks.beside(uri) for path in table["path"].to_pylist()]
+        table = table.filter(pa.array(others, pa.bool_()))
     if options.link and any(map(shards.place_of, table["path"].to_pylist())):
         raise wrong("link", True, "photos that are files, these lie in shards; leave it out")
     if not table.num_rows:

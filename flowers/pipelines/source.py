@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
-
-from flowers import locks, runs, storage
+from flowers import runs, storage
 from flowers.config import DataOptions
 from flowers.data.listing import Listing, list_files, list_photos
 from flowers.data.preflight import check_small_classes
@@ -43,12 +41,6 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
     else:
         options.corrections.check_labels(listing.table["label"].to_pylist())
     return listing
-
-
-def outside(table: pa.Table, uri: str) -> pa.Table:
-    """The files of a listing but those that a job writes to `uri`, and its lock."""
-    others = [not storage.inside(path, uri) and path != locks.beside(uri) for path in table["path"].to_pylist()]
-    return table.filter(pa.array(others, pa.bool_()))
 
 
 def list_unlabelled(data: str, runs_storage: str, root: str | None = None) -> Listing:

@@ -169,6 +169,17 @@ def damaged(folder: Path, how: str) -> str:
     elif how == "no json":
         (folder / MANIFEST).write_text("{")
         return "pack.json is damaged"
+    elif how == "another folder":
+        text = (folder / MANIFEST).read_text()
+        (folder / MANIFEST).write_text(text.replace("shard-00001", "../shard-00001"))
+        return "pack.json is damaged"
+    elif how == "no place":
+        index = pq.read_table(folder / INDEX)
+        pq.write_table(index.set_column(6, "shard", pa.nulls(index.num_rows, pa.int32())), folder / INDEX)
+        about = json.loads((folder / MANIFEST).read_text())
+        about["index"] = storage.file_sha256(str(folder / INDEX))
+        (folder / MANIFEST).write_text(json.dumps(about))
+        return "a file is neither in a shard nor left out"
     else:
         (folder / MANIFEST).write_text(json.dumps({"pack": 99}))
         return "is a pack of version 99, known are those up to 1"
@@ -176,7 +187,11 @@ def damaged(folder: Path, how: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "how", ["missing", "another", "as long", "cut", "unfinished", "index", "no json", "a later version"]
+    "how",
+    [
+        *("missing", "another", "as long", "cut", "unfinished", "index", "no json", "another folder", "no place"),
+        "a later version",
+    ],
 )
 def test_another_shard_than_was_packed_is_one_line(tmp_path: Path, how: str) -> None:
     packed(tmp_path / "photos", str(tmp_path / "pack"))

@@ -182,9 +182,10 @@ def test_a_killed_pack_goes_on_and_another_one_starts_over(
     (out / "shard-00001.parquet").unlink()
     (out / f"shard-00002.parquet.{'0' * 32}.tmp").write_bytes(b"half")
     (out / "shard-00099.parquet").write_bytes(b"of more photos")
-    times = {path: path.stat().st_mtime_ns for path in out.glob("shard-0000[02].parquet")}
+    (out / "shard-00000.parquet").write_bytes(b"torn")
+    times = {path: path.stat().st_mtime_ns for path in out.glob("shard-0000[23].parquet")}
     text = packed(data, out)
-    assert f"goes on: {len(list(out.glob('shard-*')))} shards are there" in text
+    assert "goes on: 5 shards are there" in text  # one of them torn, one of more photos
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert files_of(out) == files_of(whole)
     assert "nothing to do: all is packed, 40 photos of 42 files" in packed(data, out)
@@ -203,7 +204,8 @@ def test_what_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "full" / "mine.txt").write_text("dear")
     assert "holds 'mine.txt' and is no pack of this program" in packed(data, tmp_path / "full", code=2)
     assert (tmp_path / "full" / "mine.txt").read_text() == "dear"
-    assert "required is another folder than that of the photos" in packed(data, data, code=2)
+    for inside in (data, data / "packed"):
+        assert "required is a folder outside of that of the photos" in packed(data, inside, code=2)
     (tmp_path / "empty").mkdir()
     assert "found no files" in packed(tmp_path / "empty", tmp_path / "out", code=2)
     with locks.hold(locks.beside(str(tmp_path / "out"))):
