@@ -99,7 +99,15 @@ def ledger(done: Done, source: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("ray")
 def test_training_on_a_pack_is_training_on_its_folder(tiny_job: Job, data: Path, whole: Path, tmp_path: Path) -> None:
-    options = (*SMALL, "--epochs", 3, "--max-bad-fraction", 0.2)
+    deeper = (
+        "--trainable",
+        "block_16",
+        "--augment",
+        "standard",
+        "--head-epochs",
+        1,
+    )  # which reads photos in each epoch
+    options = (*SMALL, *deeper, "--epochs", 2, "--max-bad-fraction", 0.2)
     one = tiny_job(tmp_path / "a", "run", "--data", data, *options)
     other = tiny_job(tmp_path / "b", "run", "--data", whole, *options)
     assert ledger(one, data) == ledger(other, whole)
@@ -109,6 +117,8 @@ def test_training_on_a_pack_is_training_on_its_folder(tiny_job: Job, data: Path,
     for name in ("validation", "test", "best_epoch", "weights_sha256", "slices"):
         assert one.report[name] == other.report[name], name
     assert one.report["data"]["reasons"] == other.report["data"]["reasons"] != {}
+    sheets = [(done.run / "augmented.jpg").read_bytes() for done in (one, other)]
+    assert sheets[0] == sheets[1]
     pages = [(done.run / "report.html").read_text() for done in (one, other)]
     assert pages[0].count("data:image") == pages[1].count("data:image") > 3
     page = tmp_path / "check.html"
