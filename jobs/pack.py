@@ -29,13 +29,12 @@ def main(**values: Any) -> None:
     found = pack(options, out)
     reasons = ", ".join(f"{count} {reason}" for reason, count in found.reasons.items())
     left_out = f"; {found.left_out} left out ({reasons}), each in {found.list_of_left_out}" if reasons else ""
-    done = "packed" if found.written else "nothing to do: all is packed,"
+    done = "packed" if found.new else "nothing to do: all is packed,"
     out.print(
         f"{done} {found.photos} photos of {found.files} files, {found.size / 1e6:.1f} MB in {found.shards} shards, in "
         f"{options.out}{left_out}",
         highlight=False,
         markup=False,
-        soft_wrap=True,
     )
     out.print(f"next      python -m jobs.train --data {shlex.quote(options.out)}", highlight=False, markup=False)
 

@@ -60,11 +60,12 @@ PLANNED: Final = ("path", "label", "split", "group", "code", "detail", "name", "
 WRITTEN: Final = pa.schema(
     [
         *(("name", pa.string()), ("rows", pa.int64()), ("bytes", pa.int64())),
-        *(("sha256", pa.string()), ("footer", pa.string()), ("kept", pa.bool_())),
+        *(("sha256", pa.string()), ("footer", pa.string())),
         *(("at", pa.list_(pa.int64())), ("codes", pa.list_(pa.string())), ("details", pa.list_(pa.string()))),
     ]
 )
-_ABOUT: Final = b"flowers"
+_FACTS: Final = ("name", "rows", "bytes", "sha256", "footer")
+_ABOUT: Final = b"flowers"  # in the metadata of a shard
 
 
 def is_pack(names: Collection[str]) -> bool:
@@ -128,12 +129,12 @@ def write_shard(plan: pa.Table, uri: str, classes: Sequence[str]) -> pa.Table:
     """
     if storage.exists(uri):
         with suppress(OSError, ValueError, KeyError, TypeError, pa.ArrowException):  # a damaged one is written anew
-            return _found(uri, kept=True)
+            return _found(uri)
     _write(plan, uri, schema_of(classes))
-    return _found(uri, kept=False)
+    return _found(uri)
 
 
-def _found(uri: str, kept: bool) -> pa.Table:
+def _found(uri: str) -> pa.Table:
     """The row of schema `WRITTEN` of a shard that is there."""
     with shards.opened(uri) as file:
         left_out = json.loads(file.metadata.metadata[_ABOUT])["left_out"]
@@ -141,7 +142,7 @@ def _found(uri: str, kept: bool) -> pa.Table:
     size, sha256 = _sum(uri)
     at, codes, details = ([one[column] for one in left_out] for column in range(3))
     row = {"name": storage.name(uri), "rows": rows, "bytes": size, "sha256": sha256, "footer": footer_sha256(uri)}
-    return pa.Table.from_pylist([{**row, "kept": kept, "at": at, "codes": codes, "details": details}], schema=WRITTEN)
+    return pa.Table.from_pylist([{**row, "at": at, "codes": codes, "details": details}], schema=WRITTEN)
 
 
 def _write(plan: pa.Table, uri: str, schema: pa.Schema) -> None:
@@ -246,11 +247,6 @@ def index_of(listing: pa.Table, planned: npt.NDArray[np.int64], plans: Sequence[
     return pa.table({**kept, "code": codes, "detail": details, "shard": numbers, "row": rows}, schema=_INDEX)
 
 
-def left_out_of(index: pa.Table) -> pa.Table:
-    """Rows of an index for files that are in no shard."""
-    return index.filter(pc.is_null(index["shard"]))
-
-
 def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str]) -> None:
     """Writes what makes a folder of shards a pack, pack.json last; what else lies in it goes.
 
@@ -261,8 +257,8 @@ def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str])
     pq.write_table(index, sink, compression="zstd", write_page_checksum=True)
     text = io.StringIO(newline="")
     csv.writer(text).writerow(["path", "label", "split", "group", "reason", "detail"])
-    columns = ("name", "label", "split", "group", "code", "detail")
-    for row in left_out_of(index).select(columns).to_pylist():
+    left_out = index.filter(pc.is_null(index["shard"]))
+    for row in left_out.select(["name", "label", "split", "group", "code", "detail"]).to_pylist():
         csv.writer(text).writerow([spreadsheet_safe(cell or "") for cell in row.values()])
     names = set(written["name"].to_pylist())
     for name in storage.names(uri):
@@ -271,17 +267,15 @@ def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str])
     storage.write(storage.join(uri, CARD), _CARD.encode())
     storage.write(storage.join(uri, INDEX), sink.getvalue())
     storage.write(storage.join(uri, LEFT_OUT), text.getvalue().encode("utf-8", "replace"))
-    facts = [name for name in WRITTEN.names if name in ("name", "rows", "bytes", "sha256", "footer")]
     about = {
         "pack": VERSION,
         "photos": sum(written["rows"].to_pylist()),
-        "left_out": left_out_of(index).num_rows,
-        "reasons": dict(Counter(left_out_of(index)["code"].to_pylist()).most_common()),
+        "left_out": dict(Counter(left_out["code"].to_pylist()).most_common()),
         "bytes": sum(written["bytes"].to_pylist()),
         "classes": list(classes),
         "columns": schema_of(classes).names,
         "index": storage.sha256(sink.getvalue()),
-        "shards": written.select(facts).to_pylist(),
+        "shards": written.select(list(_FACTS)).to_pylist(),
     }
     storage.write(storage.join(uri, MANIFEST), json.dumps(about, indent=1).encode())
 
@@ -299,10 +293,10 @@ def read_about(uri: str) -> dict[str, Any]:
                 f"--data: {uri} is a pack of version {about['pack']}, known are those up to {VERSION}; update the "
                 "program"
             )
-        for name in ("photos", "left_out", "reasons", "bytes", "classes", "index"):
+        for name in ("photos", "left_out", "bytes", "classes", "index"):
             about[name]
         for number, shard in enumerate(about["shards"]):
-            if shard["name"] != shard_name(number) or not shard.keys() >= {"rows", "bytes", "sha256", "footer"}:
+            if shard["name"] != shard_name(number) or not shard.keys() >= set(_FACTS):
                 raise ValueError(f"shard {number} is {shard}")
     except FileNotFoundError as error:
         raise InputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from urllib.parse import unquote
 
 import numpy as np
@@ -30,29 +30,32 @@ from flowers.progress import progress_bar
 from flowers.text import plain
 
 
-@dataclass
+@dataclass(frozen=True)
 class Packed:
     """What was done.
 
     Attributes:
         files: of the source.
         photos: in shards.
-        left_out: files that are in none.
-        reasons: of these, the most frequent first.
-        list_of_left_out: the file that names them.
+        reasons: files that are in none, by reason, the most frequent first.
+        list_of_left_out: the file that names these.
         shards: how many there are.
-        written: of these, those that were written now.
-        size: bytes of all shards.
+        size: bytes of all of them.
+        new: whether any of it was done now.
     """
 
     files: int
-    photos: int = 0
-    left_out: int = 0
-    reasons: dict[str, int] = field(default_factory=dict)
-    list_of_left_out: str = ""
-    shards: int = 0
-    written: int = 0
-    size: int = 0
+    photos: int
+    reasons: dict[str, int]
+    list_of_left_out: str
+    shards: int
+    size: int
+    new: bool
+
+    @property
+    def left_out(self) -> int:
+        """Files that are in no shard."""
+        return sum(self.reasons.values())
 
 
 @dataclass(frozen=True)
@@ -116,15 +119,24 @@ def pack(options: PackOptions, out: Console) -> Packed:
     if not len(plan.packed):
         raise InputError(f"--data: none of {files.num_rows} files of {options.data!r} is a photo by its place and name")
     announce(out)
-    with held(target), storage.enough_space(f"the pack {target}"):
-        found = Packed(files.num_rows, list_of_left_out=storage.join(options.out, packs.LEFT_OUT))
-        if not _opened(target, plan, out):
-            with ray_session(options.verbose):
-                found.written = _write(plan, target, out)
-        about = packs.read_about(target)
-    found.photos, found.left_out, found.size = about["photos"], about["left_out"], about["bytes"]
-    found.reasons, found.shards = about["reasons"], len(about["shards"])
-    return found
+    try:
+        with held(target), storage.enough_space(f"the pack {target}"):
+            whole = _opened(target, plan, out)
+            if not whole:
+                with ray_session(options.verbose):
+                    _write(plan, target, out)
+            about = packs.read_about(target)
+    except OSError as error:
+        raise InputError(f"--out: {target} cannot be written: {error.strerror or error}") from error
+    return Packed(
+        files=files.num_rows,
+        photos=about["photos"],
+        reasons=about["left_out"],
+        list_of_left_out=storage.join(options.out, packs.LEFT_OUT),
+        shards=len(about["shards"]),
+        size=about["bytes"],
+        new=not whole,
+    )
 
 
 def _planned(files: pa.Table, folder: str, shard_mb: float) -> _Plan:
@@ -160,11 +172,11 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
         InputError: it holds something else.
     """
     names = [name for name in storage.names(target) if not storage.is_left_over(name)]
-    if names and packs.SOURCE not in names:
-        raise InputError(f"--out: {target} holds {names[0]!r} and is no pack of this program; choose another --out")
-    whole = packs.MANIFEST in names
+    source = storage.join(target, packs.SOURCE)
     if names:
-        source = storage.join(target, packs.SOURCE)
+        if packs.SOURCE not in names:
+            raise InputError(f"--out: {target} holds {names[0]!r} and is no pack of this program; choose another --out")
+        whole, why = packs.MANIFEST in names, "the unfinished pack there was of other photos or options"
         try:
             same = json.loads(storage.read(source))["identity"] == plan.identity
         except (ValueError, KeyError, TypeError):
@@ -175,21 +187,24 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
                 "or remove it"
             )
         if whole:
-            return True
-        storage.sweep(target)
-        done = [name for name in names if shards.has_its_name(name) and name != packs.INDEX]
-        if same:
-            out.print(f"goes on: {len(done)} shards are there", highlight=False)
+            try:
+                packs.list_pack(target, labelled=True)
+                return True
+            except InputError as error:
+                why = str(error)
+        elif same:
+            storage.sweep(target)
+            there = [name for name in names if shards.has_its_name(name) and name != packs.INDEX]
+            out.print(f"goes on: {len(there)} shards are there", highlight=False)
             return False
-        out.print("starts over: the unfinished pack there was of other photos or options", highlight=False)
+        out.print(plain(f"starts over: {why}"), highlight=False, markup=False)
         storage.delete(target, last=packs.SOURCE)
-    body = {"identity": plan.identity, "created": runs.now()}
-    storage.write(storage.join(target, packs.SOURCE), json.dumps(body, indent=1).encode())
+    storage.write(source, json.dumps({"identity": plan.identity, "created": runs.now()}, indent=1).encode())
     return False
 
 
-def _write(plan: _Plan, target: str, out: Console) -> int:
-    """Writes the shards that are not there, and what makes them a pack; returns how many."""
+def _write(plan: _Plan, target: str, out: Console) -> None:
+    """Writes the shards that are not there, and what makes them a pack."""
     from flowers.cluster.nodes import check_files
 
     check_files("--data", some(plan.files))
@@ -217,7 +232,6 @@ def _write(plan: _Plan, target: str, out: Console) -> int:
         )
     index = packs.index_of(plan.files, plan.packed, [block.num_rows for block in blocks], written)
     packs.finish(target, index, written, classes)
-    return written["kept"].to_pylist().count(False)
 
 
 def _written(block: pa.Table, classes: Sequence[str]) -> pa.Table:

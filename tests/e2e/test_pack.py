@@ -200,6 +200,10 @@ def test_a_killed_pack_goes_on_and_another_one_starts_over(
     assert files_of(out) == files_of(whole)
     assert "nothing to do: all is packed, 40 photos of 42 files" in packed(data, out)
 
+    (out / "shard-00003.parquet").unlink()
+    assert "starts over: --data: the pack" in packed(data, out)
+    assert files_of(out) == files_of(whole)
+
     photos = tmp_path / "photos"
     shutil.copytree(data, photos, symlinks=True)
     (photos / "class0" / "000.jpg").unlink()
