@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -315,12 +316,13 @@ def _read(shard: str, rows: Sequence[int]) -> Iterable[bytes | BadImage]:
     try:
         with opened(shard) as file:
             photo = _Columns.of(file.schema_arrow).photo
-            first = 0
+            first = done = 0
             for group in range(file.num_row_groups):
                 after = first + file.metadata.row_group(group).num_rows
-                wanted = [row - first for row in rows if first <= row < after]
+                until = bisect_left(rows, after, done)
+                wanted = [row - first for row in rows[done:until]]
                 found |= {first + row: data for row, data in _read_group(file, group, photo, wanted, shard)}
-                first = after
+                first, done = after, until
     except (OSError, ValueError, InputError, pa.ArrowException) as error:
         why = f"{storage.name(shard)} cannot be read: {_reason(error)}"
     return [found.get(row, BadImage("unreadable", why)) for row in rows]
