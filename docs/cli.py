@@ -14,6 +14,7 @@ from jobs.doctor import main as doctor
 from jobs.evaluate import main as evaluate
 from jobs.export import main as export
 from jobs.next import main as choose_next
+from jobs.pack import main as pack
 from jobs.predict import main as predict
 from jobs.publish import main as publish
 from jobs.suspects import main as suspects
@@ -26,6 +27,7 @@ COMMANDS = {
     "python -m jobs.evaluate": evaluate,
     "python -m jobs.predict": predict,
     "python -m jobs.check": check,
+    "python -m jobs.pack": pack,
     "python -m jobs.suspects": suspects,
     "python -m jobs.next": choose_next,
     "python -m jobs.clean": clean,

@@ -139,7 +139,8 @@ class DataOptions(OptionSet):
         "sample",
         "Photos to train on: a folder with one sub-folder a class (local, or any URI pyarrow.fs opens, e.g. s3://), a "
         "manifest (.csv, .tsv, .txt, .jsonl, .json or .parquet) with the columns path, label and optionally split and "
-        "group, or a named set: sample (200 drawn pictures), flower_photos, flower_photos_small (downloaded once).",
+        "group, an archive, a pack of jobs.pack, or a named set: sample (200 drawn pictures), flower_photos, "
+        "flower_photos_small (downloaded once).",
         group="Data",
         required="a folder, a manifest or a named set",
         path=True,
@@ -632,6 +633,31 @@ class NextOptions(BulkOptions):
         required="a folder",
         path=True,
     )
+
+
+class PackOptions(OptionSet):
+    """Which photos are packed, and where."""
+
+    data: NotEmpty = deciding(
+        ...,
+        "Photos, with or without labels: a folder, a manifest, an archive, shards, or a URI of these, as in training.",
+        group="Photos",
+        required="a folder, a manifest, an archive or a named set",
+        path=True,
+        names=_NAMED_SETS,
+    )
+    layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
+    root: str | None = _as_in_training("root")
+    class_names: str | None = _as_in_training("class_names")
+    out: NotEmpty = neutral(..., "Folder or URI of the pack.", group="Result", required="a folder or a URI", path=True)
+    shard_mb: float = deciding(256.0, "Megabytes of photos in a shard, about.", gt=0, le=100_000)
+    storage: NotEmpty = neutral(
+        TrainConfig.model_fields["storage"].default,
+        "Folder or URI of all runs: archives are unpacked beside them; it is none of the photos if it lies among them.",
+        group="Machine",
+        path=True,
+    )
+    verbose: bool = neutral(False, "Show what Ray logs.")
 
 
 class CleanOptions(OptionSet):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote
 
 from pyarrow import fs as pafs
@@ -25,6 +26,13 @@ from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
 # In the paths of the folders that Ray copies a job's working directory to, on each node.
 _WORKING_COPY = "/runtime_resources/working_dir_files/"
+
+
+class Sink(Protocol):
+    """What takes the bytes of a file."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes the next bytes."""
 
 
 def is_remote(uri: str) -> bool:
@@ -65,39 +73,39 @@ def in_working_copy(uri: str) -> bool:
 
 def join(uri: str, *parts: str) -> str:
     """`uri` with `parts` below it; the options of a URI (s3://bucket/runs?region=...) stay at its end."""
-    path, options = _cut(uri)
+    path, options = cut(uri)
     return "/".join([path.rstrip("/"), *parts]) + options
 
 
 def parent(uri: str) -> str:
     """The folder that `uri` lies in, with the options of `uri`; that of a bare name is "."."""
-    path, options = _cut(uri)
+    path, options = cut(uri)
     folder, _, name = path.rstrip("/").rpartition("/")
     return (folder or ("/" if path.startswith("/") else ".")) + options if name else uri
 
 
 def name(uri: str) -> str:
     """The last part of `uri`, without options."""
-    return _cut(uri)[0].rstrip("/").rpartition("/")[2]
+    return cut(uri)[0].rstrip("/").rpartition("/")[2]
 
 
 def relative(uri: str, folder: str) -> str:
     """What follows `folder` in the path of `uri`, without options; all of the path if it does not lie there."""
-    return _cut(uri)[0].removeprefix(_cut(folder)[0].rstrip("/") + "/")
+    return cut(uri)[0].removeprefix(cut(folder)[0].rstrip("/") + "/")
 
 
 def inside(uri: str, folder: str) -> bool:
     """Whether `uri` lies below `folder`, by their paths."""
-    return _cut(uri)[0].startswith(_cut(folder)[0].rstrip("/") + "/")
+    return cut(uri)[0].startswith(cut(folder)[0].rstrip("/") + "/")
 
 
 def bucket(uri: str) -> str:
     """Scheme, bucket and options of a URI: what its connection depends on."""
-    path, options = _cut(uri)
+    path, options = cut(uri)
     return "/".join(path.split("/", 3)[:3]) + options
 
 
-def _cut(uri: str) -> tuple[str, str]:
+def cut(uri: str) -> tuple[str, str]:
     """The path of a URI, and its options with their question mark; a local path may hold one in a name."""
     path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
     return path, mark + options
@@ -174,16 +182,23 @@ def write(uri: str, data: bytes) -> None:
 
     When it returns, the file and its name are on the disk, and survive a power cut.
     """
+    with writing(uri) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def writing(uri: str) -> Iterator[Sink]:
+    """As `write`, for a file that is made piece by piece: it appears when the block is left without an error."""
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
         with _put(filesystem, path) as temporary, filesystem.open_output_stream(temporary) as stream:
-            stream.write(data)
+            yield stream
         return
     _make_folders(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -96,6 +96,7 @@ LIGHT = [
     "flowers.pipelines.doctor",
     "flowers.pipelines.suspects",
     "flowers.pipelines.next",
+    "flowers.pipelines.pack",
     "jobs.train",
     "jobs.predict",
     "jobs.evaluate",

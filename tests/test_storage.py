@@ -96,6 +96,28 @@ def test_publish_to_a_bucket_puts_the_last_file_last(
     assert not Path(new).exists()
 
 
+@pytest.mark.parametrize("where", ["{tmp_path}", "mem://runs"])
+def test_a_file_made_piece_by_piece_is_whole_or_not_there(tmp_path: Path, bucket: Path, where: str) -> None:
+    (bucket / "runs").mkdir()
+    folder = where.format(tmp_path=tmp_path)
+
+    def write(name: str, breaks: bool) -> None:
+        with storage.writing(f"{folder}/{name}") as sink:
+            sink.write(b"1")
+            if breaks:
+                raise OSError("the connection is lost")
+            sink.write(b"2")
+
+    write("whole", breaks=False)
+    with pytest.raises(OSError, match="lost"):
+        write("half", breaks=True)
+    with pytest.raises(OSError, match="lost"):
+        write("whole", breaks=True)
+    names = [name for name in storage.names(folder) if name != "bucket"]
+    assert names == ["whole"]
+    assert storage.read(f"{folder}/whole") == b"12"
+
+
 class Breaks:
     """`pafs.copy_files`, of which the given call leaves half a file and an error, as a lost connection does."""
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data import images, manifest, packed
+from flowers.data import archives, images, manifest, pack, shards
 from flowers.data.builtin import download, sample
 from flowers.data.groups import from_paths
 from flowers.data.layout import UNLABELLED, understand
@@ -36,6 +36,8 @@ LISTING = pa.schema(
 )
 
 
+# Files that say something of the archives or shards beside them.
+_ABOUT = {"readme.md", "license", "license.txt", "dataset_info.json", "state.json", "dataset_infos.json"}
 # Names that count when the meaning of folders is found out: of pictures, read or not, and without an ending.
 _LIKE_A_PHOTO = images.EXTENSIONS | images.OTHER_EXTENSIONS | {""}
 
@@ -64,8 +66,9 @@ class Listing:
 
 
 def some(table: pa.Table) -> list[str]:
-    """Paths of a few files from all over a listing."""
-    return list(table["path"][:: max(1, table.num_rows // 16)].to_pylist())
+    """A few files from all over a listing; of photos in shards these."""
+    paths = table["path"][:: max(1, table.num_rows // 16)].to_pylist()
+    return list(dict.fromkeys(map(shards.file_of, paths)))
 
 
 def list_photos(
@@ -108,7 +111,10 @@ def list_photos(
         raise no_photos(found, data)
     check_classes(table)
     if group_by is not None:
-        below = [unquote(storage.relative(path, folder)) if folder else path for path in table["path"].to_pylist()]
+        below = [
+            unquote(shards.below(path, folder)) if folder else shards.below(path, "")
+            for path in table["path"].to_pylist()
+        ]
         groups = from_paths(below, table["label"].to_pylist(), group_by)
         table = table.set_column(LISTING.get_field_index("group"), "group", pa.array(groups, pa.string()))
     warnings = (*found.warnings, *look_alikes(sorted(set(table["label"].drop_null().to_pylist()))))
@@ -162,16 +168,21 @@ def list_files(
     elif data in download.ARCHIVES:
         source = folder = download.fetch(data, datasets)
     else:
-        source = storage.absolute(data)
-        if parts := packed.parts_of(source):
-            source = packed.unpacked(parts, datasets)
+        source, packed = storage.absolute(data), _packed(data)
+        if packed and (archives.is_on_the_network(packed[0]) or archives.is_archive(packed[0])):
+            source, packed = archives.unpacked(packed, datasets), []
             notes.append(f"unpacked into {source}")
         filesystem, path = storage.resolve(source)
         kind = filesystem.get_file_info(path).type
         if kind == pafs.FileType.NotFound:
             named = ", ".join(["sample", *download.ARCHIVES])
             raise InputError(f"--data: there is nothing at {data!r}; give a folder, a manifest or one of {named}")
-        if kind == pafs.FileType.Directory:
+        if packed:
+            if root:
+                raise InputError(f"--root belongs to a manifest, {data!r} holds photos in shards; leave it out")
+            table, line = _list_shards(source, packed, labelled, class_names)
+            notes.append(line)
+        elif kind == pafs.FileType.Directory:
             folder = source
         elif path.lower().endswith(manifest.SUFFIXES):
             rows, said = manifest.read_manifest(source, root and storage.absolute(root), class_names, labelled)
@@ -182,7 +193,7 @@ def list_files(
         else:
             raise InputError(
                 f"--data: received the file {data!r}, required is a folder, a manifest "
-                f"({', '.join(manifest.SUFFIXES)}) or an archive ({', '.join(packed.ARCHIVES)})"
+                f"({', '.join(manifest.SUFFIXES)}) or an archive ({', '.join(archives.ARCHIVES)})"
             )
     if folder:
         if root or class_names:
@@ -190,6 +201,44 @@ def list_files(
         table, said, warnings = _list_folder(folder, layout if labelled else None, runs, run_files)
         notes += said
     return Listing(source, table, table.num_rows, drawn, tuple(notes), tuple(warnings), folder)
+
+
+def _packed(source: str) -> list[str]:
+    """The archives or shards that a source is: itself, those of a folder that holds nothing else, or of a pack."""
+    if archives.is_on_the_network(source):
+        return [source]
+    source = storage.absolute(source)
+    filesystem, path = storage.resolve(source)
+    kind = filesystem.get_file_info(path).type
+    if kind == pafs.FileType.File:
+        return [source] if archives.is_archive(source) or shards.is_shard(source) else []
+    if kind != pafs.FileType.Directory:
+        return []
+    try:
+        names = storage.names(source)
+    except UnicodeDecodeError:  # a name that is no text is none of an archive
+        return []
+    if pack.is_pack(names):
+        return [storage.join(source, pack.MANIFEST)]
+    names = [name for name in names if not name.startswith((".", "_")) and name.lower() not in _ABOUT]
+    uris = [storage.join(source, name) for name in names]
+    if not names or all(map(archives.is_archive, names)):
+        return uris
+    return uris if all(map(shards.has_its_name, names)) and shards.is_shard(uris[0]) else []
+
+
+def _list_shards(source: str, uris: list[str], labelled: bool, class_names: str | None) -> tuple[pa.Table, str]:
+    """The photos of shards, or of a pack, and a line on these."""
+    if storage.name(uris[0]) == pack.MANIFEST:
+        table, about = pack.list_pack(source, labelled=labelled)
+        said = f"a pack of {about['photos']} photos in {len(about['shards'])} shards"
+    else:
+        table = shards.list_shards(uris, labelled=labelled)
+        said = f"{table.num_rows} photos in {len(uris)} shards"
+    if labelled and class_names is not None:
+        labels = pa.array(manifest.named(table["label"].to_pylist(), class_names), pa.string())
+        table = table.set_column(table.schema.get_field_index("label"), "label", labels)
+    return table.cast(LISTING).combine_chunks(), said
 
 
 def listing_of(rows: pa.Table) -> pa.Table:
@@ -332,7 +381,7 @@ def _walk_remote(root: str) -> _Found:
 def _subset(table: pa.Table, per_class: int, seed: int) -> pa.Table:
     """At most `per_class` readable files of each label; files without a label or with a problem stay."""
     key = seed.to_bytes(8, "big")
-    names = [storage.name(path) for path in table["path"].to_pylist()]
+    names = [storage.name(shards.below(path, "")) for path in table["path"].to_pylist()]
     ranked: dict[str, list[tuple[bytes, int]]] = {}
     keep = []
     for index, (name, label, code) in enumerate(

@@ -223,13 +223,13 @@ def _labels(source: str, table: _Table, roles: _Roles, class_names: str | None) 
                 f"--data: {source} has labels in {len(roles.one_hot)} columns without names; --class-names"
             )
         chosen = [next(at for at, column in enumerate(roles.one_hot) if _is_one(row[column])) for row in table.rows]
-        return _named([str(at) for at in chosen], class_names) if class_names else [names[at] for at in chosen]
+        return named([str(at) for at in chosen], class_names) if class_names else [names[at] for at in chosen]
     labels = [_cell(row, roles.label) for row in table.rows]
-    return _named(labels, class_names) if class_names else labels
+    return named(labels, class_names) if class_names else labels
 
 
-def _named(labels: Sequence[str | None], class_names: str) -> list[str | None]:
-    """Names for numbers."""
+def named(labels: Sequence[str | None], class_names: str) -> list[str | None]:
+    """Names for the numbers of classes, from a file as `read_manifest` takes it."""
     names = _class_names(class_names)
     numbers = sorted({label for label in labels if label is not None})
     if all(number.isdecimal() for number in numbers) and isinstance(names, list):

@@ -1,4 +1,7 @@
-"""Ray Data's part: a listing becomes a stream of Arrow blocks, each file read, hashed and decoded once."""
+"""Ray Data's part: a listing becomes a stream of Arrow blocks, each photo read, hashed and decoded once.
+
+Whoever opens a photo by its path does it here: it may be a file, or a row of a shard (`flowers.data.shards`).
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pyarrow.compute as pc
 from pyarrow import fs as pafs
 
 from flowers import storage
-from flowers.data import decoding, images
+from flowers.data import decoding, images, shards
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
@@ -91,6 +94,15 @@ def stream_blocks(
     Returns:
         A lazy dataset in the order of the listing.
     """
+    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
+    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
+    return stream_tables(blocks, function, readers=readers, num_cpus=num_cpus)
+
+
+def stream_tables(
+    blocks: Sequence[pa.Table], function: Callable[[pa.Table], pa.Table], *, readers: int, num_cpus: float = 1
+) -> ray.data.Dataset:
+    """Maps each table by a Ray task, in their order; arguments as of `stream_blocks`, a row each or fewer."""
     import ray.data
 
     context = ray.data.DataContext.get_current()
@@ -98,11 +110,9 @@ def stream_blocks(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
-    blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
     # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
-    listed = ray.data.from_blocks(blocks)
-    pool = ray.data.TaskPoolStrategy(size=readers)
+    listed = ray.data.from_blocks(list(blocks))
+    pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
     return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
 
 
@@ -122,7 +132,7 @@ def digests_array(digests: list[bytes]) -> Known:
 
 
 def read_block(block: pa.Table) -> pa.Table:
-    """Reads and hashes the files of one block.
+    """Reads and hashes the photos of one block.
 
     Args:
         block: schema `flowers.data.listing.LISTING`.
@@ -134,12 +144,15 @@ def read_block(block: pa.Table) -> pa.Table:
     connections: dict[str, pafs.FileSystem] = {}
     todo = [index for index, code in enumerate(codes) if code is None]
     contents: list[bytes | None] = [None] * block.num_rows
-    if todo and storage.is_remote(paths[todo[0]]):
+    packed = {index: place for index in todo if (place := shards.place_of(paths[index])) is not None}
+    files = [index for index in todo if index not in packed]
+    if files and storage.is_remote(paths[files[0]]):
         with ThreadPoolExecutor(16) as pool:  # a bucket answers slowly but many at once
-            results = list(pool.map(lambda index: read_bytes(paths[index], connections), todo))
+            results = list(pool.map(lambda index: read_bytes(paths[index], connections), files))
     else:
-        results = [read_bytes(paths[index], connections) for index in todo]
-    for index, result in zip(todo, results, strict=True):
+        results = [read_bytes(paths[index], connections) for index in files]
+    results += map(_capped, shards.read_photos(list(packed.values())))
+    for index, result in zip([*files, *packed], results, strict=True):
         if isinstance(result, BadImage):
             codes[index], details[index] = result.code, result.detail
         else:
@@ -249,7 +262,9 @@ def contained(digests: pa.ChunkedArray, known: Known) -> npt.NDArray[np.bool_]:
 
 
 def read_bytes(path: str, connections: dict[str, pafs.FileSystem] | None = None) -> bytes | BadImage:
-    """The content of a file, or why it cannot be had; files of one bucket share a connection."""
+    """The content of a photo, or why it cannot be had; files of one bucket share a connection."""
+    if (place := shards.place_of(path)) is not None:
+        return _capped(shards.read_photos([place])[0])
     connections = {} if connections is None else connections
     try:
         filesystem, inside = storage.resolve(path)
@@ -262,10 +277,45 @@ def read_bytes(path: str, connections: dict[str, pafs.FileSystem] | None = None)
             filesystem = connections.setdefault(storage.bucket(path), filesystem)
             size = filesystem.get_file_info(inside).size
         if size is not None and size > MAX_BYTES:
-            return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")
+            return _too_large(size)
         with filesystem.open_input_stream(inside) as stream:
             return stream.read()
     except OSError as error:
         return BadImage("unreadable", error.strerror or first_line(error))
     except (ValueError, InputError) as error:  # no path at all, or of an unknown scheme
         return BadImage("unreadable", first_line(error))
+
+
+def _capped(data: bytes | BadImage) -> bytes | BadImage:
+    return _too_large(len(data)) if isinstance(data, bytes) and len(data) > MAX_BYTES else data
+
+
+def _too_large(size: int) -> BadImage:
+    return BadImage("too_large", f"{size} bytes, allowed are {MAX_BYTES}")
+
+
+def measured(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """Bytes of some photos, and when they changed, in nanoseconds; (0, 0) for one that is not there.
+
+    Of a photo in a shard they are the mean of its row group, and 0.
+    """
+    places = {index: place for index, path in enumerate(paths) if (place := shards.place_of(path)) is not None}
+    found = [(0, 0)] * len(paths)
+    for index, size in zip(places, shards.sizes(list(places.values())), strict=True):
+        found[index] = size, 0
+    connections: dict[str, pafs.FileSystem] = {}
+
+    def measure(index: int) -> tuple[int, int]:
+        try:
+            filesystem, inside = storage.resolve(paths[index])
+            filesystem = connections.setdefault(storage.bucket(paths[index]), filesystem)
+            info = filesystem.get_file_info(inside)
+            return info.size or 0, max(0, info.mtime_ns or 0)
+        except (OSError, ValueError, InputError):  # reading it will say why
+            return 0, 0
+
+    files = [index for index in range(len(paths)) if index not in places]
+    with ThreadPoolExecutor(32) as pool:
+        for index, one in zip(files, pool.map(measure, files), strict=True):
+            found[index] = one
+    return found

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 from flowers import storage
+from flowers.data.shards import below
 from flowers.evaluation.metrics import Metric, proportion
 
 MOST = 50
@@ -65,7 +66,7 @@ def slices(rows: pa.Table, right: npt.NDArray[np.bool_], source: str) -> list[Sl
         _by_range("aspect, width to height", _ASPECT, width / np.maximum(height, 1), right),
         _by_range("brightness", _BRIGHTNESS, rows["brightness"].to_numpy(), right),
     ]
-    folders = [storage.relative(storage.parent(path), source) for path in rows["path"].to_pylist()]
+    folders = [storage.parent(below(path, source)) for path in rows["path"].to_pylist()]
     if [storage.name(folder) for folder in folders] != rows["label"].to_pylist():  # they say more than the class
         found.append(_by_value("folder", folders, right))
     for name in ("split", "group"):

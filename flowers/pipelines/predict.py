@@ -16,6 +16,7 @@ from flowers.bundle import load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import PredictOptions
+from flowers.data import shards
 from flowers.data.listing import Listing
 from flowers.errors import InputError
 from flowers.options import wrong
@@ -105,6 +106,8 @@ def _listing(options: PredictOptions) -> Listing:
             raise wrong(name, written, "another folder than that of the photos")
         others = [not storage.inside(path, uri) and path != locks.beside(uri) for path in table["path"].to_pylist()]
         table = table.filter(pa.array(others, pa.bool_()))
+    if options.link and any(map(shards.place_of, table["path"].to_pylist())):
+        raise wrong("link", True, "photos that are files, these lie in shards; leave it out")
     if not table.num_rows:
         raise InputError(
             f"--data: found no files in {options.data!r}; give a folder, a photo, a manifest or an archive"

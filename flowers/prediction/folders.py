@@ -14,7 +14,8 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 
 from flowers import storage
-from flowers.errors import InputError
+from flowers.data.reading import read_bytes
+from flowers.errors import BadImage, InputError
 
 UNSURE, UNKNOWN = "unsure", "none-of-these"
 # Bytes of the longest name; file systems allow 255, and a mark may follow.
@@ -128,9 +129,8 @@ def _sort_some(target: str, places: list[Place], link: bool) -> int:
     """Sorts some photos; returns how many are gone."""
     gone = 0
     for path, folder, names in places:
-        try:
-            data = None if link else storage.read(path)
-        except OSError:
+        data = None if link else read_bytes(path)
+        if isinstance(data, BadImage):
             gone += 1
             continue
         for name in names:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +18,12 @@ import pyarrow as pa
 
 from flowers import storage
 from flowers.bundle import Bundle
-from flowers.errors import InputError
+from flowers.data import reading, shards
+from flowers.errors import BadImage, InputError
 from flowers.prediction.selection import Floats, uncertainty
 from flowers.text import spreadsheet_safe
 
-MANIFEST, TASKS, CONFIG = "next.csv", "tasks.json", "labels.xml"
+MANIFEST, TASKS, CONFIG, PHOTOS = "next.csv", "tasks.json", "labels.xml", "photos"
 
 
 @dataclass(frozen=True)
@@ -71,15 +74,35 @@ def described(rows: pa.Table, scores: Floats, classes: Sequence[str]) -> list[Ta
 def write(folder: str, tasks: Sequence[Task], bundle: Bundle, files_root: str) -> None:
     """Writes next.csv, a manifest whose column `label` is to be filled in; tasks.json and labels.xml for Label Studio.
 
+    Photos that lie in shards are put beside them as files, for people and programs to open.
+
     Raises:
         InputError: a photo does not lie where Label Studio serves files from, or nothing can be written.
     """
+    tasks = [_as_file(folder, one) for one in tasks]
     files = {MANIFEST: manifest(tasks), TASKS: label_studio(tasks, bundle, files_root), CONFIG: labels(bundle.classes)}
     try:
         for name, text in files.items():
             storage.write(storage.join(folder, name), text.encode("utf-8", "replace"))
     except OSError as error:
         raise InputError(f"--out: {folder} cannot be written: {error.strerror or error}") from error
+
+
+def _as_file(folder: str, one: Task) -> Task:
+    """The task of a photo in a shard with a file of it, any other as it is."""
+    place = shards.place_of(one.path)
+    if place is None:
+        return one
+    data = reading.read_bytes(one.path)
+    if isinstance(data, BadImage):
+        raise InputError(f"--data: {one.path} cannot be read any more: {data.detail}; run the same command again")
+    name = f"{one.sha256[:16]}{os.path.splitext(place.name)[1]}"
+    path = storage.join(folder, PHOTOS, quote(name) if storage.is_remote(folder) else name)
+    try:
+        storage.write(path, data)
+    except OSError as error:
+        raise InputError(f"--out: {path} cannot be written: {error.strerror or error}") from error
+    return dataclasses.replace(one, path=path)
 
 
 def manifest(tasks: Sequence[Task]) -> str:

@@ -15,6 +15,8 @@ from flowers import storage
 from flowers.data import images
 from flowers.data.crops import random_resized_crop
 from flowers.data.ledger import Ledger
+from flowers.data.reading import read_bytes
+from flowers.errors import BadImage, FlowersError
 from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training.inputs import CROP_SCALE
@@ -27,7 +29,7 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
     """Writes `augmented.jpg` into the run's folder: a row a photo, first as it is, then as training sees it."""
     photos = ledger.subset("train")
     indices = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
-    contents = [storage.read(photos["path"][index].as_py()) for index in indices.tolist()]
+    contents = [_content(photos["path"][index].as_py()) for index in indices.tolist()]
     columns = [_decoded(plan, contents, None)]
     if plan.config.augmentation == "flip":
         columns.append(columns[0][:, :, ::-1])
@@ -35,6 +37,13 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
         columns += _augmented(plan, contents)
     rows = [[column[row] for column in columns] for row in range(len(contents))]
     storage.write(plan.run.contact_sheet, contact_sheet(rows))
+
+
+def _content(path: str) -> bytes:
+    found = read_bytes(path)
+    if isinstance(found, BadImage):
+        raise FlowersError(f"{path} changed or vanished since this run began ({found.detail}); put it back")
+    return found
 
 
 def contact_sheet(rows: list[list[npt.NDArray[np.uint8]]]) -> bytes:

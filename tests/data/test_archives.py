@@ -1,4 +1,4 @@
-"""Archives and shards: what is in them is listed as if it lay in folders, and nothing of it lands elsewhere."""
+"""Archives: what is in them is listed as if it lay in folders, and nothing of it lands elsewhere."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from flowers.data.listing import Listing, list_photos
@@ -104,7 +102,7 @@ def test_nothing_lands_elsewhere(tmp_path: Path, name: str) -> None:
 
 
 def test_a_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowers.data.packed._SPARE", 0)
+    monkeypatch.setattr("flowers.data.archives._SPARE", 0)
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/1.bmp", bytes(30 << 20))
@@ -169,43 +167,6 @@ def test_web_dataset(tmp_path: Path) -> None:
         for name, data in labelled.items()
     }
     assert len(listed(tarred(tmp_path / "b.tar", labelled), tmp_path).table) == 6
-
-
-def hugging_face(path: Path, count: int = 4, **more: Any) -> Path:
-    images = [{"bytes": PHOTO + bytes([number]), "path": None} for number in range(count)]
-    labels = pa.array([number % 2 for number in range(count)])
-    about = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
-    table = pa.table({"image": images, "label": labels, **more})
-    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(about)}), path)
-    return path
-
-
-def test_hugging_faces_columns(tmp_path: Path) -> None:
-    rows = listed(hugging_face(tmp_path / "a.parquet"), tmp_path).table.to_pylist()
-    assert [row["label"] for row in rows] == ["cat", "dog"] * 2
-    assert [Path(row["path"]).read_bytes() for row in rows] == [PHOTO + bytes([number]) for number in range(4)]
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "README.md").write_text("about")
-    hugging_face(folder / "train-00000-of-00001.parquet")
-    hugging_face(folder / "test-00000-of-00001.parquet", 2)
-    rows = listed(folder, tmp_path).table.to_pylist()
-    assert sorted((row["label"], row["split"]) for row in rows) == [
-        ("cat", "test"),
-        *([("cat", "train")] * 2),
-        ("dog", "test"),
-        *([("dog", "train")] * 2),
-    ]
-
-
-def test_bytes_and_label(tmp_path: Path) -> None:
-    table = pa.table({"bytes": [*FILES.values()], "label": list("aabbcc"), "split": ["train"] * 5 + ["test"]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    rows = listed(tmp_path / "a.parquet", tmp_path).table.to_pylist()
-    assert [(row["label"], row["split"]) for row in rows] == [*zip("aabbcc", ["train"] * 5 + ["test"], strict=True)]
-    pq.write_table(table.drop_columns("label"), tmp_path / "b.parquet")
-    with pytest.raises(InputError, match="it has the columns bytes, split; required are photos, as bytes, and a label"):
-        listed(tmp_path / "b.parquet", tmp_path)
 
 
 @pytest.mark.parametrize("data", ["hf://datasets/x/y", "ftp://host/a.zip", "nonsense://x", "s4://bucket/photos"])
