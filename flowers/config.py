@@ -322,6 +322,12 @@ class TrainConfig(DataOptions):
         None, "CPUs of each worker, and threads of TensorFlow in it.", absent="those of its machine, shared", ge=1
     )
     gpus_per_worker: float | None = neutral(None, "GPUs of each worker.", absent="1 if there are any", ge=0)
+    wait_s: int = neutral(
+        0,
+        "Seconds to wait for machines that an autoscaler adds, where fewer --workers fit now than were asked for; it "
+        "is asked to keep them until the run ends.",
+        ge=0,
+    )
     max_failures: int = neutral(
         3, "Lost workers after which training is given up; each time it goes on where it was.", ge=0
     )

@@ -3,7 +3,8 @@
 FlowersError            base: its text is one line for the user
 ├── InputError          the user's data or options are wrong          (exit code 2)
 │   ├── DownloadError   a source could not be fetched                 (exit code 2)
-│   └── AccessDenied    a cluster does not take the token             (exit code 2)
+│   ├── AccessDenied    a cluster does not take the token             (exit code 2)
+│   └── NoRoom          a cluster has too few or too small machines   (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
 ├── GateNotMet          a bundle, or a cluster, is not as was asked for (exit code 3)
@@ -32,6 +33,10 @@ class DownloadError(InputError):
 
 class AccessDenied(InputError):
     """A cluster does not let this process in: the token is missing or wrong, or cannot be read."""
+
+
+class NoRoom(InputError):
+    """What was asked for does not fit on the machines of the cluster; it may when there are more."""
 
 
 class BadImage(FlowersError):

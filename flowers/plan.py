@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
-from flowers.cluster.placement import Node, actor_cpus, network_actors, place, reading_tasks
+from flowers.cluster.placement import Node, Placement, actor_cpus, network_actors, place, reading_tasks
 from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
@@ -172,6 +172,18 @@ def gpu_count(nodes: Sequence[Node]) -> int:
     return sum(int(node.gpus) for node in nodes)
 
 
+def placed(config: TrainConfig, nodes: Sequence[Node]) -> Placement:
+    """Where workers train; raises as `flowers.cluster.placement.place`."""
+    return place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, nodes)
+
+
+def bundles(config: TrainConfig) -> list[dict[str, float]]:
+    """What each worker needs at least, in Ray's words."""
+    one = {"CPU": float(config.cpus_per_worker or 1), "GPU": config.gpus_per_worker or 0.0}
+    needed = {name: amount for name, amount in one.items() if amount}
+    return [needed] * (1 if config.workers == "auto" else int(config.workers))
+
+
 def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     """Decides everything that the options leave open.
 
@@ -179,7 +191,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         InputError: options that do not fit the cluster, the backbone or each other.
     """
     gpus = gpu_count(facts.nodes)
-    placement = place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, facts.nodes)
+    placement = placed(config, facts.nodes)
     actors = network_actors(config.feature_actors, len(facts.nodes), gpus)
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)

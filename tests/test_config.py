@@ -71,6 +71,7 @@ WRONG: dict[str, list[Any]] = {
     "cpus_per_worker": [0, -1],
     "gpus_per_worker": [-1, NAN, INF],
     "max_failures": [-1],
+    "wait_s": [-1, 0.5],
     "feature_actors": ["-1", "1.5", "", "many", "²"],
     "storage": [""],
     "name": ["", ".", "..", "a/b", "a\\b", "a\0b", "cache", "datasets"],
@@ -141,7 +142,8 @@ def test_right_values_pass(name: str, value: Any) -> None:
 
 WHERE: dict[str, Any] = {
     "storage": "x", "name": "x", "fresh": True, "verbose": True, "feature_actors": "2", "workers": "2",
-    "cpus_per_worker": 2, "gpus_per_worker": 0.5, "max_failures": 0, "cache_budget": 1, "auto_batch": True,
+    "cpus_per_worker": 2, "gpus_per_worker": 0.5, "wait_s": 60, "max_failures": 0, "cache_budget": 1,
+    "auto_batch": True,
 }  # fmt: skip
 
 

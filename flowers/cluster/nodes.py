@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowers import storage
 from flowers.cluster.placement import Node, few
-from flowers.errors import InputError, first_line
+from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
+_LOOK_S = 0.5
 UNSEEN = "what is written there is not seen here"
 
 
@@ -22,6 +26,47 @@ def cluster_nodes() -> list[Node]:
     """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
+
+
+@contextmanager
+def asked_for(
+    bundles: Sequence[Mapping[str, float]],
+    fits: Callable[[Sequence[Node]], object],
+    wait_s: float,
+    say: Callable[[str], None],
+) -> Iterator[list[Node]]:
+    """The nodes of the running Ray cluster, once an autoscaler has added those that are missing.
+
+    It keeps them until the context is left.
+
+    Args:
+        bundles: what each worker needs, for the autoscaler, such as ``{"CPU": 2}``.
+        fits: raises NoRoom as long as something is missing.
+        wait_s: seconds to wait.
+        say: told once what is missing.
+
+    Raises:
+        NoRoom: of `fits`, when the time is over.
+    """
+    deadline, asked = time.monotonic() + wait_s, False
+    try:
+        while True:
+            nodes = cluster_nodes()
+            try:
+                fits(nodes)
+                break
+            except NoRoom as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not asked:
+                    asked = True
+                    say(f"waits up to {wait_s:g} s for an autoscaler; now {str(error).partition(';')[0]}")
+                    request_resources(bundles=[dict(bundle) for bundle in bundles])
+            time.sleep(_LOOK_S)
+        yield nodes
+    finally:
+        if asked:
+            request_resources(bundles=[])
 
 
 def check_storage(uri: str) -> None:

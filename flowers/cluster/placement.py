@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flowers.errors import InputError
+from flowers.errors import InputError, NoRoom
 
 # Ray counts resources in ten-thousandths.
 _RAY_UNIT = 10_000
@@ -57,14 +57,15 @@ def place(
         nodes: of the cluster.
 
     Raises:
-        InputError: the workers do not fit on the nodes, or do not divide the batch.
+        NoRoom: the workers do not fit on the nodes.
+        InputError: they do not divide the batch, or no worker can be given such a number of GPUs.
     """
     have_gpus = any(node.gpus >= 1 for node in nodes)
     gpus = float(have_gpus) if gpus_per_worker is None else gpus_per_worker
     if gpus and not have_gpus:
-        raise InputError(
+        raise NoRoom(
             f"--gpus-per-worker: received {gpus:g}, but the cluster has no GPU: {_described(nodes)}; leave the option "
-            "out, or start nodes that have GPUs"
+            "out, or start nodes that have GPUs (--wait-s waits for those of an autoscaler)"
         )
     if gpus > 1 and gpus % 1:
         raise InputError(
@@ -87,10 +88,10 @@ def place(
             )
     if not 0 < count <= room:
         advice = f"give at most {room}, or auto" if room else "give each less"
-        raise InputError(
+        raise NoRoom(
             f"--workers: received {workers}, each with {_several(cpus, 'CPU')} (--cpus-per-worker) and "
             f"{_several(gpus, 'GPU')} (--gpus-per-worker), but the cluster has room for {room}: {_described(nodes)}; "
-            f"{advice}, or start more or larger nodes"
+            f"{advice}, or start more or larger nodes (--wait-s waits for those of an autoscaler)"
         )
     return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
 

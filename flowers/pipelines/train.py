@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -45,7 +45,7 @@ from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
 from flowers.pipelines.fit import budget_of, cross_validate, fit, search, warn
 from flowers.pipelines.source import list_source
-from flowers.plan import Facts, Plan, check_workers, gpu_count, image_size, make_plan, weights_of
+from flowers.plan import Facts, Plan, bundles, check_workers, gpu_count, image_size, make_plan, placed, weights_of
 from flowers.predictor import Predictor
 from flowers.progress import Stopwatch, progress_bar
 from flowers.report.build import build_report
@@ -112,10 +112,11 @@ def _train(
     for text in listing.warnings:
         warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
-    with ray_session(config.verbose):
-        from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
+    with ray_session(config.verbose), ExitStack() as held:
+        from flowers.cluster.nodes import asked_for, check_files, check_storage
 
-        nodes = cluster_nodes()
+        fits = functools.partial(placed, config)
+        nodes = held.enter_context(asked_for(bundles(config), fits, config.wait_s, functools.partial(_wait, out)))
         check_storage(run.uri)
         check_files("--data", some(listing.table))
         if config.weights not in NAMED_WEIGHTS:
@@ -200,6 +201,10 @@ def _announcement(config: TrainConfig, listing: Listing) -> str:
         weights = "RANDOM weights: an untrained network, so the accuracy says little about real photos"
     cluster = f"\n  cluster   joins {plain(address)} (RAY_ADDRESS)" if (address := joined()) else ""
     return f"Run {config.run_name()}\n  data      {files}\n  network   {config.backbone}, {weights}{cluster}"
+
+
+def _wait(out: Console, text: str) -> None:
+    out.print(f"  cluster   {plain(text)}", highlight=False, markup=False)
 
 
 def _threads(config: TrainConfig) -> int | None:

@@ -168,7 +168,8 @@ def test_examples(
             32,
             ONE,
             "--workers: received 4, each with 1 CPU (--cpus-per-worker) and 0 GPUs (--gpus-per-worker), but the "
-            "cluster has room for 2: 1 node of 2 CPUs; give at most 2, or auto, or start more or larger nodes",
+            "cluster has room for 2: 1 node of 2 CPUs; give at most 2, or auto, or start more or larger nodes "
+            "(--wait-s waits for those of an autoscaler)",
         ),
         (
             "auto",
@@ -178,7 +179,7 @@ def test_examples(
             [GPU, GPU, Node(4, 0)],
             "--workers: received auto, each with 16 CPUs (--cpus-per-worker) and 1 GPU (--gpus-per-worker), but the "
             "cluster has room for 0: 2 nodes of 8 CPUs and 1 GPU, 1 node of 4 CPUs; give each less, or start more or "
-            "larger nodes",
+            "larger nodes (--wait-s waits for those of an autoscaler)",
         ),
         (
             "2",
@@ -187,7 +188,7 @@ def test_examples(
             32,
             ONE,
             "--gpus-per-worker: received 1, but the cluster has no GPU: 1 node of 2 CPUs; leave the option out, or "
-            "start nodes that have GPUs",
+            "start nodes that have GPUs (--wait-s waits for those of an autoscaler)",
         ),
         (
             "1",
