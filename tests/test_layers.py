@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -270,6 +271,17 @@ def test_imports_stay_light() -> None:
     seen = loaded_by([name for name in [*LIGHT, workers] if exists(name)])
     assert {name: heavy for name, heavy in seen.items() if heavy and name != workers} == {}
     assert set(seen.get(workers, [])) <= {"ray"}
+
+
+def test_processes_that_share_a_gpu_leave_each_other_room() -> None:
+    """TensorFlow reads it when it is imported, which only modules of ours do (TENSORFLOW), or what they call."""
+    code = "import os, flowers; print(os.environ['TF_FORCE_GPU_ALLOW_GROWTH'])"
+    for given, expected in (({}, "true"), ({"TF_FORCE_GPU_ALLOW_GROWTH": "false"}, "false")):
+        env = {name: value for name, value in os.environ.items() if name != "TF_FORCE_GPU_ALLOW_GROWTH"} | given
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=env, check=True
+        )
+        assert done.stdout.strip() == expected
 
 
 def test_all_packages_that_a_program_imports_are_looked_for() -> None:
