@@ -1,0 +1,111 @@
+"""A folder of very many photos against its pack: seconds to list and read them, photos a second, peak memory.
+
+    python -m benchmarks.packed --photos 20000 200000
+
+The photos are small ones made on the spot, each with other bytes, in a temporary folder. They are packed by jobs.pack;
+then folder and pack are listed, and read, hashed and (--decode) decoded by Ray Data, each in a process of its own, in
+turn. Memory is that of benchmarks.scaling. The page cache is warm for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.scaling import ROOT, measured
+
+CLASSES = 10
+
+
+def make(folder: Path, count: int) -> None:
+    """`count` photos of 64 pixels a side in `CLASSES` classes; a comment at the end makes the bytes of each its own."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    seeds = []
+    for _ in range(100):
+        buffer = io.BytesIO()
+        coarse = random.integers(0, 256, (8, 8, 3), np.uint8)
+        Image.fromarray(coarse).resize((64, 64), Image.Resampling.BILINEAR).save(buffer, "jpeg")
+        seeds.append(buffer.getvalue())
+    for number in range(count):
+        target = folder / f"class-{number % CLASSES}"
+        if number < CLASSES:
+            target.mkdir(parents=True)
+        (target / f"{number:07}.jpg").write_bytes(seeds[number % len(seeds)] + number.to_bytes(4, "big"))
+
+
+def one(data: str, decode: bool) -> None:
+    """Lists and reads one source; prints seconds."""
+    from flowers.cluster.session import ray_session
+    from flowers.data import reading
+    from flowers.data.images import MAX_PIXELS
+    from flowers.data.listing import list_files
+    from flowers.inference.engine import usable_cpus
+
+    with ray_session(verbose=False):
+        began = time.perf_counter()
+        listing = list_files(data, datasets="").table
+        listed = time.perf_counter()
+        if decode:
+            photos = reading.stream_pixels(listing, size=64, max_pixels=MAX_PIXELS, readers=usable_cpus())
+        else:
+            photos = reading.stream_blocks(
+                listing, lambda block: reading.read_block(block).drop_columns("bytes"), readers=usable_cpus()
+            )
+        digests = {digest for table in reading.tables(photos) for digest in table["sha256"].to_pylist()}
+        read = time.perf_counter()
+    if len(digests) != listing.num_rows or None in digests:
+        sys.exit(f"{listing.num_rows} photos were listed and {len(digests)} read")
+    print(json.dumps({"list": listed - began, "read": read - listed}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--decode", action="store_true", help="also decode them")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", help="measure this source as it is (used by the script itself)")
+    arguments = parser.parse_args()
+    if arguments.one:
+        one(arguments.one, arguments.decode)
+        return
+    print("| photos | source | list s | read s | photos/s | private MB, peak | object store MB, peak |")
+    print("|-:|-|-:|-:|-:|-:|-:|")
+    for count in arguments.photos:
+        with tempfile.TemporaryDirectory() as scratch:
+            sources = {"folder": str(Path(scratch, "photos")), "pack": str(Path(scratch, "pack"))}
+            make(Path(sources["folder"]), count)
+            command = [sys.executable, "-m", "jobs.pack", "--data", sources["folder"], "--out", sources["pack"]]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+            more = ["--decode"] if arguments.decode else []
+            command = [sys.executable, "-m", "benchmarks.packed", *more, "--one"]
+            rounds = [
+                {name: measured([*command, source]) for name, source in sources.items()}
+                for _ in range(arguments.rounds)
+            ]
+        totals = {}
+        for name in sources:
+            found = [one_round[name] for one_round in rounds]
+            listed, read = (statistics.median(one[0][key] for one in found) for key in ("list", "read"))
+            private, shared = max(one[2] for one in found), max(one[3] for one in found)
+            totals[name] = listed + read
+            print(
+                f"| {count} | {name} | {listed:.2f} | {read:.2f} | {count / (listed + read):.0f} | {private:.0f} | "
+                f"{shared:.0f} |",
+                flush=True,
+            )
+        print(f"{count} photos: the pack is {totals['folder'] / totals['pack']:.1f} times as fast", flush=True)
+
+
+if __name__ == "__main__":
+    main()
