@@ -237,11 +237,10 @@ def check_workers(plan: Plan, photos: int) -> None:
         InputError: it says how many workers would have photos.
     """
     config, per_worker = plan.config, plan.config.batch_size // plan.workers
-    if photos <= (plan.workers - 1) * per_worker:
+    if photos < plan.workers:
         raise InputError(
-            f"--workers: received {plan.workers} for {photos} training photos; with --batch-size {config.batch_size} "
-            f"each takes {per_worker} of a step, so at most {-(-photos // per_worker)} would have any; give fewer "
-            "workers or a smaller batch"
+            f"--workers: received {plan.workers} for {photos} training photos, so that some would have none; give at "
+            f"most {photos}"
         )
     if config.augment == "strong" and per_worker % 2:
         raise InputError(

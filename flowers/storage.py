@@ -169,7 +169,7 @@ def read(uri: str) -> bytes:
         return stream.read()
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: bytes | memoryview) -> None:
     """Writes one file: complete under its name, or not at all; what was there before stays until then.
 
     When it returns, the file and its name are on the disk, and survive a power cut.

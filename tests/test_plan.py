@@ -9,7 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from flowers.config import TrainConfig
-from flowers.plan import Plan, choose_inputs
+from flowers.errors import InputError
+from flowers.plan import Plan, check_workers, choose_inputs
 from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
@@ -156,3 +157,10 @@ def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
 )
 def test_the_reason_is_said(options: dict[str, Any], size: int, reason: str) -> None:
     assert choose_inputs(TrainConfig(trainable="stage5", **options), STAGE5, size, 3670)[2] == reason
+
+
+def test_workers_without_a_photo_are_refused() -> None:
+    plan = dataclasses.replace(planned(batch_size=64), workers=4)
+    check_workers(plan, 4)
+    with pytest.raises(InputError, match=r"^--workers: received 4 for 3 training photos, .*; give at most 3$"):
+        check_workers(plan, 3)

@@ -40,8 +40,8 @@ class Pixels:
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[np.uint8]]:
         yield self.photos[order.indices]
 
-    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[np.uint8]]:
-        yield self.photos[rank::workers]
+    def rows(self) -> Iterator[npt.NDArray[np.uint8]]:
+        yield self.photos
 
 
 def planned(folder: Path, precision: str) -> tuple[Place, Plan]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers.config import TrainConfig
-from flowers.training.batches import EpochBatches, class_weights, epoch_batches
+from flowers.training.batches import EpochBatches, class_weights, epoch_batches, needed, share
 
 
 def options(**changes: Any) -> TrainConfig:
@@ -42,6 +42,28 @@ def test_an_epoch_takes_every_photo_once(total: int, epoch: int, workers: int) -
     np.testing.assert_array_equal(order.real.sum(axis=1), order.rows)
     assert order.real[:-1].all()
     assert order.rows.dtype == np.float32
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120), st.integers(0, 5), st.sampled_from([1, 2, 4, 8, 16]))
+def test_a_worker_takes_photos_of_one_range(total: int, epoch: int, workers: int) -> None:
+    ranges = [share(total, rank, workers) for rank in range(workers)]
+    assert [index for part in ranges for index in range(total)[part]] == list(range(total))
+    assert {part.stop - part.start for part in ranges} <= {total // workers, -(-total // workers)}
+    for rank, mine in enumerate(ranges):
+        order, held = epoch_batches(options(), epoch, total, rank, workers), needed(total, 16, rank, workers)
+        assert sorted(order.indices[order.real]) == list(range(total)[mine])
+        assert held.start <= order.indices.min()
+        assert order.indices.max() < held.stop <= total
+        assert held == mine or (total < 16 and held.stop - held.start <= mine.stop - mine.start + 1)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(0, 5))
+def test_a_step_takes_one_photo_of_each_slot(total: int, epoch: int) -> None:
+    order = whole(epoch, total, 1)
+    slots = [sorted(order.indices[order.real[:, slot], slot]) for slot in range(16)]
+    assert [index for slot in slots for index in slot] == list(range(total))
 
 
 @pytest.mark.parametrize("total", [101, 96, 97, 3])
