@@ -16,6 +16,7 @@ from PIL import Image
 from flowers.data import images, reading
 from flowers.data.ledger import ROW, Ledger
 from flowers.data.listing import LISTING
+from flowers.errors import FlowersError
 from flowers.features import extraction
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import ActorPool, Backend, Caches, Extraction, InProcess, extract, fill
@@ -155,6 +156,18 @@ def test_each_new_photo_is_computed_once(
     again = extracted(listed, caches(folder), here, FeatureCache(hashes.uri).open())
     assert (again.hits, again.computed) == (25, 0)
     assert again.ledger.table.equals(second.ledger.table)
+
+
+def test_what_an_actor_raises_on_purpose_is_raised_here(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(extraction.CachingExtractor):
+        def __call__(self, block: pa.Table) -> pa.Table:
+            raise FlowersError("no space left")
+
+    monkeypatch.setattr(extraction, "CachingExtractor", Full)
+    with pytest.raises(FlowersError, match=r"^no space left$"):
+        fill(listing(files), decoded, caches(tmp_path / "cache"), BACKENDS["actors"](), advance=lambda _: None)
 
 
 def test_what_was_computed_before_it_ended_stays(tmp_path: Path, files: list[Path], backend: Backend) -> None:
