@@ -330,11 +330,11 @@ def test_no_photos_are_rows_of_the_same_width(cache: FeatureCache) -> None:
 class Counted(io.FileIO):
     """A file whose bytes are counted as they are read."""
 
-    bytes = 0
+    count = 0
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size) or b""
-        self.bytes += len(data)
+        self.count += len(data)
         return data
 
 
@@ -353,7 +353,7 @@ def test_a_worker_reads_its_part_of_the_bytes(tmp_path: Path, monkeypatch: pytes
         return pa.PythonFile(files[-1], "r")
 
     def taken() -> int:
-        total = sum(file.bytes for file in files)
+        total = sum(file.count for file in files)
         files.clear()
         return total
 
