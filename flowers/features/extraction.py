@@ -24,7 +24,7 @@ from flowers.features.spec import BATCH, FeatureSpec
 if TYPE_CHECKING:
     import ray.data
 
-# Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
+# Rows that an actor takes at once, and makes a part of: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
 # The hash of a picture that is too flat to have one, as it is cached.
 _FLAT = bytes(near_duplicates.BYTES)
