@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from flowers import storage
-from flowers.errors import DamagedFile
-from flowers.features.parts import Digests, Part, digests_array, encode, is_part, to_bytes
+from flowers.errors import DamagedFile, few
+from flowers.features.parts import Digests, Part, encode, is_part, to_array, to_bytes
 
 PART_ROWS, PART_BYTES = 1024, 64 << 20
 IN_MEMORY_BYTES = 1 << 30
@@ -74,7 +74,7 @@ class FeatureCache:
         name, data = encode(digests, np.stack([self._pending[digest] for digest in digests]))
         with storage.enough_space(f"the feature cache {self.uri}"):
             storage.write(storage.join(self.uri, name), data)
-        self._parts[name] = digests_array(digests)
+        self._parts[name] = to_array(digests)
         self._pending.clear()
 
     def touch(self) -> None:
@@ -92,7 +92,7 @@ class FeatureCache:
         Raises:
             DamagedFile: a part turns out to be damaged, or none holds a photo.
         """
-        wanted, first, inverse = np.unique(digests_array(digests), return_index=True, return_inverse=True)
+        wanted, first, inverse = np.unique(to_array(digests), return_index=True, return_inverse=True)
         missing = np.ones(len(wanted), np.bool_)
         result: npt.NDArray[Any] | None = None
         for name, held in self._parts.items():
@@ -109,7 +109,10 @@ class FeatureCache:
             result[first[places[here]]] = rows
             missing[places[here]] = False
         if missing.any() or result is None:
-            raise DamagedFile(f"the feature cache {self.uri} lacks {missing.sum()} photos; run the same command again")
+            why = f", as {few(self.damaged)} turned out to be damaged" if self.damaged else ""
+            raise DamagedFile(
+                f"the feature cache {self.uri} lacks {missing.sum()} photos{why}; run the same command again"
+            )
         return result if len(wanted) == len(digests) else result[first[inverse]]
 
     def _held(self, name: str) -> Digests | None:

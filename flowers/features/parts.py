@@ -57,7 +57,7 @@ def encode(digests: Sequence[bytes], rows: npt.NDArray[Any]) -> tuple[str, memor
         Its name and its content.
     """
     table = pa.table(
-        [to_arrow(digests_array(digests)[:, None]), to_arrow(rows)],
+        [to_arrow(to_array(digests)[:, None]), to_arrow(rows)],
         schema=pa.schema(
             [
                 pa.field("sha256", pa.binary(32), nullable=False),
@@ -85,13 +85,13 @@ def is_part(name: str) -> bool:
     return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
 
 
-def digests_array(digests: Sequence[bytes]) -> Digests:
+def to_array(digests: Sequence[bytes]) -> Digests:
     """Digests as a NumPy array. NumPy drops zeros at the end of a single one: `to_bytes` keeps them."""
     return np.frombuffer(b"".join(digests), "S32")
 
 
 def to_bytes(digests: Digests) -> list[bytes]:
-    """What `digests_array` was given."""
+    """What `to_array` was given."""
     return to_arrow(digests[:, None]).to_pylist()
 
 

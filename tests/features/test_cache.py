@@ -259,6 +259,8 @@ def test_damage_after_opening_is_noticed_and_known_to_the_next_command(cache: Fe
     again = FeatureCache(cache.uri).open()
     assert len(again.damaged) == 1
     assert set(again.digests()) == {digest(number) for number in (0, 1, 5)}
+    with pytest.raises(DamagedFile, match=f"lacks 1 photos, as '{again.damaged[0]}' turned out to be damaged; run"):
+        again.rows([digest(0), digest(3)])  # another worker, that came later
 
 
 def test_no_byte_of_a_part_changes_unnoticed(cache: FeatureCache) -> None:
