@@ -18,6 +18,8 @@ from flowers.runs import Run
 # Seconds of the head's training for one photo in one epoch, and from the call of Ray Train until a group of workers has
 # its first step: both measured on two cores (docs/decisions.md), and only compared with each other.
 HEAD_PHOTO_S, GROUP_START_S = 2e-5, 15.0
+# No more photos than this: one process holds the features of all of them, some kB each.
+_HEAD_ALONE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
 def _head_alone(config: TrainConfig, workers: int, nodes: int, photos: int) -> bool:
     if workers == nodes == 1:
         return False  # nobody else trains at all
-    return photos * config.phase_epochs["head"] * HEAD_PHOTO_S < GROUP_START_S
+    return photos <= _HEAD_ALONE and photos * config.phase_epochs["head"] * HEAD_PHOTO_S < GROUP_START_S
 
 
 def _feature_cpus(config: TrainConfig, facts: Facts, actors: int) -> int:
@@ -267,11 +269,10 @@ def check_workers(plan: Plan, photos: int) -> None:
         InputError: it says how many workers would have photos.
     """
     config, per_worker = plan.config, plan.config.batch_size // plan.workers
-    if photos <= (plan.workers - 1) * per_worker:
+    if photos < plan.workers:
         raise InputError(
-            f"--workers: received {plan.workers} for {photos} training photos; with --batch-size {config.batch_size} "
-            f"each takes {per_worker} of a step, so at most {-(-photos // per_worker)} would have any; give fewer "
-            "workers or a smaller batch"
+            f"--workers: received {plan.workers} for {photos} training photos, so that some would have none; give at "
+            f"most {photos}"
         )
     if config.augment == "strong" and per_worker % 2:
         raise InputError(

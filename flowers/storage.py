@@ -31,7 +31,7 @@ _WORKING_COPY = "/runtime_resources/working_dir_files/"
 class Sink(Protocol):
     """What takes the bytes of a file."""
 
-    def write(self, data: bytes, /) -> object:
+    def write(self, data: bytes | memoryview, /) -> object:
         """Takes the next bytes."""
 
 
@@ -177,7 +177,7 @@ def read(uri: str) -> bytes:
         return stream.read()
 
 
-def write(uri: str, data: bytes) -> None:
+def write(uri: str, data: bytes | memoryview) -> None:
     """Writes one file: complete under its name, or not at all; what was there before stays until then.
 
     When it returns, the file and its name are on the disk, and survive a power cut.

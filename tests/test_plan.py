@@ -10,7 +10,8 @@ import pytest
 
 from flowers.cluster.placement import Node
 from flowers.config import TrainConfig
-from flowers.plan import Facts, Plan, choose_inputs, make_plan
+from flowers.errors import InputError
+from flowers.plan import Facts, Plan, check_workers, choose_inputs, make_plan
 from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
@@ -105,6 +106,8 @@ def test_one_worker_on_one_machine_is_the_jobs_own_process(workers: int, nodes: 
         ("head", 60, 10_000, 2, True),
         ("head", 60, 13_000, 2, False),
         ("head", 30, 24_000, 2, True),
+        ("head", 1, 100_000, 2, True),
+        ("head", 1, 100_001, 2, False),
         ("head", 60, 10_000, 1, False),
         ("stage5", 60, 10_000, 2, True),
         ("stage5", 60, 13_000, 2, False),
@@ -189,3 +192,10 @@ def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
 )
 def test_the_reason_is_said(options: dict[str, Any], size: int, reason: str) -> None:
     assert choose_inputs(TrainConfig(trainable="stage5", **options), STAGE5, size, 3670)[2] == reason
+
+
+def test_workers_without_a_photo_are_refused() -> None:
+    plan = dataclasses.replace(planned(batch_size=64), workers=4)
+    check_workers(plan, 4)
+    with pytest.raises(InputError, match=r"^--workers: received 4 for 3 training photos, .*; give at most 3$"):
+        check_workers(plan, 3)

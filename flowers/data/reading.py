@@ -23,7 +23,7 @@ from flowers.data import decoding, images, shards
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
-from flowers.errors import BadImage, InputError, first_line
+from flowers.errors import BadImage, FlowersError, InputError, first_line
 
 if TYPE_CHECKING:
     import ray.data
@@ -110,6 +110,7 @@ def stream_tables(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # not one of Ray's, which does not say what it was
     # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
     listed = ray.data.from_blocks(list(blocks))
     pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
@@ -117,8 +118,20 @@ def stream_tables(
 
 
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
-    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each."""
-    yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each.
+
+    Raises:
+        FlowersError: what a task or an actor raised, such as a full disk.
+    """
+    import ray
+
+    try:
+        yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+    except ray.exceptions.RayTaskError as error:
+        if not isinstance(cause := error.cause, FlowersError):
+            raise
+        cause.args = (first_line(cause), *cause.args[1:])  # Ray adds lines of its own
+        raise cause from error
 
 
 def detached(table: pa.Table, names: list[str]) -> pa.Table:

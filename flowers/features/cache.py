@@ -1,42 +1,32 @@
 """The feature cache: what the frozen part of the network made of each photo, by content.
 
-A cache is a folder of Parquet parts named by the SHA-256 of their own bytes, so a damaged part cannot be
-mistaken for a whole one. Its key holds everything the numbers depend on.
+A cache is a folder of parts (`flowers.features.parts`). Its key holds everything the numbers depend on.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from flowers import storage
-from flowers.errors import DamagedFile
+from flowers.errors import DamagedFile, few
+from flowers.features.parts import Digests, Part, encode, is_part, to_array, to_bytes
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 PART_ROWS, PART_BYTES = 1024, 64 << 20
 IN_MEMORY_BYTES = 1 << 30
-
-
-def to_arrow(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
-    """An array [n, width] of float32, uint8 or bfloat16, the last as its bits in uint16: Parquet does not know it."""
-    plain = rows.view(np.uint16) if rows.dtype == BFLOAT16 else rows
-    return pa.FixedSizeListArray.from_arrays(pa.array(plain.reshape(-1)), rows.shape[1])
-
-
-def from_arrow(values: pa.FixedSizeListArray) -> npt.NDArray[Any]:
-    """What `to_arrow` was given, without a copy."""
-    rows = values.flatten().to_numpy().reshape(-1, values.type.list_size)
-    return rows.view(BFLOAT16) if rows.dtype == np.uint16 else rows
+# Parts that are opened at once: a bucket answers slowly but many at once.
+_OPENED_AT_ONCE = 16
+# What is added to the name of a damaged part until its photos are computed again.
+_DAMAGED = ".damaged"
 
 
 @dataclass
@@ -45,31 +35,30 @@ class FeatureCache:
 
     Attributes:
         uri: the folder; made when the first part is written.
-        damaged: names of parts that failed their hash; their photos are computed again.
+        damaged: names of parts that turned out to be damaged, now or when their rows were read; their photos are
+            computed again.
     """
 
     uri: str
     damaged: list[str] = field(default_factory=list)
-    _parts: dict[str, list[bytes]] = field(default_factory=dict)
+    _parts: dict[str, Digests] = field(default_factory=dict)
     _pending: dict[bytes, npt.NDArray[Any]] = field(default_factory=dict)
 
     def open(self) -> FeatureCache:
-        """Checks every part against its name and learns which photos it holds; a damaged part is removed."""
-        for name in storage.names(self.uri):
-            if not name.endswith(".parquet") or name in self._parts:
-                continue
-            try:
-                self._parts[name] = self._read(name, ["sha256"])["sha256"].to_pylist()
-            except DamagedFile:
-                self.damaged.append(name)
-                filesystem, path = storage.resolve(storage.join(self.uri, name))
-                with suppress(FileNotFoundError):  # another process was first
-                    filesystem.delete_file(path)
+        """Learns which photos it holds, from the footers and digests of its parts; damaged ones are put aside."""
+        names = storage.names(self.uri)
+        new = [name for name in names if is_part(name) and name not in self._parts]
+        with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+            held = dict(zip(new, pool.map(self._held, new), strict=True))
+        self._parts |= {name: digests for name, digests in held.items() if digests is not None}
+        aside = {name.removesuffix(_DAMAGED) for name in names if name.endswith(_DAMAGED)}
+        aside |= {name for name, digests in held.items() if digests is None}
+        self.damaged += sorted(aside - set(self.damaged))
         return self
 
     def digests(self) -> list[bytes]:
-        """SHA-256 of all photos that are in the cache."""
-        return [digest for part in self._parts.values() for digest in part] + list(self._pending)
+        """SHA-256 of all photos that are in the cache; one that was written twice is there twice."""
+        return [digest for part in self._parts.values() for digest in to_bytes(part)] + list(self._pending)
 
     def add(self, digests: Sequence[bytes], features: npt.NDArray[Any]) -> None:
         """Adds features [n, d] of n photos; written out every `PART_ROWS` photos or `PART_BYTES`."""
@@ -81,55 +70,74 @@ class FeatureCache:
         """Writes what is pending as one part."""
         if not self._pending:
             return
-        rows = np.stack(list(self._pending.values()))
-        digests = pa.array(list(self._pending), pa.binary(32))
-        sink = pa.BufferOutputStream()
-        # Floats do not compress; without a dictionary Parquet writes them as fast as they are copied.
-        table = pa.table({"sha256": digests, "features": to_arrow(rows)})
-        pq.write_table(table, sink, compression="none", use_dictionary=False)
-        data = sink.getvalue().to_pybytes()
-        name = f"part-{storage.sha256(data)}.parquet"
+        digests = sorted(self._pending)
+        name, data = encode(digests, np.stack([self._pending[digest] for digest in digests]))
         with storage.enough_space(f"the feature cache {self.uri}"):
             storage.write(storage.join(self.uri, name), data)
-        self._parts[name] = list(self._pending)
+        self._parts[name] = to_array(digests)
         self._pending.clear()
 
     def touch(self) -> None:
-        """Notes that it is used now: what was not used for long is cleaned away first."""
+        """Notes that it is used now, and forgets damage: what was not used for long is cleaned away first."""
         if self._parts:
             storage.write(storage.join(self.uri, ".used"), b"")
+        for name in self.damaged:
+            storage.delete_file(storage.join(self.uri, name + _DAMAGED))
 
     def rows(self, digests: Sequence[bytes]) -> npt.NDArray[Any]:
         """Features of the given photos, in their order: [n, d], in the type in which they were added.
 
-        Raises:
-            DamagedFile: a part was changed after `open`, or does not hold a photo.
-        """
-        index_of = {digest: index for index, digest in enumerate(digests)}
-        result: npt.NDArray[Any] | None = None
-        missing = set(digests)
-        for name, held in self._parts.items():
-            wanted = [(row, index_of[digest]) for row, digest in enumerate(held) if digest in index_of]
-            if not wanted:
-                continue
-            matrix = from_arrow(self._read(name, ["features"])["features"].combine_chunks())
-            if result is None:
-                result = _matrix((len(digests), matrix.shape[1]), matrix.dtype)
-            source, target = (list(part) for part in zip(*wanted, strict=True))
-            result[target] = matrix[source]
-            missing -= {held[row] for row in source}
-        if missing or result is None:
-            raise DamagedFile(f"the feature cache {self.uri} lacks {len(missing)} photos; run the same command again")
-        return result if len(index_of) == len(digests) else result[[index_of[digest] for digest in digests]]
+        Reads only the row groups that hold one of them.
 
-    def _read(self, name: str, columns: list[str]) -> pa.Table:
+        Raises:
+            DamagedFile: a part turns out to be damaged, or none holds a photo.
+        """
+        wanted, first, inverse = np.unique(to_array(digests), return_index=True, return_inverse=True)
+        missing = np.ones(len(wanted), np.bool_)
+        result: npt.NDArray[Any] | None = None
+        for name, held in self._parts.items():
+            places = np.searchsorted(wanted, held)
+            here = np.flatnonzero(places < len(wanted))
+            here = here[wanted[places[here]] == held[here]]
+            here = here[missing[places[here]]]  # a photo may be in two parts
+            if not len(here) and (len(wanted) or result is not None):
+                continue
+            with self._part(name) as part:
+                rows = part.rows(here)
+            if result is None:
+                result = _matrix((len(digests), rows.shape[1]), rows.dtype)
+            result[first[places[here]]] = rows
+            missing[places[here]] = False
+        if missing.any() or result is None:
+            why = f", as {few(self.damaged)} turned out to be damaged" if self.damaged else ""
+            raise DamagedFile(
+                f"the feature cache {self.uri} lacks {missing.sum()} photos{why}; run the same command again"
+            )
+        return result if len(wanted) == len(digests) else result[first[inverse]]
+
+    def _held(self, name: str) -> Digests | None:
+        """Digests of the photos in a part; None if it is damaged."""
+        with suppress(DamagedFile), self._part(name) as part:
+            return part.digests
+        return None
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[Part]:
+        """Opens a part. If it turns out to be damaged it is put aside, so that the next command computes it again."""
+        filesystem, path = storage.resolve(storage.join(self.uri, name))
         try:
-            data = storage.read(storage.join(self.uri, name))
-        except OSError as error:
-            raise DamagedFile(f"{name} cannot be read: {error}") from error
-        if name != f"part-{storage.sha256(data)}.parquet":
-            raise DamagedFile(f"{name} does not have the content that its name says")
-        return pq.read_table(pa.BufferReader(data), columns=columns)
+            with self._file(filesystem, path) as file:
+                yield Part(file, name)
+        except (DamagedFile, OSError) as error:
+            with suppress(FileNotFoundError):  # another process was first
+                filesystem.move(path, path + _DAMAGED)
+            raise DamagedFile(
+                f"the feature cache {self.uri} is damaged ({error}); run the same command again: what is lost is "
+                "computed again"
+            ) from error
+
+    def _file(self, filesystem: pa.fs.FileSystem, path: str) -> pa.NativeFile:
+        return filesystem.open_input_file(path)
 
 
 def _matrix(shape: tuple[int, int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 
 from flowers.data import near_duplicates, reading
 from flowers.data.ledger import HARMLESS, ROW, Ledger, check_bad_fraction
-from flowers.features.cache import FeatureCache, from_arrow
+from flowers.features.cache import FeatureCache
 from flowers.features.extractor import FeatureExtractor
 from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import BATCH, FeatureSpec
@@ -22,7 +24,7 @@ from flowers.features.spec import BATCH, FeatureSpec
 if TYPE_CHECKING:
     import ray.data
 
-# Rows that an actor takes at once: its last, filled-up batch of 32 then costs little.
+# Rows that an actor takes at once, and makes a part of: its last, filled-up batch of 32 then costs little.
 _ACTOR_ROWS = 256
 # The hash of a picture that is too flat to have one, as it is cached.
 _FLAT = bytes(near_duplicates.BYTES)
@@ -32,20 +34,29 @@ Caches = dict[FeatureSpec, FeatureCache]
 Photos = Callable[[pa.Table, list[bytes]], "ray.data.Dataset"]
 
 
+class Filling(Protocol):
+    """Photos on their way into some caches; those that are there, or come a second time, are not computed."""
+
+    computed: int  # photos put through the network
+
+    def stream(self, photos: ray.data.Dataset) -> ray.data.Dataset:
+        """Blocks for `take`, with the columns of a ledger's row, from decoded photos (schema `reading.PIXELS`)."""
+
+    def take(self, table: pa.Table) -> None:
+        """Takes a block."""
+
+    def finish(self) -> None:
+        """Computes what is left: from here on all photos that were taken are in the caches."""
+
+
 class Backend(Protocol):
     """Where the frozen network runs."""
 
     seconds: float  # spent in the network
     waited: float  # spent waiting for it to be built
 
-    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
-        """Blocks with the columns that `features` takes, from decoded photos (schema `reading.PIXELS`)."""
-
-    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
-        """Names of these columns; null where a photo needs no features."""
-
-    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
-        """An array [n, width] for each spec, from the values of n photos in each column."""
+    def filling(self, caches: Caches) -> Filling:
+        """Begins to fill caches, which are opened."""
 
 
 class InProcess:
@@ -59,29 +70,62 @@ class InProcess:
         self._extractor = extractor
         self.seconds = self.waited = 0.0
 
-    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
+    def filling(self, caches: Caches) -> Filling:
         """See `Backend`."""
-        return photos
+        return _Here(caches, self)
 
-    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
-        """See `Backend`."""
-        return ["pixels"]
-
-    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
-        """See `Backend`."""
+    def features(self, specs: Sequence[FeatureSpec], pixels: Sequence[pa.Scalar]) -> list[npt.NDArray[Any]]:
+        """An array [n, width] for each spec, from the pixels of n photos."""
         began = time.perf_counter()
         extractor = self._extractor(tuple(specs))
         ready = time.perf_counter()
-        shape = (extractor.image_size, extractor.image_size, 3)
-        photos = [np.frombuffer(value.as_py(), np.uint8).reshape(shape) for value in columns[0]]
-        made = extractor.features(np.stack(photos))
+        made = extractor.features(_stacked(pixels, extractor.image_size))
         self.waited += ready - began
         self.seconds += time.perf_counter() - ready
         return made
 
 
+class _Here:
+    """Gathers new photos into full batches, whatever the blocks they come in, and caches their features."""
+
+    def __init__(self, caches: Caches, backend: InProcess) -> None:
+        self._caches, self._backend = caches, backend
+        self._held = {spec: set(cache.digests()) for spec, cache in caches.items()}
+        self._done = set.intersection(*self._held.values())
+        self._waiting: dict[bytes, pa.Scalar] = {}
+        self.computed = 0
+
+    def stream(self, photos: ray.data.Dataset) -> ray.data.Dataset:
+        """See `Filling`."""
+        return photos
+
+    def take(self, table: pa.Table) -> None:
+        """See `Filling`."""
+        for digest, index in _decoded(table).items():
+            if digest not in self._done:
+                self._done.add(digest)
+                self._waiting[digest] = table["pixels"][index]
+        while len(self._waiting) >= BATCH:
+            self._run()
+
+    def finish(self) -> None:
+        """See `Filling`."""
+        while self._waiting:
+            self._run()
+
+    def _run(self) -> None:
+        batch = list(self._waiting)[:BATCH]
+        pixels = [self._waiting.pop(digest) for digest in batch]
+        specs = list(self._caches)
+        for spec, rows in zip(specs, self._backend.features(specs, pixels), strict=True):
+            new = [index for index, digest in enumerate(batch) if digest not in self._held[spec]]
+            if new:
+                self._caches[spec].add([batch[index] for index in new], rows[new])
+        self.computed += len(batch)
+
+
 class ActorPool:
-    """The network in Ray actors, on several GPUs or machines.
+    """The network in Ray actors, on several GPUs or machines, which write what they compute.
 
     Args:
         network: prepared for the cuts of the specs.
@@ -91,30 +135,109 @@ class ActorPool:
     """
 
     def __init__(self, network: FrozenNetwork, actors: int, cpus: int, gpus: int) -> None:
-        self._network, self._actors, self._cpus, self._gpus = network, actors, cpus, gpus
+        self.network, self.actors, self.cpus, self.gpus = network, actors, cpus, gpus
         self.seconds = self.waited = 0.0
 
-    def stream(self, photos: ray.data.Dataset, specs: Sequence[FeatureSpec]) -> ray.data.Dataset:
+    def filling(self, caches: Caches) -> Filling:
         """See `Backend`."""
+        return _InActors(caches, self)
+
+
+class _InActors:
+    """Sends photos through actors, from which rows of a ledger come back and nothing else."""
+
+    def __init__(self, caches: Caches, backend: ActorPool) -> None:
+        self._caches, self._backend = caches, backend
+        self.computed = 0
+
+    def stream(self, photos: ray.data.Dataset) -> ray.data.Dataset:
+        """See `Filling`."""
         import ray.data
 
+        pool = self._backend
+        held = {spec: ray.put(reading.digests_array(cache.digests())) for spec, cache in self._caches.items()}
+        # Were its node lost, a photo that lies in two batches might be computed twice, and no more.
+        claims = ray.remote(Claims).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+        folders = {spec: cache.uri for spec, cache in self._caches.items()}
         return photos.map_batches(
-            FeatureExtractor,
-            fn_constructor_args=(self._network, tuple(specs), self._cpus),
+            CachingExtractor,
+            fn_constructor_args=(pool.network, folders, held, claims, pool.cpus),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=self._actors),
-            num_gpus=min(1.0, self._gpus / self._actors) if self._gpus else None,
-            num_cpus=None if self._gpus else self._cpus,
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_gpus=min(1.0, pool.gpus / pool.actors) if pool.gpus else None,
+            num_cpus=None if pool.gpus else pool.cpus,
         )
 
-    def columns(self, specs: Sequence[FeatureSpec]) -> list[str]:
-        """See `Backend`."""
-        return [spec.column for spec in specs]
+    def take(self, table: pa.Table) -> None:
+        """See `Filling`."""
+        self.computed += table["computed"].to_pylist().count(True)
 
-    def features(self, specs: Sequence[FeatureSpec], columns: list[list[Any]]) -> list[npt.NDArray[Any]]:
-        """See `Backend`."""
-        return [np.concatenate([from_arrow(pa.array([value])) for value in column]) for column in columns]
+    def finish(self) -> None:
+        """See `Filling`."""
+
+
+class Claims:
+    """A Ray actor that says which batch computes a photo that lies in several."""
+
+    def __init__(self) -> None:
+        self._batch_of: dict[bytes, bytes] = {}
+
+    def take(self, batch: bytes, digests: list[bytes]) -> list[bytes]:
+        """Those of the digests that are the batch's own; the same again if its task is tried again."""
+        return [digest for digest in digests if self._batch_of.setdefault(digest, batch) == batch]
+
+
+class CachingExtractor:
+    """Runs in a Ray actor: the new photos of a block go through the network, and their features into the caches.
+
+    They are written when it returns: what came back is kept, whatever happens next. A task that is tried again, on
+    another node too, writes the same parts again.
+
+    Args:
+        network: prepared for the cuts of the specs.
+        folders: URI of the cache of each spec.
+        held: references to the digests that each cache holds already, sorted.
+        claims: handle of a `Claims` actor.
+        threads: that the network computes with.
+    """
+
+    def __init__(
+        self,
+        network: FrozenNetwork,
+        folders: dict[FeatureSpec, str],
+        held: dict[FeatureSpec, Any],
+        claims: Any,
+        threads: int,
+    ) -> None:
+        import ray
+
+        self._caches = {spec: FeatureCache(folder) for spec, folder in folders.items()}
+        self._held = {spec: ray.get(reference) for spec, reference in held.items()}
+        self._claims = claims
+        self._extractor = FeatureExtractor(network, list(folders), threads)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Puts a column `computed` in the place of `pixels`: whether this row went through the network."""
+        import ray
+
+        held = {spec: reading.contained(block["sha256"], digests) for spec, digests in self._held.items()}
+        everywhere = np.logical_and.reduce(list(held.values()))
+        new = {digest: index for digest, index in _decoded(block).items() if not everywhere[index]}
+        batch = hashlib.sha256("\0".join(block["path"].to_pylist()).encode()).digest()
+        mine = ray.get(self._claims.take.remote(batch, list(new))) if new else []
+        for start in range(0, len(mine), BATCH):
+            digests = mine[start : start + BATCH]
+            photos = _stacked([block["pixels"][new[digest]] for digest in digests], self._extractor.image_size)
+            for spec, rows in zip(self._caches, self._extractor.features(photos), strict=True):
+                wanted = np.flatnonzero([not held[spec][new[digest]] for digest in digests])
+                if len(wanted):
+                    self._caches[spec].add([digests[index] for index in wanted], rows[wanted])
+        for cache in self._caches.values():
+            cache.flush()
+        computed = np.zeros(block.num_rows, np.bool_)
+        computed[[new[digest] for digest in mine]] = True
+        return block.select(ROW.names).append_column("computed", pa.array(computed))
 
 
 @dataclass(frozen=True)
@@ -163,24 +286,31 @@ def extract(
         InputError: the data cannot be trained on; too many bad files are reported as soon as it is certain.
     """
     rows: list[pa.Table] = []
-    bad, waited = 0, 0.0
+    bad, hits, waited = 0, 0, 0.0
     began = time.perf_counter()
-    with _CacheWriter(caches, backend, hashes) as writer:
-        for table in writer.tables(listing, photos):
+    cached = _in_all(caches)
+    hashed = set() if hashes is None else set(hashes.digests())
+    skipped = cached if hashes is None else cached & hashed
+    filling = backend.filling(caches)
+    with _kept([*caches.values(), *([] if hashes is None else [hashes])]):
+        for table in reading.tables(filling.stream(photos(listing, list(skipped)))):
             if not rows:
                 waited = time.perf_counter() - began
-            rows.append(reading.detached(table, ROW.names))
-            bad += sum(code is not None and code not in HARMLESS for code in table["code"].to_pylist())
+            row = reading.detached(table, ROW.names)
+            rows.append(row)
+            bad += sum(code is not None and code not in HARMLESS for code in row["code"].to_pylist())
             if bad > max_bad_fraction * listing.num_rows:
                 check_bad_fraction(pa.concat_tables(rows), max_bad_fraction, listing.num_rows)
-            writer.take(table)
+            usable = row.filter(pc.is_null(row["code"]))
+            hits += sum(digest in cached for digest in usable["sha256"].to_pylist())
+            if hashes is not None:
+                _add_hashes(hashes, usable, hashed)
+            filling.take(table)
             advance(table.num_rows)
         table = pa.concat_tables(rows)
         ledger = settle(table if hashes is None else _with_hashes(table, hashes))
-        writer.finish()
-    usable = sum(pc.is_null(part["code"]).to_numpy().sum() for part in rows)
-    hits = int(usable) - writer.computed - writer.repeats
-    return Extraction(ledger, hits, writer.computed, backend.seconds, waited + backend.waited)
+        filling.finish()
+    return Extraction(ledger, hits, filling.computed, backend.seconds, waited + backend.waited)
 
 
 def fill(
@@ -192,72 +322,49 @@ def fill(
     advance: Callable[[int], None],
 ) -> None:
     """Fills the caches with the features of photos that are known to be good; computes only those that are missing."""
-    with _CacheWriter(caches, backend) as writer:
-        for table in writer.tables(listing, photos):
-            writer.take(table)
+    filling = backend.filling(caches)
+    with _kept(list(caches.values())):
+        for table in reading.tables(filling.stream(photos(listing, list(_in_all(caches))))):
+            filling.take(table)
             advance(table.num_rows)
-        writer.finish()
+        filling.finish()
 
 
-class _CacheWriter:
-    """Gathers new photos into full batches, whatever the blocks they come in, and caches their features.
-
-    Leaving it writes what is pending, also when it is stopped: what was computed is not computed again.
-    """
-
-    def __init__(self, caches: Caches, backend: Backend, hashes: FeatureCache | None = None) -> None:
-        self._caches, self._backend, self._hashes = caches, backend, hashes
-        self._specs = list(caches)
-        self._held = {spec: set(cache.digests()) for spec, cache in caches.items()}
-        self._done = set.intersection(*self._held.values())
-        self._cached = frozenset(self._done)
-        self._hashed = set() if hashes is None else set(hashes.digests())
-        self._waiting: list[tuple[bytes, list[Any]]] = []
-        self.computed = self.repeats = 0
-
-    def __enter__(self) -> _CacheWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for cache in filter(None, (*self._caches.values(), self._hashes)):
+@contextmanager
+def _kept(caches: Sequence[FeatureCache]) -> Iterator[None]:
+    """Writes in the end what is pending, also when it is stopped: what was computed is not computed again."""
+    try:
+        yield
+    finally:
+        for cache in caches:
             cache.flush()
-            cache.touch()
+            cache.open().touch()  # it knows then what actors have written
 
-    def tables(self, listing: pa.Table, photos: Photos) -> Iterator[pa.Table]:
-        """Blocks of the backend, of all files; photos that are in the caches are not decoded."""
-        known = self._cached if self._hashes is None else self._cached & self._hashed
-        return reading.tables(self._backend.stream(photos(listing, list(known)), self._specs))
 
-    def take(self, table: pa.Table) -> None:
-        """Takes the photos of a block of `Backend.stream`."""
-        values, digests = [table[name] for name in self._backend.columns(self._specs)], table["sha256"]
-        for index in np.flatnonzero(pc.is_valid(values[0]).to_numpy()).tolist():
-            digest = digests[index].as_py()
-            if self._hashes is not None and digest not in self._hashed:
-                self._hashed.add(digest)
-                value = table["phash"][index].as_py() or _FLAT
-                self._hashes.add([digest], np.frombuffer(value, np.uint8)[None])
-            if digest in self._done:
-                self.repeats += digest not in self._cached
-                continue
-            self._done.add(digest)
-            self._waiting.append((digest, [column[index] for column in values]))
-        while len(self._waiting) >= BATCH:
-            self._run()
+def _in_all(caches: Caches) -> set[bytes]:
+    """Digests of the photos that are in all caches."""
+    return set.intersection(*(set(cache.digests()) for cache in caches.values()))
 
-    def finish(self) -> None:
-        """Computes what is left, a batch that is not full included."""
-        while self._waiting:
-            self._run()
 
-    def _run(self) -> None:
-        batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
-        columns = [list(column) for column in zip(*(values for _, values in batch), strict=True)]
-        for spec, rows in zip(self._specs, self._backend.features(self._specs, columns), strict=True):
-            new = [index for index, (digest, _) in enumerate(batch) if digest not in self._held[spec]]
-            if new:
-                self._caches[spec].add([batch[index][0] for index in new], rows[new])
-        self.computed += len(batch)
+def _decoded(table: pa.Table) -> dict[bytes, int]:
+    """The photos of a block that have pixels, and the row of each: the first, where several are the same."""
+    rows: dict[bytes, int] = {}
+    for index in np.flatnonzero(pc.is_valid(table["pixels"]).to_numpy()).tolist():
+        rows.setdefault(table["sha256"][index].as_py(), index)
+    return rows
+
+
+def _stacked(pixels: Sequence[pa.Scalar], size: int) -> npt.NDArray[np.uint8]:
+    """Photos uint8 [n, size, size, 3] from their pixels."""
+    return np.stack([np.frombuffer(value.as_py(), np.uint8).reshape(size, size, 3) for value in pixels])
+
+
+def _add_hashes(hashes: FeatureCache, usable: pa.Table, hashed: set[bytes]) -> None:
+    """Adds the perceptual hashes of usable photos that have none yet, and notes which these are."""
+    for digest, value in zip(usable["sha256"].to_pylist(), usable["phash"].to_pylist(), strict=True):
+        if digest not in hashed:
+            hashed.add(digest)
+            hashes.add([digest], np.frombuffer(value or _FLAT, np.uint8)[None])
 
 
 def _with_hashes(rows: pa.Table, hashes: FeatureCache) -> pa.Table:
@@ -265,6 +372,7 @@ def _with_hashes(rows: pa.Table, hashes: FeatureCache) -> pa.Table:
     missing = pc.and_(pc.is_null(rows["code"]), pc.is_null(rows["phash"])).to_numpy()
     if not missing.any():
         return rows
+    hashes.flush()
     found = rows["phash"].to_pylist()
     positions = np.flatnonzero(missing)
     digests = rows["sha256"].take(pa.array(positions)).to_pylist()

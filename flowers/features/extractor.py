@@ -8,16 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from flowers.features.cache import to_arrow
 from flowers.features.frozen import FrozenNetwork
 from flowers.features.spec import FLIP, FeatureSpec
 from flowers.model.registry import PIXELS, POOL
 
 
 class FeatureExtractor:
-    """Runs the frozen network over decoded photos; callable, so that Ray can run it in an actor as well.
+    """Runs the frozen network over decoded photos.
 
     Args:
         network: prepared for the cuts of the specs.
@@ -40,22 +38,6 @@ class FeatureExtractor:
             if self._engine is not None:
                 made |= {(view, cut): rows for cut, rows in zip(self._computed, self._engine(seen), strict=True)}
         return [_rows(made[spec.view, spec.cut], spec) for spec in self.specs]
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Replaces the column `pixels` of a block by one for each spec, null where there are no pixels."""
-        pixels = block["pixels"].to_pylist()
-        todo = [index for index, data in enumerate(pixels) if data is not None]
-        shape = (self.image_size, self.image_size, 3)
-        photos = [np.frombuffer(pixels[index], np.uint8).reshape(shape) for index in todo] or [
-            np.zeros(shape, np.uint8)
-        ]
-        indices = np.full(block.num_rows, -1)
-        indices[todo] = np.arange(len(todo))
-        rows = pa.array(indices, mask=indices < 0)
-        block = block.drop_columns("pixels")
-        for spec, values in zip(self.specs, self.features(np.stack(photos)), strict=True):
-            block = block.append_column(spec.column, to_arrow(values).take(rows))
-        return block
 
 
 def cuts_of(specs: Sequence[FeatureSpec]) -> tuple[str, ...]:

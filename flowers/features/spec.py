@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flowers.data import near_duplicates
 from flowers.data.images import DECODER_VERSION
+from flowers.features.parts import FORMAT
 
 PLAIN, FLIP = "plain", "flip"
 BATCH = 32  # photos that go through the network at once
@@ -46,9 +47,10 @@ class FeatureSpec:
     def key(self) -> str:
         """A short name for everything a feature depends on besides the photo; the name of its cache."""
         parts = [self.backbone, self.weights, self.image_size, self.precision, self.engine, self.max_pixels]
-        return hashlib.sha256(json.dumps([*parts, self.cut, self.view, DECODER_VERSION]).encode()).hexdigest()[:16]
+        parts += [self.cut, self.view, DECODER_VERSION, FORMAT]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def hashes_key(image_size: int) -> str:
     """The name of the cache of perceptual hashes, which depend on the decoded photo alone."""
-    return f"{near_duplicates.VERSION}-{DECODER_VERSION}-{image_size}"
+    return f"{near_duplicates.VERSION}-{DECODER_VERSION}-{image_size}-{FORMAT}"

@@ -108,7 +108,7 @@ class Augmenter:
         return self.erasing.transform_images(pixels, rectangles)
 
     def _mix(self, pixels: Any, targets: Any, number: Any) -> tuple[Any, Any]:
-        """Mixes each photo with its neighbour, which the order of the batch, a permutation, makes a random one."""
+        """Mixes each photo with its neighbour in the batch: each epoch with another one of the slot beside its own."""
 
         def blend() -> tuple[Any, Any]:
             gammas = tf.random.stateless_gamma((self.batch_size, 2), self._seed(number, _BLEND), alpha=0.2)[self.part]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -12,20 +13,27 @@ import numpy.typing as npt
 
 def standardization(
     *views: npt.NDArray[np.float32],
+    total: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] = lambda sums: sums,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Mean and variance of training features float32 [n, d], over one or more views of the photos, each float32 [d].
 
     The variance has a floor, so a feature that hardly ever differs from zero is not blown up.
+
+    Args:
+        views: those of the photos that this process has, perhaps none.
+        total: adds up sums float64 [k] over all processes.
     """
-    mean, square = np.zeros(views[0].shape[1]), np.zeros(views[0].shape[1])
+    width = views[0].shape[1]
+    sums = np.zeros(2 * width + 1)
     for features in views:
+        sums[-1] += len(features)
         for start in range(0, len(features), 4096):  # a memory-mapped matrix is never whole in memory
             chunk = np.asarray(features[start : start + 4096], dtype=np.float64)
-            mean += chunk.sum(axis=0)
-            square += (chunk**2).sum(axis=0)
-    total = sum(len(features) for features in views)
-    mean /= total
-    variance = np.maximum(square / total - mean**2, 0)
+            sums[:width] += chunk.sum(axis=0)
+            sums[width:-1] += (chunk**2).sum(axis=0)
+    sums = total(sums)
+    mean = sums[:width] / sums[-1]
+    variance = np.maximum(sums[width:-1] / sums[-1] - mean**2, 0)
     variance += 0.01 * variance.mean() + 1e-14
     return mean.astype(np.float32), variance.astype(np.float32)
 

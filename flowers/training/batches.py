@@ -1,9 +1,13 @@
-"""Which photo is in which step, on which worker: a function of seed and epoch alone."""
+"""Which photo is in which step, on which worker: a function of seed and epoch alone.
+
+The photos, in the order of their hashes, are cut into as many equal ranges as a batch has places, the slots. A step
+takes one photo of each, shuffled within the slot in each epoch. A worker has the slots of its part of the batch, so all
+that it ever needs are the photos of one range of hashes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +20,7 @@ class EpochBatches:
     """One worker's part of the global batches of an epoch: b = batch / workers photos in each of S steps.
 
     Attributes:
-        indices: int64 [S, b], the photos.
+        indices: int64 [S, b], the photos, by their place among all of the subset.
         real: bool [S, b], False where a photo only fills up the last batch.
         rows: float32 [S], real photos in the global batch.
         mirrored: bool [S, b], whether the photo is seen mirrored (--augment flip).
@@ -30,6 +34,19 @@ class EpochBatches:
     draws: npt.NDArray[np.float64]
 
 
+def share(total: int, rank: int, workers: int) -> slice:
+    """A worker's range of photos: between them the workers have each once, and as many as the others, or one more."""
+    return slice(total * rank // workers, total * (rank + 1) // workers)
+
+
+def needed(total: int, batch_size: int, rank: int, workers: int) -> slice:
+    """The photos that a worker's batches are made of: its share, and what fills up batches that are larger than all."""
+    mine = share(total, rank, workers)
+    last_slot = total * ((rank + 1) * (batch_size // workers) - 1) // batch_size
+    filling = min(last_slot, total - 1)
+    return slice(min(mine.start, filling), max(mine.stop, filling + 1))
+
+
 def epoch_batches(config: TrainConfig, epoch: int, total: int, rank: int, workers: int) -> EpochBatches:
     """The order of an epoch, counted from 0 over the whole run.
 
@@ -40,22 +57,22 @@ def epoch_batches(config: TrainConfig, epoch: int, total: int, rank: int, worker
     local_batch = size // workers
     steps = -(-total // size)
     random = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))
-    order = random.permutation(total)
-    mirrored = random.random(steps * size) < 0.5
-    draws = random.random((steps * size, 4))
-    real = np.arange(steps * size) < total
-    filled = np.concatenate([order, np.resize(order, steps * size - total)])
-
-    def mine(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        batches = values.reshape(steps, size, *values.shape[1:])
-        return batches[:, rank * local_batch : (rank + 1) * local_batch]
-
+    keys = random.random((size, steps))
+    mirrored = random.random((steps, size)) < 0.5
+    draws = random.random((steps, size, 4))
+    starts = np.arange(size + 1) * total // size
+    counts = np.diff(starts)
+    mine = slice(rank * local_batch, (rank + 1) * local_batch)
+    place, first, count = np.arange(steps), starts[mine, None], counts[mine, None]
+    order = np.argsort(np.where(place < count, keys[mine], 1.0), axis=1, kind="stable")
+    real = place < count
+    filling = np.where(count > 0, first + order[:, :1], np.minimum(first, total - 1))
     return EpochBatches(
-        indices=mine(filled),
-        real=mine(real),
-        rows=real.reshape(steps, size).sum(axis=1).astype(np.float32),
-        mirrored=mine(mirrored),
-        draws=mine(draws),
+        indices=np.where(real, first + order, filling).T.copy(),
+        real=real.T.copy(),
+        rows=(np.arange(steps)[:, None] < counts).sum(axis=1).astype(np.float32),
+        mirrored=mirrored[:, mine],
+        draws=draws[:, mine],
     )
 
 

@@ -30,15 +30,26 @@ CROP_SCALE = {"standard": (0.35, 1.0), "strong": (0.2, 1.0)}
 
 @dataclass(frozen=True)
 class Subset:
-    """The photos of one subset, in the order of split.parquet.
+    """The photos of one subset, in the order of split.parquet, which is that of their hashes.
 
     Attributes:
-        photos: columns path, label, sha256.
-        labels: int32 [n].
+        labels: int32 [n], of all of them.
+        photos: columns path, label, sha256 of those at `part`.
+        part: the range of them that this process needs.
     """
 
-    photos: pa.Table
     labels: npt.NDArray[np.int32]
+    photos: pa.Table
+    part: slice
+
+    @classmethod
+    def of(cls, photos: pa.Table, labels: npt.NDArray[np.int32]) -> Subset:
+        """All photos of a subset."""
+        return cls(labels, photos, slice(0, len(labels)))
+
+    def only(self, part: slice) -> Subset:
+        """Of a subset with all photos one with those of a range; what is left out is not held."""
+        return Subset(self.labels, self.photos.take(pa.array(range(part.start, part.stop), pa.int64())), part)
 
 
 def read_subsets(run: Run, classes: list[str], names: Sequence[str] = ("train", "validation")) -> list[Subset]:
@@ -50,22 +61,22 @@ def read_subsets(run: Run, classes: list[str], names: Sequence[str] = ("train", 
     subsets = []
     for name in names:
         indices = np.flatnonzero(split == name)
-        subsets.append(Subset(table.take(pa.array(indices)), labels[indices]))
+        subsets.append(Subset.of(table.take(pa.array(indices)), labels[indices]))
     return subsets
 
 
 class Inputs(Protocol):
-    """The inputs of one subset."""
+    """The inputs of the photos that a process has of one subset."""
 
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """Yields the inputs of an epoch's steps, some steps at a time: [t, b, ...]."""
 
-    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
-        """Yields the inputs of every `workers`-th photo from `rank` on, some at a time: [n, ...]."""
+    def rows(self) -> Iterator[npt.NDArray[Any]]:
+        """Yields the inputs of all these photos in order, some at a time: [n, ...]."""
 
 
 class Cached:
-    """Rows of the feature cache.
+    """Rows of the feature cache, those of the subset's part: nothing else of it is read, or held.
 
     Args:
         plan: of the run.
@@ -73,7 +84,10 @@ class Cached:
         views: one or two views of each photo; the second is the mirrored one.
         subset: the photos.
         shape: of one input.
-        opened: caches that are open, by URI; others are added: opening one reads and hashes all of it.
+        opened: caches that are open, by URI; others are added: opening one reads all of its digests.
+
+    Attributes:
+        views: an array [n, ...] of each.
     """
 
     def __init__(
@@ -87,6 +101,7 @@ class Cached:
     ) -> None:
         opened = {} if opened is None else opened
         digests = subset.photos["sha256"].to_pylist()
+        self._first = subset.part.start
         self.views: list[npt.NDArray[Any]] = []
         for view in views:
             uri = plan.cache(plan.feature(cut, view))
@@ -97,19 +112,19 @@ class Cached:
         """See `Inputs`."""
         at_once = steps_at_once(self.views[0][:1].nbytes * order.indices.shape[1])
         for start in range(0, len(order.indices), at_once):
-            indices = order.indices[start : start + at_once]
+            indices = order.indices[start : start + at_once] - self._first
             chosen = self.views[0][indices]
             if len(self.views) > 1:
                 mirrored = order.mirrored[start : start + at_once]
                 chosen[mirrored] = self.views[1][indices[mirrored]]
             yield chosen
 
-    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
+    def rows(self) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        mine = self.views[0][rank::workers]
-        at_once = int(np.clip(CHUNK_BYTES // max(1, self.views[0][:1].nbytes), 1, MOST_ROWS))
-        for start in range(0, len(mine), at_once):
-            yield mine[start : start + at_once]
+        plain = self.views[0]
+        at_once = int(np.clip(CHUNK_BYTES // max(1, plain[:1].nbytes), 1, MOST_ROWS))
+        for start in range(0, len(plain), at_once):
+            yield plain[start : start + at_once]
 
 
 class Streamed:
@@ -131,7 +146,8 @@ class Streamed:
         draws = order.draws.reshape(-1, 4) if augment in CROP_SCALE else None
         size = self._plan.image_size
         at_once = steps_at_once(size * size * 3 * local_batch)
-        rows = self._pixels(order.indices.reshape(-1), draws, at_once * local_batch)
+        indices = order.indices.reshape(-1) - self._subset.part.start
+        rows = self._pixels(indices, draws, at_once * local_batch)
         for start in range(0, steps, at_once):
             chunk = next(rows).reshape(-1, local_batch, size, size, 3)
             if augment == "flip":
@@ -139,15 +155,17 @@ class Streamed:
                 chunk[mirrored] = chunk[mirrored][:, :, ::-1]
             yield chunk
 
-    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[Any]]:
+    def rows(self) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
-        indices = np.arange(len(self._subset.labels))[rank::workers]
-        yield from self._pixels(indices, None, self._plan.config.batch_size)
+        yield from self._pixels(np.arange(self._subset.photos.num_rows), None, self._plan.config.batch_size)
 
     def _pixels(
         self, indices: npt.NDArray[np.int64], draws: npt.NDArray[np.float64] | None, at_once: int
     ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Pixels uint8 [n, size, size, 3] of the photos at `indices`, `at_once` at a time, the last ones fewer."""
+        """Pixels uint8 [n, size, size, 3] of photos, `at_once` at a time, the last ones fewer.
+
+        `indices` are their places among those of the subset's part.
+        """
         if not len(indices):
             return
         plan, size = self._plan, self._plan.image_size

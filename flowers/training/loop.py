@@ -20,7 +20,7 @@ from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
 from flowers.training import checkpoints, failures
-from flowers.training.batches import class_weights, epoch_batches
+from flowers.training.batches import class_weights, epoch_batches, needed, share
 from flowers.training.history import History
 from flowers.training.inner import Outcome, read_outcome, write_outcome
 from flowers.training.inputs import Inputs, Subset, read_subsets
@@ -85,7 +85,12 @@ def _train(
     if worker.rank == 0:
         storage.sweep(plan.run.checkpoints)
         history.rewrite()
-    subsets = read_subsets(plan.run, classes)
+    train, validation = read_subsets(plan.run, classes)
+    subsets = (
+        train.only(needed(len(train.labels), plan.config.batch_size, worker.rank, worker.count)),
+        validation.only(share(len(validation.labels), worker.rank, worker.count)),
+    )
+    del train, validation  # the photos of other workers
     standard = standard_of(found) if found else None
     while (phase := history.phase()) is not None and phase.name in names:
         prepared = prepare_phase(plan, phase, subsets, standard, len(classes), worker)
@@ -144,6 +149,7 @@ def _conclude(plan: Plan, history: History, classes: list[str], worker: Worker) 
     (held,) = read_subsets(plan.run, classes, ["test"])
     counts = Counts.zero(len(classes))
     if len(held.labels):
+        held = held.only(share(len(held.labels), worker.rank, worker.count))
         best = checkpoints.load(checkpoints.uri_of(plan.run.checkpoints, history.best))
         phase = next(phase for phase in phases(plan.config) if phase.name == line["phase"])
         prepared = prepare_phase(plan, phase, (held, held), standard_of(best), len(classes), worker)
@@ -242,10 +248,10 @@ def check_finite(losses: npt.NDArray[np.float64], batches: Batches, epoch: int) 
 
 
 def validate(step: Step, epoch: int, subset: Subset, inputs: Inputs, classes: int, worker: Worker) -> Counts:
-    """Exact counts over all rows of a subset after an epoch, counted from 0; each worker takes every N-th row."""
-    labels = subset.labels[worker.rank :: worker.count]
+    """Exact counts over all rows of a subset after an epoch, counted from 0; each worker has its share of them."""
+    labels = subset.labels[subset.part]
     counts, done, wrong = Counts.zero(classes), 0, 0
-    for chunk in inputs.rows(worker.rank, worker.count):
+    for chunk in inputs.rows():
         probabilities = step.probabilities(chunk)
         wrong += int((~np.isfinite(probabilities)).any(axis=1).sum())
         counts += Counts.of(labels[done : done + len(chunk)], np.nan_to_num(probabilities))

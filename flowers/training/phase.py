@@ -18,10 +18,11 @@ from flowers.model.gradients import speed_up
 from flowers.model.registry import POOL
 from flowers.plan import Plan
 from flowers.training import failures
+from flowers.training.batches import share
 from flowers.training.checkpoints import Checkpoint
 from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Streamed, Subset
 from flowers.training.schedule import Phase
-from flowers.training.step import Step, Trained
+from flowers.training.step import Step, Trained, summed
 
 Standard = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -80,7 +81,7 @@ def prepare_phase(
     Args:
         plan: of the run.
         phase: which.
-        subsets: training and validation photos.
+        subsets: training and validation photos, those that this worker needs.
         standard: mean and variance of an earlier phase or checkpoint; None, for the head only, measures them.
         classes: number of outputs, K.
         worker: this process.
@@ -89,7 +90,7 @@ def prepare_phase(
         opened: dict[str, FeatureCache] = {}
         train = Cached(plan, POOL, plan.head_views, subsets[0], (-1,), opened)
         validation = Cached(plan, POOL, (PLAIN,), subsets[1], (-1,), opened)
-        measured = standard or classifier.standardization(*train.views)
+        measured = standard or _measured(train, subsets[0], worker)
         return PreparedPhase(
             phase, _step(plan, phase, lambda: _head(plan, measured, classes), worker), train, validation, measured
         )
@@ -97,6 +98,13 @@ def prepare_phase(
         raise ValueError("the tail is trained after the head: there must be a checkpoint")
     step = _step(plan, phase, lambda: _tail(plan, standard, classes, worker), worker)
     return PreparedPhase(phase, step, *_at_cut(plan, subsets, step.trained), standard)
+
+
+def _measured(train: Cached, subset: Subset, worker: Worker) -> Standard:
+    """Mean and variance of the pooled features of all training photos, of which each worker has its share."""
+    mine = share(len(subset.labels), worker.rank, worker.count)
+    own = slice(mine.start - subset.part.start, mine.stop - subset.part.start)
+    return classifier.standardization(*(view[own] for view in train.views), total=summed(worker.strategy))
 
 
 def standard_of(found: Checkpoint) -> Standard:

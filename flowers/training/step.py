@@ -60,6 +60,14 @@ class Trained:
     augment: Callable[[Any, Any, Any], tuple[Any, Any]] | None = None
 
 
+def summed(strategy: Any) -> Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+    """A function that sums a vector float64 [n] over all workers, which call it together."""
+    if strategy.num_replicas_in_sync == 1:
+        return lambda values: values
+    total = tf.function(lambda values: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
+    return lambda values: total(tf.constant(values)).numpy()
+
+
 class Step:
     """Trains a head, and what is below it, on their input.
 
@@ -138,9 +146,7 @@ class Step:
 
     def total(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Sums a vector float64 [n] over all workers."""
-        if self.strategy.num_replicas_in_sync == 1:
-            return values
-        return self._total(tf.constant(values)).numpy()
+        return self._total(values)
 
     def _kept(self, number: Any) -> Any:
         """The dropout mask of this worker's photos, float32 [b, d].
@@ -228,5 +234,5 @@ class Step:
             return self.head(inputs if body is None else body(inputs, training=False), training=False)
 
         self._steps = steps
-        self._total = tf.function(lambda values: strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
+        self._total = summed(strategy)
         self._infer = tf.function(infer, reduce_retracing=True)

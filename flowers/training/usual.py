@@ -45,7 +45,7 @@ def sample(subset: Subset) -> Subset:
         return subset
     by_class = np.argsort(subset.labels, kind="stable")
     chosen = np.sort(by_class[np.linspace(0, n - 1, MOST).round().astype(np.int64)])
-    return Subset(subset.photos.take(pa.array(chosen)), subset.labels[chosen])
+    return Subset.of(subset.photos.take(pa.array(chosen)), subset.labels[chosen])
 
 
 def _features(plan: Plan, network: Any, subset: Subset, streamed: bool, deeper: bool) -> npt.NDArray[np.float32]:
@@ -56,4 +56,4 @@ def _features(plan: Plan, network: Any, subset: Subset, streamed: bool, deeper: 
     inputs: Inputs = (
         Streamed(plan, subset, 1.0) if streamed else Cached(plan, plan.cut, (PLAIN,), subset, body.input_shape[1:])
     )
-    return np.concatenate([np.asarray(body(rows, training=False)) for rows in inputs.rows(0, 1)])
+    return np.concatenate([np.asarray(body(rows, training=False)) for rows in inputs.rows()])

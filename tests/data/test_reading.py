@@ -18,6 +18,7 @@ from flowers import storage
 from flowers.data import images, reading
 from flowers.data.listing import LISTING
 from flowers.data.reading import BYTES, PIXELS, decode_block, digests_array, read_block
+from flowers.errors import FlowersError
 
 SIZE = 16
 NONE = digests_array([])
@@ -226,3 +227,14 @@ def test_detached_columns_share_no_memory_with_their_table() -> None:
     own = {buffer.address for column in table.columns for buffer in column.chunk(0).buffers() if buffer}
     copies = reading.detached(table, ["path", "code"])
     assert not own & {buffer.address for column in copies.columns for buffer in column.chunk(0).buffers() if buffer}
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("error", [FlowersError("no space left"), RuntimeError("unforeseen")])
+def test_what_a_task_raises_on_purpose_is_raised_here(error: Exception) -> None:
+    def fail(_: pa.Table) -> pa.Table:
+        raise error
+
+    with pytest.raises(type(error), match=str(error)) as caught:
+        list(reading.tables(reading.stream_blocks(listing("a", "b"), fail, readers=1)))
+    assert (str(caught.value) == str(error)) is isinstance(error, FlowersError)

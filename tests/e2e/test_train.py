@@ -163,12 +163,30 @@ def test_more_photos_compute_only_those_and_keep_the_split(tiny_job: Job, first:
 def test_damaged_cache_part_is_found_and_computed_again(tiny_job: Job, first: Done) -> None:
     for part in Path(first.report["features"]["cache"]).glob("*.parquet"):
         data = bytearray(part.read_bytes())
-        data[len(data) // 2] ^= 1
+        data[-20] ^= 1
         part.write_bytes(data)
     mended = again(tiny_job, first, "mended")
     assert "damaged" in mended.out
     assert mended.report["features"]["computed"] == 60
     assert mended.metrics() == first.metrics()
+
+
+def test_damaged_features_are_found_by_training_and_computed_by_the_next_command(tiny_job: Job, first: Done) -> None:
+    (part,) = Path(first.report["features"]["cache"]).glob("*.parquet")
+    data = bytearray(part.read_bytes())
+    data[len(data) * 3 // 4 - 1000] ^= 1  # not in the footer
+    part.write_bytes(data)
+    storage, photos = first.run.parent, first.run.parent.parent / "data"
+    options = ("--data", photos, *SMALL, "--epochs", 12)
+    failed = tiny_job(storage, "read", *options, code=1)
+    assert f"{part.name} cannot be read" in failed.err
+    assert "run the same command again: what is lost is computed again" in failed.err
+    assert failed.err.count("\n") == 1
+    mended = tiny_job(storage, "read", *options)
+    assert f"the cache part {part.name} was damaged; its photos are computed again" in mended.out
+    assert mended.report["features"]["computed"] == 60
+    assert mended.metrics() == first.metrics()
+    assert sorted(path.name for path in part.parent.iterdir()) == [".used", part.name]
 
 
 def test_finished_run_does_nothing_and_another_one_is_refused(tiny_job: Job, first: Done) -> None:

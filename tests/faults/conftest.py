@@ -123,7 +123,7 @@ def reference(place: Place) -> Done:
     done = place.finish("reference")
     losses = [line["loss"] for line in done.metrics()]
     assert len(losses) == EPOCHS
-    assert all(abs(now - before) > 1e-3 for before, now in itertools.pairwise(losses)), (
+    assert all(abs(now - before) > 1e-4 for before, now in itertools.pairwise(losses)), (
         "equal numbers would mean nothing"
     )
     assert [line["phase"] for line in done.metrics()] == ["head"] * HEAD_EPOCHS + ["tail"] * (EPOCHS - HEAD_EPOCHS)
@@ -145,4 +145,5 @@ def nearly(one: Any, other: Any) -> bool:
         return one.keys() == other.keys() and all(nearly(one[name], other[name]) for name in names)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(nearly, one, other))
-    return bool(other == (pytest.approx(one, rel=1e-5) if isinstance(one, float) else one))
+    # A probability near 1 is in steps of 6e-8, and so is the logarithm of it.
+    return bool(other == (pytest.approx(one, rel=1e-5, abs=3e-7) if isinstance(one, float) else one))

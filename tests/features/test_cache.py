@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,17 +14,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from flowers.data import reading
 from flowers.errors import DamagedFile
 from flowers.features import cache as cache_module
 from flowers.features import spec as spec_module
-from flowers.features.cache import BFLOAT16, FeatureCache, from_arrow, to_arrow
+from flowers.features.cache import FeatureCache
 from flowers.features.extractor import FeatureExtractor
+from flowers.features.parts import BFLOAT16, GROUP_ROWS, Part, from_arrow, to_arrow
 from flowers.features.spec import BATCH, FeatureSpec
 from flowers.inference.engine import ENGINES
 from flowers.model import cuts
 from flowers.model.backbones import build_backbone
 from flowers.model.registry import POOL
+from flowers.training.batches import share
 from tests.toys import extractor
 
 SIZE = 8
@@ -114,31 +116,14 @@ def test_real_features_do_not_depend_on_company(shared: Path, tmp_path: Path, en
         np.testing.assert_array_equal(plain[number + 1], flipped[number])
 
 
-def test_blocks_with_nothing_to_do_in_some_rows(tmp_path: Path) -> None:
-    part, pixels = extractor(tiny(), SPECS, tmp_path), photos(2)
-    rows = {name: [None] * 4 for name in reading.PIXELS.names}
-    rows["pixels"] = [pixels[0].tobytes(), None, pixels[1].tobytes(), None]
-    block = pa.table(rows, schema=reading.PIXELS)
-    answer = part(block)
-    assert answer.column_names == [*reading.PIXELS.names[:-1], *(spec.column for spec in SPECS)]
-    for spec, expected in zip(SPECS, part.features(pixels), strict=True):
-        column = answer[spec.column]
-        assert [cell.is_valid for cell in column] == [True, False, True, False]
-        for index, row in ((0, expected[0]), (2, expected[1])):
-            np.testing.assert_array_equal(from_arrow(pa.array([column[index]])), row[None])
-        for nothing in (block.slice(1, 1), block.slice(0, 0)):
-            assert part(nothing)[spec.column].null_count == nothing.num_rows
-            assert part(nothing).schema == answer.schema
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8, BFLOAT16])
 def test_arrays_travel_in_arrow_without_a_copy(dtype: Any) -> None:
     rows = np.random.default_rng(0).normal(100, 9, (7, 12)).astype(dtype)
-    back = from_arrow(to_arrow(rows))
+    back = from_arrow(to_arrow(rows), dtype)
     assert back.dtype == rows.dtype
     np.testing.assert_array_equal(back, rows)
     assert np.shares_memory(back, rows)
-    np.testing.assert_array_equal(from_arrow(to_arrow(rows)[2:5]), rows[2:5])
+    np.testing.assert_array_equal(from_arrow(to_arrow(rows)[2:5], dtype), rows[2:5])
 
 
 def digest(number: int) -> bytes:
@@ -243,44 +228,76 @@ def damage(file: Path, how: str) -> None:
     elif how == "empty":
         file.write_bytes(b"")
     else:
-        file.rename(file.with_name("part-" + "0" * 64 + ".parquet"))
+        file.rename(file.with_name("rows-" + "0" * 64 + ".parquet"))
 
 
 @pytest.mark.parametrize("how", ["bit flip", "truncated", "empty", "renamed"])
-def test_a_damaged_part_is_removed_and_its_photos_are_missing(cache: FeatureCache, how: str) -> None:
+def test_a_damaged_part_is_put_aside_and_its_photos_are_missing(cache: FeatureCache, how: str) -> None:
     file = part_of(cache, 3)
     damage(file, how)
     again = FeatureCache(cache.uri).open()
     assert len(again.damaged) == 1
     assert set(again.digests()) == {digest(number) for number in (0, 1, 5)}
-    assert len(list(Path(cache.uri).iterdir())) == 2
     add(again, 2, 3, 4)
     again.flush()
+    again.touch()
     assert file.exists()  # the same photos, the same bytes, the same name
-    check_rows(FeatureCache(cache.uri).open(), 0, 1, 2, 3, 4, 5)
+    assert sorted(path.name for path in Path(cache.uri).iterdir()) == sorted([".used", *again._parts])
+    last = FeatureCache(cache.uri).open()
+    check_rows(last, 0, 1, 2, 3, 4, 5)
+    assert not last.damaged
 
 
 @pytest.mark.parametrize("how", ["bit flip", "truncated", "empty", "renamed"])
-def test_damage_after_opening_is_noticed(cache: FeatureCache, how: str) -> None:
-    damage(part_of(cache, 3), how)
+def test_damage_after_opening_is_noticed_and_known_to_the_next_command(cache: FeatureCache, how: str) -> None:
+    file = part_of(cache, 3)
+    damage(file, how)
     check_rows(cache, 0, 5)
-    with pytest.raises(DamagedFile):
+    with pytest.raises(DamagedFile, match=f"{file.name} cannot be read|does not have|No such file") as caught:
         cache.rows([digest(0), digest(3)])
+    assert str(caught.value).endswith("run the same command again: what is lost is computed again")
+    again = FeatureCache(cache.uri).open()
+    assert len(again.damaged) == 1
+    assert set(again.digests()) == {digest(number) for number in (0, 1, 5)}
+    with pytest.raises(DamagedFile, match=f"lacks 1 photos, as '{again.damaged[0]}' turned out to be damaged; run"):
+        again.rows([digest(0), digest(3)])  # another worker, that came later
 
 
-def test_two_processes_may_remove_the_same_damaged_part(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_byte_of_a_part_changes_unnoticed(cache: FeatureCache) -> None:
+    """Either opening or reading fails, or all is as it was: of the headers of pages not every bit is needed."""
+    file = part_of(cache, 3)
+    whole = file.read_bytes()
+    photos = sorted((2, 3, 4), key=digest)
+    wanted = np.stack([vector(number) for number in photos])
+    digests = whole.index(b"".join(map(digest, photos)))
+    features = whole.index(wanted.tobytes())
+    headers = {*range(digests), *range(digests + 96, features)}
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        try:
+            part = Part(pa.BufferReader(bytes(damaged)), file.name)
+            rows = part.rows(np.arange(3))
+        except DamagedFile:
+            continue
+        np.testing.assert_array_equal(rows, wanted)
+        assert place in headers
+    assert len(headers) < len(whole) // 5
+
+
+def test_two_processes_may_notice_the_same_damaged_part(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     file = part_of(cache, 3)
     damage(file, "truncated")
-    read = FeatureCache._read
+    init = Part.__init__
 
-    def other_is_first(self: FeatureCache, name: str, columns: list[str]) -> Any:
+    def other_is_first(self: Part, *arguments: Any) -> None:
         try:
-            return read(self, name, columns)
+            init(self, *arguments)
         except DamagedFile:
             file.unlink()
             raise
 
-    monkeypatch.setattr(FeatureCache, "_read", other_is_first)
+    monkeypatch.setattr(Part, "__init__", other_is_first)
     assert FeatureCache(cache.uri).open().damaged == [file.name]
 
 
@@ -291,15 +308,69 @@ def test_two_writers_may_add_the_same_photos(tmp_path: Path) -> None:
     add(second, 1, 2, 3)
     first.flush()
     second.flush()
-    check_rows(FeatureCache(uri).open(), 3, 2, 1, 0)
+    both = FeatureCache(uri).open()
+    check_rows(both, 3, 2, 1, 0)
+    assert len(both.digests()) == 6
     check_rows(first, 0, 1, 2)
 
 
 def test_files_that_are_no_parts_are_left_alone(cache: FeatureCache) -> None:
-    other = Path(cache.uri) / "part-1.parquet.abc.tmp"
-    other.write_bytes(b"half a part")
-    assert len(FeatureCache(cache.uri).open().digests()) == 6
-    assert other.exists()
+    for name in ("rows-1.parquet.abc.tmp", f"part-{'0' * 64}.parquet"):  # half a part, and an earlier format
+        other = Path(cache.uri) / name
+        other.write_bytes(b"something else")
+        again = FeatureCache(cache.uri).open()
+        assert (len(again.digests()), again.damaged) == (6, [])
+        assert other.exists()
+
+
+def test_no_photos_are_rows_of_the_same_width(cache: FeatureCache) -> None:
+    """A worker may have no validation photo."""
+    assert cache.rows([]).shape == (0, 3)
+    assert cache.rows([]).dtype == np.float32
+
+
+class Counted(io.FileIO):
+    """A file whose bytes are counted as they are read."""
+
+    count = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size) or b""
+        self.count += len(data)
+        return data
+
+
+def test_a_worker_reads_its_part_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening takes the digests alone, reading a range of hashes that range, and at most a row group more a part."""
+    made, width, count = FeatureCache(str(tmp_path / "cache")).open(), 1000, 1024
+    for number in range(2):  # two parts, each over all hashes
+        made.add(
+            [digest(index) for index in range(count * number, count * (number + 1))],
+            np.arange(count, dtype=np.float32)[:, None] + np.zeros(width, np.float32),
+        )
+    files: list[Counted] = []
+
+    def counted(self: FeatureCache, _: Any, path: str) -> pa.NativeFile:
+        files.append(Counted(path))
+        return pa.PythonFile(files[-1], "r")
+
+    def taken() -> int:
+        total = sum(file.count for file in files)
+        files.clear()
+        return total
+
+    monkeypatch.setattr(FeatureCache, "_file", counted)
+    cache, whole = FeatureCache(made.uri).open(), 2 * count * width * 4
+    opening = taken()
+    assert len(cache._parts) == 2
+    assert 2 * count * 32 < opening < 2 * count * 32 + 2 * (70 << 10)
+    digests, rows = sorted(cache.digests()), []
+    for rank in range(4):
+        part = share(2 * count, rank, 4)
+        rows.append(cache.rows(digests[part]))
+        group = GROUP_ROWS * width * 4
+        assert whole / 4 <= taken() - opening < whole / 4 + 2 * 2 * group
+    np.testing.assert_array_equal(np.concatenate(rows), made.rows(digests))
 
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path: Path) -> None:
@@ -322,6 +393,7 @@ def test_the_key_holds_everything_a_feature_depends_on(monkeypatch: pytest.Monke
     assert {field.name for field in fields(FeatureSpec)} == changes.keys()
     keys = [SPEC.key, *(replace(SPEC, **{name: value}).key for name, value in changes.items())]  # type: ignore[arg-type]
     assert replace(SPEC).key == keys[0]
-    monkeypatch.setattr(spec_module, "DECODER_VERSION", "another")
-    keys.append(SPEC.key)
+    for name in ("DECODER_VERSION", "FORMAT"):
+        monkeypatch.setattr(spec_module, name, "another")
+        keys.append(SPEC.key)
     assert all(one != two for one, two in itertools.combinations(keys, 2))

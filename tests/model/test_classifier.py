@@ -35,6 +35,21 @@ def test_standardization_over_several_views_is_that_of_all_their_rows() -> None:
         np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
+def test_standardization_of_photos_that_workers_share_is_that_of_all() -> None:
+    features = (np.random.default_rng(0).normal(size=(500, 4)) * [1, 2, 3, 0.1] + [0, 9, -3, 7]).astype(np.float32)
+    sums: list[Any] = []
+
+    def noted(values: Any) -> Any:
+        sums.append(values)
+        return values
+
+    for part in (features[:200], features[200:], features[:0]):
+        standardization(part, part + 5, total=noted)
+    found = standardization(features[:0], features[:0], total=lambda _: np.sum(sums, axis=0))
+    for ours, wanted in zip(found, standardization(features, features + 5), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-6)
+
+
 def test_a_constant_feature_is_not_blown_up() -> None:
     features = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     features[:, 2] = 1234.5678

@@ -40,8 +40,8 @@ class Pixels:
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[np.uint8]]:
         yield self.photos[order.indices]
 
-    def rows(self, rank: int, workers: int) -> Iterator[npt.NDArray[np.uint8]]:
-        yield self.photos[rank::workers]
+    def rows(self) -> Iterator[npt.NDArray[np.uint8]]:
+        yield self.photos
 
 
 def planned(folder: Path, precision: str) -> tuple[Place, Plan]:
@@ -160,7 +160,7 @@ def plain_keras(plan: Plan, photos: npt.NDArray[np.uint8]) -> tuple[list[float],
         order = epoch_batches(config, epoch, TRAIN, 0, 1)
         for indices, real in zip(order.indices, order.real, strict=True):
             kept = tf.random.stateless_uniform((BATCH, WIDTH), seed=[config.seed, number]) >= config.dropout
-            mask = tf.cast(kept, tf.float32)[: real.sum()] / (1 - config.dropout)
+            mask = tf.cast(kept, tf.float32)[real] / (1 - config.dropout)
             pixels, targets = photos[indices[real]], np.eye(3, dtype=np.float32)[labels[indices[real]]]
             loss, gradients = forward(tf.constant(pixels), tf.constant(targets), mask)
             rate = learning_rate(config, phases(config)[1], number, per_epoch)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers.config import TrainConfig
-from flowers.training.batches import EpochBatches, class_weights, epoch_batches
+from flowers.training.batches import EpochBatches, class_weights, epoch_batches, needed, share
 
 
 def options(**changes: Any) -> TrainConfig:
@@ -22,7 +22,7 @@ def whole(epoch: int, total: int, workers: int, **changes: Any) -> EpochBatches:
     parts = [epoch_batches(options(**changes), epoch, total, rank, workers) for rank in range(workers)]
     for part in parts:
         assert part.indices.shape == part.real.shape == part.mirrored.shape == part.draws.shape[:2]
-        assert part.indices.shape[1] * workers == 16
+        assert part.indices.shape[1] * workers == options(**changes).batch_size
         np.testing.assert_array_equal(part.rows, parts[0].rows)  # known to each worker without asking the others
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts], axis=1)
@@ -32,16 +32,43 @@ def whole(epoch: int, total: int, workers: int, **changes: Any) -> EpochBatches:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 120), st.integers(0, 5), st.sampled_from([1, 2, 4, 8, 16]))
-def test_an_epoch_takes_every_photo_once(total: int, epoch: int, workers: int) -> None:
-    order = whole(epoch, total, workers)
-    assert len(order.indices) == -(-total // 16)
+@given(st.integers(1, 120), st.integers(0, 5), st.integers(1, 6), st.integers(1, 8))
+def test_an_epoch_takes_every_photo_once(total: int, epoch: int, workers: int, local_batch: int) -> None:
+    order = whole(epoch, total, workers, batch_size=workers * local_batch)
+    one = whole(epoch, total, 1, batch_size=workers * local_batch)
+    for name in vars(one):
+        np.testing.assert_array_equal(getattr(order, name), getattr(one, name), err_msg=name)
+    assert len(order.indices) == -(-total // (workers * local_batch))
     assert sorted(order.indices[order.real]) == list(range(total))
     assert order.indices.min() >= 0
     assert order.indices.max() < total  # what fills up the last batch is a photo too
     np.testing.assert_array_equal(order.real.sum(axis=1), order.rows)
     assert order.real[:-1].all()
     assert order.rows.dtype == np.float32
+
+
+@settings(deadline=None)
+@given(st.integers(1, 120), st.integers(0, 5), st.integers(1, 6), st.integers(1, 8))
+def test_a_worker_takes_photos_of_one_range(total: int, epoch: int, workers: int, local_batch: int) -> None:
+    size = workers * local_batch
+    ranges = [share(total, rank, workers) for rank in range(workers)]
+    assert [index for part in ranges for index in range(total)[part]] == list(range(total))
+    assert {part.stop - part.start for part in ranges} <= {total // workers, -(-total // workers)}
+    for rank, mine in enumerate(ranges):
+        order = epoch_batches(options(batch_size=size), epoch, total, rank, workers)
+        held = needed(total, size, rank, workers)
+        assert sorted(order.indices[order.real]) == list(range(total)[mine])
+        assert held.start <= order.indices.min()
+        assert order.indices.max() < held.stop <= total
+        assert held == mine or (total < size and held.stop - held.start <= mine.stop - mine.start + 1)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(0, 5))
+def test_a_step_takes_one_photo_of_each_slot(total: int, epoch: int) -> None:
+    order = whole(epoch, total, 1)
+    slots = [sorted(order.indices[order.real[:, slot], slot]) for slot in range(16)]
+    assert [index for slot in slots for index in slot] == list(range(total))
 
 
 @pytest.mark.parametrize("total", [101, 96, 97, 3])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator
@@ -19,11 +18,12 @@ from flowers.config import TrainConfig
 from flowers.data import images
 from flowers.data.crops import random_resized_crop
 from flowers.errors import DamagedFile, FlowersError
-from flowers.features.cache import BFLOAT16, FeatureCache
+from flowers.features.cache import FeatureCache
+from flowers.features.parts import BFLOAT16
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import inputs
-from flowers.training.batches import EpochBatches, epoch_batches
+from flowers.training.batches import EpochBatches, epoch_batches, needed, share
 from flowers.training.inputs import CROP_SCALE, Cached, Streamed, Subset, read_subsets, steps_at_once
 from tests.e2e.conftest import draw
 from tests.parity.runs import tiny_network
@@ -53,9 +53,9 @@ def joined(chunks: Iterator[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def subset(count: int) -> Subset:
-    digests = [hashlib.sha256(str(number).encode()).digest() for number in range(count)]
+    digests = sorted(hashlib.sha256(str(number).encode()).digest() for number in range(count))
     table = pa.table({"path": [f"/{number}.jpg" for number in range(count)], "sha256": pa.array(digests)})
-    return Subset(table, np.zeros(count, np.int32))
+    return Subset.of(table, np.zeros(count, np.int32))
 
 
 def cached(
@@ -95,7 +95,7 @@ def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
     for step, index in np.ndindex(order.indices.shape):
         rows = flipped if order.mirrored[step, index] else plain
         np.testing.assert_array_equal(steps[step, index], rows[order.indices[step, index]])
-    np.testing.assert_array_equal(joined(found.rows(0, 1)), plain)  # validation sees them as they are
+    np.testing.assert_array_equal(joined(found.rows()), plain)  # validation sees them as they are
 
 
 @pytest.mark.parametrize("step_bytes", [1, 2 * BATCH * 24, 4 * BATCH * 24])
@@ -108,18 +108,35 @@ def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     parts = list(found.steps(order))
     assert len(parts) == {1: 6, 2 * BATCH * 24: 3, 4 * BATCH * 24: 2}[step_bytes]
     np.testing.assert_array_equal(np.concatenate(parts), whole[0])
-    rows = list(found.rows(0, 1))
+    rows = list(found.rows())
     assert max(map(len, rows)) == max(1, step_bytes // 24)
     np.testing.assert_array_equal(np.concatenate(rows), found.views[0])
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 5])
 def test_workers_share_the_rows(tmp_path: Path, workers: int) -> None:
-    found, (rows,) = cached(tmp_path, subset(4))
+    photos = subset(4)
+    _, (rows,) = cached(tmp_path, photos)
+    parts = [photos.only(share(4, rank, workers)) for rank in range(workers)]
+    found = [Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), part, (2, 3)) for part in parts]
+    assert [len(one.views[0]) for one in found] == [part.photos.num_rows for part in parts]
+    np.testing.assert_array_equal(np.concatenate([chunk for one in found for chunk in one.rows()]), rows)
+    assert [chunk for one in found if not len(one.views[0]) for chunk in one.rows()] == []
+
+
+@pytest.mark.parametrize(("total", "workers"), [(23, 1), (23, 2), (23, 4), (3, 2), (1, 4)])
+def test_a_worker_needs_its_part_of_the_photos_alone(tmp_path: Path, total: int, workers: int) -> None:
+    photos = subset(total)
+    whole, (plain, flipped) = cached(tmp_path, photos, ("plain", "flip"))
+    expected = joined(whole.steps(order_of(total)))
+    steps = []
     for rank in range(workers):
-        mine = list(found.rows(rank, workers))
-        np.testing.assert_array_equal(np.concatenate([*mine, rows[:0]]), rows[rank::workers])
-    assert not list(found.rows(4, 5))
+        part = photos.only(needed(total, BATCH, rank, workers))
+        mine = Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain", "flip"), part, (2, 3))
+        for view, rows in zip(mine.views, (plain, flipped), strict=True):
+            np.testing.assert_array_equal(view, rows[part.part])
+        steps.append(joined(mine.steps(order_of(total, rank, workers))))
+    np.testing.assert_array_equal(np.concatenate(steps, axis=1), expected)
 
 
 def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
@@ -129,20 +146,19 @@ def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
 
 
 def test_caches_are_opened_once_for_both_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening one reads and hashes all of it."""
+    """Opening one reads all of its digests."""
     whole, (plain, _) = cached(tmp_path, subset(23), ("plain", "flip"))
-    read, opening = FeatureCache._read, []
+    held, opening = FeatureCache._held, []
 
-    def noted(self: FeatureCache, name: str, columns: list[str]) -> Any:
-        if columns == ["sha256"]:
-            opening.append(self.uri)
-        return read(self, name, columns)
+    def noted(self: FeatureCache, name: str) -> Any:
+        opening.append(self.uri)
+        return held(self, name)
 
-    monkeypatch.setattr(FeatureCache, "_read", noted)
+    monkeypatch.setattr(FeatureCache, "_held", noted)
     plan, photos = plan_of(tmp_path, augment="flip"), subset(23)
     opened: dict[str, FeatureCache] = {}
-    first = Subset(photos.photos.slice(0, 20), photos.labels[:20])
-    last = Subset(photos.photos.slice(20), photos.labels[20:])
+    first = Subset.of(photos.photos.slice(0, 20), photos.labels[:20])
+    last = Subset.of(photos.photos.slice(20), photos.labels[20:])
     train = Cached(plan, "somewhere", ("plain", "flip"), first, (2, 3), opened)
     validation = Cached(plan, "somewhere", ("plain",), last, (2, 3), opened)
     assert len(opening) == len(set(opening)) == 2
@@ -186,7 +202,7 @@ def pictures(folder: Path) -> Subset:
         "label": [file.parent.name for file in files],
         "sha256": pa.array([hashlib.sha256(file.read_bytes()).digest() for file in files], pa.binary(32)),
     }
-    return Subset(pa.table(rows), np.zeros(len(files), np.int32))
+    return Subset.of(pa.table(rows), np.zeros(len(files), np.int32))
 
 
 def cache_pixels(plan: Plan, photos: Subset) -> None:
@@ -217,8 +233,11 @@ def test_streamed_pixels_equal_cached_ones(tmp_path: Path, monkeypatch: pytest.M
             assert other.dtype == np.uint8
             np.testing.assert_array_equal(other, one)
         assert (order.mirrored.any() and not order.mirrored.all()) or augment == "none"
-    np.testing.assert_array_equal(joined(streamed.rows(1, 2)), joined(kept.rows(1, 2)))
-    assert not list(streamed.rows(23, 24))
+    half = photos.only(share(23, 1, 2))
+    np.testing.assert_array_equal(joined(Streamed(plan, half, 0.5).rows()), kept.views[0][half.part])
+    mine = Streamed(plan, photos.only(needed(23, BATCH, 1, 2)), 0.5)
+    np.testing.assert_array_equal(joined(mine.steps(order_of(23, 1, 2))), joined(kept.steps(order_of(23, 1, 2))))
+    assert not list(Streamed(plan, photos.only(slice(3, 3)), 0.5).rows())
 
 
 @pytest.mark.usefixtures("ray")
@@ -236,7 +255,7 @@ def test_augmented_photos_are_cropped_by_the_draws_of_their_place(tmp_path: Path
         wanted = images.decode(contents[order.indices[step, index]], SIZE, crop=crop)
         np.testing.assert_array_equal(found[step, index], wanted)
     middle = np.stack([images.decode(data, SIZE) for data in contents])
-    np.testing.assert_array_equal(joined(streamed.rows(0, 1)), middle)  # validation photos are not augmented
+    np.testing.assert_array_equal(joined(streamed.rows()), middle)  # validation photos are not augmented
 
 
 @pytest.mark.usefixtures("ray")
@@ -257,9 +276,9 @@ def test_a_photo_that_changed_is_named(tmp_path: Path, how: str) -> None:
             list(values)
         return str(caught.value)
 
-    for said in (text(streamed.steps(order_of(23))), text(streamed.rows(0, 1))):
+    for said in (text(streamed.steps(order_of(23))), text(streamed.rows())):
         assert said.startswith(f"{changed} changed or vanished since this run began")
         assert "--fresh" in said
         assert len(said.splitlines()) == 1
-    without = dataclasses.replace(photos, photos=photos.photos.slice(8), labels=photos.labels[8:])
-    assert joined(Streamed(plan_of(tmp_path), without, 1.0).rows(0, 1)).shape == (15, SIZE, SIZE, 3)
+    without = photos.only(slice(8, 23))
+    assert joined(Streamed(plan_of(tmp_path), without, 1.0).rows()).shape == (15, SIZE, SIZE, 3)

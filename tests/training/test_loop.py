@@ -21,12 +21,13 @@ from flowers.features.cache import FeatureCache
 from flowers.model import backbones, classifier, cuts
 from flowers.plan import Plan
 from flowers.runs import Run
-from flowers.training import checkpoints, inputs, trainer
+from flowers.training import checkpoints, inputs, loop, trainer
 from flowers.training.batches import class_weights
 from flowers.training.history import History
 from flowers.training.inner import read_outcome
 from flowers.training.inputs import Cached, read_subsets
 from flowers.training.loop import _conclude
+from flowers.training.pace import Pace
 from flowers.training.phase import Worker
 from flowers.training.step import Batches, Step
 from tests.parity.runs import CLASSES, TINY, Place, check_same_state, drawn, fit, kept, lines_of, newest, tiny_network
@@ -280,6 +281,28 @@ def test_a_finished_run_is_left_as_it_is(whole: Callable[[str], Plan]) -> None:
 def test_patience_ends_a_phase_not_the_run(here: Place) -> None:
     plan = fitted(here, "run", small(patience=1, min_delta=100, head_epochs=9, epochs=9))
     assert [line["phase"] for line in lines_of(plan)] == ["head", "head", "tail", "tail"]
+
+
+# ---- its part of the photos
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 3])
+def test_a_worker_is_given_its_part_of_the_photos(here: Place, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    given: list[Any] = []
+
+    def noted(plan: Plan, phase: Any, subsets: Any, *_: Any) -> None:
+        given.extend(subsets)
+        raise Killed
+
+    monkeypatch.setattr(loop, "prepare_phase", noted)
+    plan = here.plan("run", head())
+    with pytest.raises(Killed):
+        loop._train(plan, ["head"], list(CLASSES), Worker(rank, 4, None), Pace())
+    for subset, whole in zip(given, read_subsets(plan.run, list(CLASSES)), strict=True):
+        n = len(whole.labels)
+        assert subset.part == slice(n * rank // 4, n * (rank + 1) // 4)
+        assert subset.photos.equals(whole.photos.slice(subset.part.start, subset.part.stop - subset.part.start))
+        np.testing.assert_array_equal(subset.labels, whole.labels)
 
 
 # ---- the steps

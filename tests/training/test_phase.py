@@ -173,7 +173,7 @@ def test_streamed_photos_go_through_the_whole_network(place: Place, streamed: bo
         for variable in group:
             variable.assign(variable * 1.5)
     photos = place.photos.of("validation")
-    rows = photos if validation else next(prepared.validation.rows(0, 1))
+    rows = photos if validation else next(prepared.validation.rows())
     network = tiny_network("mobilenetv2", "", 32, "float32")
     for block in cuts.trained_variables(network, "mobilenetv2", plan.cut):
         for variable in block:
@@ -225,7 +225,7 @@ def test_what_is_trained_is_float32_under_every_precision(place: Place, precisio
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) < 1.2
     assert {array.dtype.kind for array in prepared.arrays(Counts.zero(3)).values()} <= set("fi")
     assert {array.dtype.name for name, array in prepared.step.state().items() if "optimizer" not in name} == {"float32"}
-    assert prepared.step.probabilities(next(prepared.validation.rows(0, 1))).dtype == np.float32
+    assert prepared.step.probabilities(next(prepared.validation.rows())).dtype == np.float32
 
 
 @pytest.mark.networks
@@ -252,7 +252,7 @@ def test_nothing_but_the_tail_of_a_real_network_changes(tmp_path: Path, monkeypa
     losses = train(prepared, read_subsets(plan.run, list(CLASSES))[0], 1, rate=0.05)
     assert len(losses) == 3
     assert np.isfinite(losses).all()
-    prepared.step.probabilities(next(prepared.validation.rows(0, 1)))
+    prepared.step.probabilities(next(prepared.validation.rows()))
     assert len(before) - len(trained) > 200
     for variable in used.weights:
         now, was = np.asarray(variable), before[id(variable)]
