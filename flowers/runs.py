@@ -28,6 +28,8 @@ from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 
 # A folder that holds these is a run.
 FILES = frozenset({"config.json", "ledger.parquet", "split.parquet"})
+# What a run and an evaluation are told in.
+PAGE, REPORT = "report.html", "report.json"
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -94,12 +96,12 @@ class Run:
     @property
     def page(self) -> str:
         """report.html."""
-        return storage.join(self.uri, "report.html")
+        return storage.join(self.uri, PAGE)
 
     @property
     def report(self) -> str:
         """report.json, written last: what marks a run as finished."""
-        return storage.join(self.uri, "report.json")
+        return storage.join(self.uri, REPORT)
 
     @property
     def suspects(self) -> str:

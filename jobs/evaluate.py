@@ -26,10 +26,11 @@ def main(**values: Any) -> None:
     options = EvaluateOptions(**cli.given(values, EvaluateOptions))
     from flowers.pipelines.evaluate import evaluate
     from flowers.report.evaluation_text import render_evaluation_text
+    from flowers.runs import Run
 
     report, folder = evaluate(options, out, shlex.join(["python", "-m", "jobs.evaluate", *sys.argv[1:]]))
     out.print(render_evaluation_text(report))
-    out.print(f"report    {folder}/report.html", highlight=False, markup=False)
+    out.print(f"report    {Run(folder).page}", highlight=False, markup=False)
 
 
 if __name__ == "__main__":

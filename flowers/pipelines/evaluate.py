@@ -39,7 +39,7 @@ from flowers.report.evaluation_html import render_evaluation
 from flowers.report.findings import left_out
 from flowers.typicality import rejected
 
-PREDICTIONS, CONFUSION, PAGE, REPORT = "predictions.parquet", "confusion.csv", "report.html", "report.json"
+PREDICTIONS, CONFUSION = "predictions.parquet", "confusion.csv"
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,11 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
         began = time.monotonic()
         report, rows = _evaluate(options, origin, baseline, photos, machine, out)
         report = report.model_copy(update={"command": command, "seconds": round(time.monotonic() - began, 2)})
-        storage.delete_file(storage.join(folder, REPORT))  # while the other files are those of another one
+        storage.delete_file(storage.join(folder, runs.REPORT))  # while the other files are those of another one
         storage.write(storage.join(folder, PREDICTIONS), encoded(rows, "parquet"))
         storage.write(storage.join(folder, CONFUSION), confusion_csv(report.summary))
-        storage.write(storage.join(folder, PAGE), render_evaluation(report).encode())
-        storage.write(storage.join(folder, REPORT), report.to_json().encode())
+        storage.write(storage.join(folder, runs.PAGE), render_evaluation(report).encode())
+        storage.write(storage.join(folder, runs.REPORT), report.to_json().encode())
     return report, folder
 
 
