@@ -23,7 +23,7 @@ from flowers.data import decoding, images, shards
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
-from flowers.errors import BadImage, InputError, first_line
+from flowers.errors import BadImage, InputError, StoreFailed, first_line
 
 if TYPE_CHECKING:
     import ray.data
@@ -110,6 +110,7 @@ def stream_tables(
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True
     # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
     listed = ray.data.from_blocks(list(blocks))
     pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
@@ -117,8 +118,19 @@ def stream_tables(
 
 
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
-    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each."""
-    yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+    """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each.
+
+    Raises:
+        StoreFailed: a task met an object store that fails however often it is asked.
+    """
+    from ray.exceptions import RayTaskError
+
+    try:
+        yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
+    except RayTaskError as error:
+        if isinstance(error.cause, StoreFailed):
+            raise StoreFailed(first_line(error.cause)) from error  # Ray has added lines
+        raise
 
 
 def detached(table: pa.Table, names: list[str]) -> pa.Table:
