@@ -7,6 +7,7 @@ FlowersError            base: its text is one line for the user
 │   └── NoRoom          a cluster has too few or too small machines   (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
+├── StoreFailed         an object store fails however often it is asked (exit code 1)
 ├── GateNotMet          a bundle, or a cluster, is not as was asked for (exit code 3)
 ├── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
 └── OutOfMemory         the network does not fit into memory          (exit code 1)
@@ -58,6 +59,10 @@ class BadImage(FlowersError):
 
 class DamagedFile(FlowersError):
     """A stored file does not match its recorded hash or cannot be read."""
+
+
+class StoreFailed(FlowersError):
+    """An object store fails, or does not answer, however often it is asked; no file is to blame."""
 
 
 class GateNotMet(FlowersError):

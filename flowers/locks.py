@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from flowers import storage
-from flowers.errors import FlowersError
+from flowers.errors import FlowersError, StoreFailed
 
 BEAT_S, LEASE_S = 15.0, 60.0
 # Somebody who looks whether a file is locked has its lock for a moment; two who ask at once see each other.
@@ -233,7 +233,7 @@ def _claim(uri: str) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(BEAT_S):
-            with suppress(OSError):  # the store does not answer: the claim grows older meanwhile
+            with suppress(OSError, StoreFailed):  # the store does not answer: the claim grows older meanwhile
                 before = storage.entry(mine)
                 if before is not None:
                     storage.write(mine, body)
@@ -260,7 +260,7 @@ def _claim(uri: str) -> Iterator[None]:
             done.set()
             if thread.is_alive():
                 thread.join(BEAT_S)  # it must not put the claim again
-            with suppress(OSError):  # the claim ends by itself
+            with suppress(OSError, StoreFailed):  # the claim ends by itself
                 storage.delete_file(mine)
 
 

@@ -1,6 +1,7 @@
 """Files behind a path or a URI: read whole, write so that nobody ever sees half a file.
 
-A URI stays a `str` (``pathlib`` turns ``s3://x`` into ``s3:/x``) and is opened through `pyarrow.fs`.
+A URI stays a `str` (``pathlib`` turns ``s3://x`` into ``s3:/x``) and is opened through `pyarrow.fs`. What S3
+refuses for the moment, or breaks off, is asked for again here and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,24 +9,37 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
 import re
 import shutil
 import string
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
-from flowers.errors import DamagedFile, FlowersError, InputError, first_line
+from flowers.errors import DamagedFile, FlowersError, InputError, StoreFailed, first_line
 
 # In the paths of the folders that Ray copies a job's working directory to, on each node.
 _WORKING_COPY = "/runtime_resources/working_dir_files/"
+# Pauses between tries, in seconds. In each try pyarrow itself asks again for about six seconds.
+_PAUSES_S = (0.2, 0.8, 3.2)
+# What another try may cure. Of uploads: one was completed, or took a part, and the answer that said so was lost.
+_PASSES = re.compile(
+    r"AWS Error (SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION"
+    r"|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (429|5\d\d)\)|.*InvalidPart)"
+)
+# A stream reads so many bytes ahead: in each request, if the file is as large.
+_AHEAD = 1 << 22
 
 
 class Sink(Protocol):
@@ -43,13 +57,18 @@ def is_remote(uri: str) -> bool:
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Returns the file system of `uri` and the path inside it; a plain path is made absolute.
 
+    That of S3 raises StoreFailed for what fails however often it is tried.
+
     Raises:
         InputError: the scheme is unknown or the address is malformed.
     """
     try:
         if "://" in uri:
+            address = uri
+            if uri.startswith("s3://"):  # a file of few MB is one request, not three
+                address += ("&" if "?" in uri else "?") + "allow_delayed_open=true"
             # Blanks and letters like "ü" may be written as they are.
-            filesystem, path = pafs.FileSystem.from_uri(quote(uri, safe=string.punctuation))
+            filesystem, path = pafs.FileSystem.from_uri(quote(address, safe=string.punctuation))
         else:
             uri.encode()
             filesystem, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
@@ -58,7 +77,165 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
             f"{uri!r} cannot be opened ({first_line(error)}); "
             "give a local path or a URI that pyarrow.fs knows: s3://, gs://, hdfs://, file://"
         ) from error
+    if isinstance(filesystem, pafs.S3FileSystem):
+        filesystem = pafs.PyFileSystem(_Persistent(filesystem))
     return filesystem, path
+
+
+class _BrokenOff(OSError):
+    """Less was answered than was asked for."""
+
+
+def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> Any:
+    """Does something until it succeeds, a few times at most.
+
+    Args:
+        path: of what it is done to, for the error.
+        action: may be done twice.
+        removes: what a later try does not find, an earlier one has removed, and its answer was lost.
+
+    Raises:
+        StoreFailed: no try succeeded.
+        OSError: another try would not help.
+    """
+    started, tries = time.monotonic(), 0
+    while True:
+        tries += 1
+        try:
+            return action()
+        except FileNotFoundError:
+            if removes and tries > 1:
+                return None
+            raise
+        except OSError as error:
+            if not (isinstance(error, _BrokenOff) or _PASSES.search(str(error))):
+                raise
+            if tries > len(_PAUSES_S):
+                raise StoreFailed(
+                    f"the object store failed at {path!r}: tried {tries} times in {time.monotonic() - started:.0f} s, "
+                    f"the last answer: {first_line(error)}; what was written before is whole: run the same command "
+                    "again when the store answers"
+                ) from error
+        time.sleep(_PAUSES_S[tries - 1] * random.uniform(0.5, 1))
+
+
+class _Persistent(pafs.FileSystemHandler):
+    """A file system whose operations are done until they succeed.
+
+    pyarrow itself asks S3 again for what is refused or cut off. But headers that are cut off (without TLS nobody sees
+    it) are an answer for it: of an empty file without a time. Streams to write into are those of pyarrow: `_put` does
+    all of it again.
+    """
+
+    def __init__(self, inner: pafs.FileSystem) -> None:
+        self.inner = inner
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Persistent) and self.inner == other.inner
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def get_type_name(self) -> str:
+        """See `pyarrow.fs.FileSystemHandler`, as for all that follows."""
+        return str(self.inner.type_name)
+
+    def normalize_path(self, path: str) -> str:
+        return str(self.inner.normalize_path(path))
+
+    def get_file_info(self, paths: Sequence[str]) -> Any:
+        def look() -> list[pafs.FileInfo]:
+            found: list[pafs.FileInfo] = self.inner.get_file_info(list(paths))
+            for info in found:
+                if info.type == pafs.FileType.File and not info.mtime_ns:
+                    raise _BrokenOff(f"the answer on {info.path} says neither size nor time")
+            return found
+
+        return _persist(", ".join(paths), look)
+
+    def get_file_info_selector(self, selector: pafs.FileSelector) -> Any:
+        return _persist(selector.base_dir, lambda: self.inner.get_file_info(selector))
+
+    def create_dir(self, path: str, recursive: bool) -> None:
+        _persist(path, lambda: self.inner.create_dir(path, recursive=recursive))
+
+    def delete_dir(self, path: str) -> None:
+        _persist(path, lambda: self.inner.delete_dir(path), removes=True)
+
+    def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
+        _persist(path, lambda: self.inner.delete_dir_contents(path, missing_dir_ok=missing_dir_ok))
+
+    def delete_root_dir_contents(self) -> None:
+        raise NotImplementedError
+
+    def delete_file(self, path: str) -> None:
+        _persist(path, lambda: self.inner.delete_file(path), removes=True)
+
+    def move(self, src: str, dest: str) -> None:
+        _persist(dest, lambda: self.inner.move(src, dest), removes=True)
+
+    def copy_file(self, src: str, dest: str) -> None:
+        _persist(dest, lambda: self.inner.copy_file(src, dest))
+
+    def open_input_file(self, path: str) -> pa.NativeFile:
+        return pa.PythonFile(_Reader(self.inner, path), mode="r")
+
+    def open_input_stream(self, path: str) -> pa.NativeFile:
+        return pa.BufferedInputStream(self.open_input_file(path), _AHEAD)
+
+    def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        return self.inner.open_output_stream(path, metadata=metadata)
+
+    def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
+        return self.inner.open_append_stream(path, metadata=metadata)
+
+
+class _Reader:
+    """A file to read that knows how long it is, and asks again for what was cut off."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str) -> None:
+        def opened() -> pa.NativeFile:
+            file = filesystem.open_input_file(path)
+            if not file.size() and "Last-Modified" not in file.metadata():
+                raise _BrokenOff("the answer says neither size nor time")
+            return file
+
+        self._path = path
+        self._file = _persist(path, opened)
+        self._size, self._at = self._file.size(), 0
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._file.closed)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        count = left if size < 0 else min(size, left)
+        data: bytes = _persist(self._path, lambda: self._whole(count)) if count else b""
+        self._at += count
+        return data
+
+    def _whole(self, count: int) -> bytes:
+        data: bytes = self._file.read_at(count, self._at)
+        if len(data) != count:
+            raise _BrokenOff(f"{len(data)} bytes came where {count} were asked for")
+        return data
 
 
 def absolute(uri: str) -> str:
@@ -191,8 +368,15 @@ def writing(uri: str) -> Iterator[Sink]:
     """As `write`, for a file that is made piece by piece: it appears when the block is left without an error."""
     filesystem, path = resolve(uri)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        with _put(filesystem, path) as temporary, filesystem.open_output_stream(temporary) as stream:
-            yield stream
+        with tempfile.TemporaryFile(prefix="flowers-") as kept:
+            yield kept
+
+            def fill(temporary: str) -> None:
+                kept.seek(0)
+                with filesystem.open_output_stream(temporary) as stream:
+                    shutil.copyfileobj(kept, stream, _AHEAD)
+
+            _put(filesystem, path, fill)
         return
     _make_folders(os.path.dirname(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
@@ -208,20 +392,23 @@ def writing(uri: str) -> Iterator[Sink]:
         raise
 
 
-@contextmanager
-def _put(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
-    """A name for a file that gets the name `path` once it is whole.
+def _put(filesystem: pafs.FileSystem, path: str, fill: Callable[[str], None]) -> None:
+    """Makes a file under another name, with `fill`, and gives it the name `path` once it is whole.
 
     A stream that breaks off is closed all the same, and closing it puts what there is of it.
     """
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        yield temporary
-        filesystem.move(temporary, path)
-    except BaseException:
-        with suppress(OSError):  # it may not even be there
-            filesystem.delete_file(temporary)
-        raise
+
+    def put() -> None:
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        try:
+            fill(temporary)
+            filesystem.move(temporary, path)
+        except BaseException:
+            with suppress(OSError, StoreFailed):  # it may not even be there
+                filesystem.delete_file(temporary)
+            raise
+
+    _persist(path, put)
 
 
 def _sync(path: str) -> None:
@@ -281,13 +468,13 @@ def publish(folder: str, uri: str, *, last: str, beside: str = "") -> None:
     place = f"{path}/{beside}" if beside else path
     filesystem.create_dir(place, recursive=True)
     for name in new:
-        with _put(filesystem, f"{path if name == last else place}/{name}") as temporary:
-            pafs.copy_files(
-                os.path.join(folder, name),
-                temporary,
-                source_filesystem=pafs.LocalFileSystem(),
-                destination_filesystem=filesystem,
-            )
+        copy = partial(
+            pafs.copy_files,
+            os.path.join(folder, name),
+            source_filesystem=pafs.LocalFileSystem(),
+            destination_filesystem=filesystem,
+        )
+        _put(filesystem, f"{path if name == last else place}/{name}", copy)
     kept = {last, beside} if beside else set(new)
     for entry in before:
         if entry.name not in kept:

@@ -26,6 +26,9 @@ NO_SHARED = "no shared data"
 # Fixtures that start Ray, here or in another process: `make quick` leaves out the tests that ask for one.
 STARTS_RAY = {"ray", "job", "process", "server", "two_nodes"}
 _shared_ray = ExitStack()
+# What tests show a store of objects; Ray's processes have it from their start. The store takes any.
+KEY, SECRET = "tests-key-id", "tests-secret-word"
+os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
 # A shell ignores Ctrl-C for what it runs in the background, and so would the jobs that tests stop with it.

@@ -121,7 +121,7 @@ def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Ta
     """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each.
 
     Raises:
-        FlowersError: what a task or an actor raised, such as a full disk.
+        FlowersError: what a task or an actor raised, such as a full disk or an object store that fails.
     """
     import ray
 
@@ -285,14 +285,11 @@ def read_bytes(path: str, connections: dict[str, pafs.FileSystem] | None = None)
             status = os.stat(inside)
             if not stat.S_ISREG(status.st_mode):  # a pipe would never end
                 return BadImage("unreadable", "not a regular file")
-            size = status.st_size
         else:
             filesystem = connections.setdefault(storage.bucket(path), filesystem)
-            size = filesystem.get_file_info(inside).size
-        if size is not None and size > MAX_BYTES:
-            return _too_large(size)
-        with filesystem.open_input_stream(inside) as stream:
-            return stream.read()
+        with filesystem.open_input_file(inside) as file:
+            size = file.size()
+            return _too_large(size) if size > MAX_BYTES else file.read()
     except OSError as error:
         return BadImage("unreadable", error.strerror or first_line(error))
     except (ValueError, InputError) as error:  # no path at all, or of an unknown scheme

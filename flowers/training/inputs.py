@@ -180,7 +180,7 @@ class Streamed:
         )
         expected = self._subset.photos["sha256"].to_pylist()
         done = 0
-        for table in views.iter_batches(batch_size=at_once, batch_format="pyarrow", prefetch_batches=1):
+        for table in reading.tables(views, at_once):
             wanted = [expected[index] for index in indices[done : done + table.num_rows]]
             for row, digest in enumerate(wanted):
                 if table["pixels"][row].as_py() is None or table["sha256"][row].as_py() != digest:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from PIL import Image
@@ -90,6 +91,16 @@ def job() -> Job:
         return Done(found, out.getvalue(), f"{text}\n" if text else "", storage / name)
 
     return run
+
+
+def ran(job: click.Command, *words: object, code: int = 0) -> str:
+    """What a command prints, its one line of error last."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(cli, "_hide_logs", lambda: None)
+        found, text = cli.outcome(job, "python -m a.job", [str(word) for word in words])
+    assert found == code, (out.getvalue(), err.getvalue(), text)
+    return out.getvalue() + text
 
 
 @contextmanager

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
-from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import click
 import pyarrow.parquet as pq
 import pytest
 
-from flowers import cli, locks, storage
+from flowers import locks, storage
 from flowers.data import pack as packs
 from flowers.data.listing import list_photos
 from flowers.data.shards import below
@@ -25,20 +22,10 @@ from jobs.pack import main as pack
 from jobs.predict import main as predict
 from jobs.suspects import main as find_suspects
 from tests.conftest import start_ray
-from tests.e2e.conftest import SMALL, Done, Job, draw
+from tests.e2e.conftest import SMALL, Done, Job, draw, ran
 from tests.toys import saved_by_colour
 
 SHARD_MB = 0.03
-
-
-def ran(job: click.Command, *words: object, code: int = 0) -> str:
-    """What a command prints, its one line of error last."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(cli, "_hide_logs", lambda: None)
-        found, text = cli.outcome(job, "python -m a.job", [str(word) for word in words])
-    assert found == code, (out.getvalue(), err.getvalue(), text)
-    return out.getvalue() + text
 
 
 def packed(data: Path, out: Path, *more: object, code: int = 0) -> str:
