@@ -5,13 +5,14 @@
 
 stop: `python -m serving` gets SIGTERM while 64 clients, each with a form of 1 to 4 photos, wait for their answers.
 deploy: `serve deploy` with two replicas on a head of its own. The same requests without a pause while it is deployed
-again with new replicas (a rolling update), then `serve shutdown` while 64 of them wait. Lost is each request that was
-sent whole and got no answer of status 200, and each of its photos without a label. Linux only.
+again with new replicas (a rolling update); then it is stopped as docs/serving.md says while 64 of them wait. Lost is
+each request that was sent whole and got no answer of status 200, or no label for a photo. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import random
@@ -127,8 +128,8 @@ def stop(bundle: Path, photos: list[bytes], scratch: Path) -> tuple[Counter[str]
 
 
 def deploy(bundle: Path, photos: list[bytes], scratch: Path, times: int) -> dict[str, Counter[str]]:
-    """Rolling updates and shutdowns of two replicas; what became of the requests in each."""
-    found: dict[str, Counter[str]] = {"rolling update": Counter(), "shutdown": Counter()}
+    """Rolling updates and ends of two replicas; what became of the requests in each."""
+    found: dict[str, Counter[str]] = {"rolling update": Counter(), "stop": Counter()}
     more = {
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http.proxy:middlewares",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -148,8 +149,8 @@ def deploy(bundle: Path, photos: list[bytes], scratch: Path, times: int) -> dict
                 raise SystemExit("no replica was replaced: this was no rolling update")
             found["rolling update"] += clients.seen
             clients = Clients(f"http://127.0.0.1:{port}", photos)
-            clients.flight(lambda: _shutdown(head))
-            found["shutdown"] += clients.seen
+            clients.flight(functools.partial(_stop, head, port, scratch))
+            found["stop"] += clients.seen
     return found
 
 
@@ -162,19 +163,37 @@ def _config(bundle: Path, port: int, number: int) -> dict[str, object]:
 
 
 def _deploy(head: Head, config: dict[str, object], scratch: Path) -> None:
+    _serve(head, "deploy", _written(config, scratch))
+    while (status := _statuses(head)["flowers"]) != "RUNNING":
+        if status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise SystemExit(f"the application is {status}")
+
+
+def _stop(head: Head, port: int, scratch: Path) -> None:
+    """As docs/serving.md says."""
+    config = yaml.safe_load((ROOT / "serving" / "stop.yaml").read_text())
+    config["http_options"] |= {"port": port, "request_timeout_s": 400}
+    _serve(head, "deploy", _written(config, scratch))
+    while _statuses(head):
+        pass
+    _serve(head, "shutdown", "-y")
+
+
+def _written(config: dict[str, object], scratch: Path) -> str:
     file = scratch / "serve.yaml"
     file.write_text(json.dumps(config))
-    subprocess.run(
-        [str(RAY.parent / "serve"), "deploy", "-a", head.jobs, str(file)], check=True, env=head.env, cwd=ROOT
-    )
-    while True:
-        words = [str(RAY.parent / "serve"), "status", "-a", head.jobs]
-        said = subprocess.run(words, check=True, env=head.env, capture_output=True, text=True).stdout
-        status = yaml.safe_load(said)["applications"]["flowers"]["status"]
-        if status == "RUNNING":
-            return
-        if status in ("DEPLOY_FAILED", "UNHEALTHY"):
-            raise SystemExit(said)
+    return str(file)
+
+
+def _statuses(head: Head) -> dict[str, str]:
+    """The status of each application; asking takes a second."""
+    found = yaml.safe_load(_serve(head, "status"))["applications"]
+    return {name: application["status"] for name, application in found.items()}
+
+
+def _serve(head: Head, *words: str) -> str:
+    command = [str(RAY.parent / "serve"), words[0], "-a", head.jobs, *words[1:]]
+    return subprocess.run(command, check=True, env=head.env, cwd=ROOT, capture_output=True, text=True).stdout
 
 
 def _replicas(head: Head) -> set[str]:
@@ -183,11 +202,6 @@ def _replicas(head: Head) -> set[str]:
     words += ["--filter", "state=ALIVE"]
     said = subprocess.run(words, check=True, env=head.env, capture_output=True, text=True).stdout
     return {actor["actor_id"] for actor in json.loads(said) if "ServeReplica" in actor["class_name"]}
-
-
-def _shutdown(head: Head) -> None:
-    words = [str(RAY.parent / "serve"), "shutdown", "-y", "-a", head.jobs]
-    subprocess.run(words, check=True, env=head.env)
 
 
 def main() -> int:

@@ -23,7 +23,10 @@ from tests.serving.server import publish
 from tests.serving.test_listener import listening
 from tests.serving.test_server import wait_for
 
-CONFIG = yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / "serve.yaml").read_text())
+CONFIG, STOP = (
+    yaml.safe_load((Path(__file__).resolve().parents[2] / "serving" / name).read_text())
+    for name in ("serve.yaml", "stop.yaml")
+)
 
 
 def built(args: dict[str, Any]) -> Any:
@@ -39,6 +42,13 @@ def test_the_config_file_is_one_that_ray_takes() -> None:
     made = built(application.args)
     assert made.name == DEPLOYMENT == CONFIG["applications"][0]["deployments"][0]["name"]
     assert made.init_args[0]["bundle"] == application.args["bundle"]
+
+
+def test_to_stop_takes_the_application_away_and_leaves_the_proxies() -> None:
+    assert ServeDeploySchema(**STOP).applications == []
+    for name in ("host", "port"):  # others would be refused while proxies run
+        assert STOP["http_options"][name] == CONFIG["http_options"][name]
+    assert STOP["proxy_location"] == CONFIG["proxy_location"]
 
 
 def test_options_become_those_of_the_deployment() -> None:
