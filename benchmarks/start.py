@@ -20,7 +20,7 @@ from benchmarks.train_speed import ROOT, run
 
 BARE = """
 import ray, ray.data
-ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
 ray.get(ray.remote(lambda: 1).remote())
 """
 
