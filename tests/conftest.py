@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 NO_SHARED = "no shared data"
 # Fixtures that start Ray, here or in another process: `make quick` leaves out the tests that ask for one.
-STARTS_RAY = {"ray", "job", "process", "server", "two_nodes"}
+# So it does with those of the store of objects, whose server takes seconds to start.
+STARTS_RAY = {"ray", "job", "process", "server", "two_nodes", "s3"}
 _shared_ray = ExitStack()
 # What tests show a store of objects; Ray's processes have it from their start. The store takes any.
 KEY, SECRET = "tests-key-id", "tests-secret-word"
