@@ -166,7 +166,7 @@ class _Persistent(pafs.FileSystemHandler):
         _persist(path, lambda: self.inner.delete_dir_contents(path, missing_dir_ok=missing_dir_ok))
 
     def delete_root_dir_contents(self) -> None:
-        raise NotImplementedError
+        raise NotImplementedError("nothing here empties a whole store")
 
     def delete_file(self, path: str) -> None:
         _persist(path, lambda: self.inner.delete_file(path), removes=True)

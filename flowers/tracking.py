@@ -101,7 +101,7 @@ class Tracker:
                         copy = Path(scratch, storage.name(uri))
                         copy.write_bytes(storage.read(uri))
                         client.log_artifact(identity, str(copy))
-            if not [model for model in client.search_registered_models(f"name = '{self._name}'") if model]:
+            if not client.search_registered_models(f"name = '{self._name}'"):
                 client.create_registered_model(self._name)
             source = f"{logged.info.artifact_uri}/{MODEL}"
             version = client.create_model_version(self._name, source, identity, tags=tags, await_creation_for=None)

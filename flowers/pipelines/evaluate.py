@@ -22,7 +22,7 @@ from flowers.cluster.session import ray_session
 from flowers.config import EvaluateOptions
 from flowers.data import reading
 from flowers.data.corrections import in_words, read_corrections
-from flowers.data.listing import LISTING, list_files, listing_of
+from flowers.data.listing import LISTING, listing_of
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
@@ -30,7 +30,7 @@ from flowers.evaluation.gallery import small_pictures, worth_a_look
 from flowers.evaluation.unknown import Unknown
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin
-from flowers.pipelines.source import datasets_of, list_unlabelled
+from flowers.pipelines.source import list_labelled, list_unlabelled
 from flowers.prediction.parts import encoded, held, predicted
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.progress import progress_bar
@@ -107,15 +107,7 @@ def _photos(options: EvaluateOptions, origin: Origin) -> _Photos:
             )
         digests = dict(zip(tests["path"].to_pylist(), tests["sha256"].to_pylist(), strict=True))
         return _Photos(origin.report.data.source if origin.report else "", listing_of(tests), digests)
-    found = list_files(
-        options.data,
-        datasets=datasets_of(options.storage),
-        layout=options.layout,
-        root=options.root,
-        class_names=options.class_names,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    )
+    found = list_labelled(options, options.data)
     return _Photos(found.source, found.table)
 
 

@@ -20,11 +20,11 @@ from flowers.cluster.session import ray_session
 from flowers.config import PackOptions
 from flowers.data import pack as packs
 from flowers.data import reading, shards
-from flowers.data.listing import list_files, some
+from flowers.data.listing import some
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import usable_cpus
 from flowers.options import wrong
-from flowers.pipelines.source import datasets_of
+from flowers.pipelines.source import list_labelled
 from flowers.prediction.parts import held
 from flowers.progress import progress_bar
 from flowers.text import plain
@@ -98,15 +98,7 @@ def pack(options: PackOptions, out: Console) -> Packed:
         FlowersError: it cannot be written.
     """
     target = storage.absolute(options.out)
-    listing = list_files(
-        options.data,
-        datasets=datasets_of(options.storage),
-        layout=options.layout,
-        root=options.root,
-        class_names=options.class_names,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    )
+    listing = list_labelled(options, options.data)
     if target == listing.source or storage.inside(target, listing.source):
         raise wrong("out", options.out, "a folder outside of that of the photos")
     files = listing.table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flowers import runs, storage
-from flowers.config import DataOptions
+from flowers.config import DataOptions, EvaluateOptions, PackOptions
 from flowers.data.listing import Listing, list_files, list_photos
 from flowers.data.preflight import check_small_classes
 
@@ -41,6 +41,27 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
     else:
         options.corrections.check_labels(listing.table["label"].to_pylist())
     return listing
+
+
+def list_labelled(options: EvaluateOptions | PackOptions, data: str) -> Listing:
+    """Lists photos with their labels, all of them, whatever can be made of these.
+
+    Args:
+        options: how they are laid out, and where runs are kept.
+        data: which photos, as the option ``--data``.
+
+    Raises:
+        InputError: the source cannot be read.
+    """
+    return list_files(
+        data,
+        datasets=datasets_of(options.storage),
+        layout=options.layout,
+        root=options.root,
+        class_names=options.class_names,
+        runs=storage.absolute(options.storage),
+        run_files=runs.FILES,
+    )
 
 
 def list_unlabelled(data: str, runs_storage: str, root: str | None = None) -> Listing:
