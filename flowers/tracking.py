@@ -86,7 +86,7 @@ class Tracker:
     def _log(self, bundle: Bundle, number: int, published: str, run: Run | None, report: Report | None) -> str:
         client = self._client
         known = client.get_experiment_by_name(self._name)
-        experiment = known.experiment_id if known else client.create_experiment(self._name)
+        experiment = known.experiment_id if known else client.create_experiment(self._name, _beside(self.uri))
         tags = {"flowers.version": str(number), "flowers.published": published}
         logged = client.create_run(experiment, run_name=run.name if run else f"{self._name}-{number}", tags=tags)
         identity = logged.info.run_id
@@ -137,6 +137,15 @@ class Tracker:
         model = importlib.import_module("mlflow.models").Model(run_id=identity)
         pyfunc.add_to_model(model, loader_module=__name__, data=BUNDLE)
         model.save(str(folder / "MLmodel"))
+
+
+def _beside(uri: str) -> str | None:
+    """Where files are logged that belong to a database in a file: beside it, not, as MLflow would, where the job was
+    started. None for a store that knows itself.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return str(Path(uri.removeprefix("sqlite:///")).resolve().with_name("mlruns"))
 
 
 def _final(report: Report) -> Iterable[tuple[str, str, float]]:

@@ -292,6 +292,20 @@ def test_all_packages_that_a_program_imports_are_looked_for() -> None:
     assert text == f">=3.{OLDEST[1]},<3.{NEWEST[1] + 1}"
 
 
+def test_what_is_committed_is_source() -> None:
+    """Not a model, a photo or a run that a command or a test left in the checkout."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout of git")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).exists()]
+    folders = {path.relative_to(ROOT).parts[0] for path in files if path.parent != ROOT}
+    assert folders == {*TOPS, ".ci", "deploy"}
+    assert {path.name for path in files if path.suffix in {".png", ".csv", ".json"}} == {
+        "page.png", "report.png", "suspects.csv", "grafana.json"
+    }  # fmt: skip
+    assert max(path.stat().st_size for path in files) <= 500_000
+
+
 PROGRAMS = [*(f"jobs.{path.stem}" for path in (ROOT / "jobs").glob("[a-z]*.py")), "serving"]
 
 

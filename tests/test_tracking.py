@@ -23,9 +23,8 @@ from tests.pipelines.test_publish import photos as photos
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A tracking store in a file; what is logged lies beside it."""
-    monkeypatch.chdir(tmp_path)
+def store(tmp_path: Path) -> str:
+    """A tracking store in a file."""
     return f"sqlite:///{tmp_path / 'store.db'}"
 
 
@@ -56,6 +55,7 @@ def test_what_is_published_is_logged_registered_and_answers(
     assert logged.data.metrics["val_accuracy"] == report.history[-1].val_accuracy
     assert len(client.get_metric_history(first.run_id, "loss")) == len(report.history)
     assert logged.data.params.items() >= {name: str(value) for name, value in report.config.items()}.items()
+    assert Path(logged.info.artifact_uri.removeprefix("file://")).is_relative_to(tmp_path / "mlruns"), "not beside it"
     names = {file.path for file in client.list_artifacts(first.run_id)}
     assert {"report.json", "report.html", "split.parquet", "config.json", "model"} >= names >= {"report.json", "model"}
 
