@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -40,6 +41,8 @@ MODEL, LABELS, TYPICALITY, MANIFEST = "model.keras", "labels.txt", "typicality.b
 
 # How far a score of the engine may be from Keras' own: other kernels round otherwise.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
+# Photos that Keras computes at once, outside of any graph: the fewer calls, the less waits for Python.
+_KERAS_BATCH = 16
 
 
 class _File(BaseModel, strict=True):
@@ -280,8 +283,11 @@ def save_bundle(
     from flowers.model.heatmap import explained
 
     plain, precision = in_float32(model), manifest.get("precision", "float32")
-    folder = storage.working_folder(uri)
+    drawn = check_pictures(manifest["image_size"])
+    shown = drawn if photos is None else np.concatenate([drawn, photos])
+    folder, beside_it = storage.working_folder(uri), ThreadPoolExecutor(1)
     try:
+        answers = beside_it.submit(_answers, plain, shown)  # computed while Python works on the files
         labels = labels_text(manifest["classes"])
         with storage.says_why(folder, weights_bytes(plain)):
             plain.save(os.path.join(folder, MODEL))
@@ -289,9 +295,9 @@ def save_bundle(
             archive.writestr(LABELS, labels)
         storage.write(os.path.join(folder, LABELS), labels.encode())
         convert(plain, explained, manifest["image_size"], folder)
+        expected = answers.result()
         if photos is not None:
-            shown = np.concatenate([photos, check_pictures(manifest["image_size"])])
-            precision = _agreed_precision(plain, folder, precision, shown)
+            precision = _agreed_precision(expected, folder, precision, shown)
         names = [MODEL, *NETWORK, LABELS]
         if typicality is not None:
             storage.write(os.path.join(folder, TYPICALITY), typicality.to_bytes())
@@ -303,7 +309,7 @@ def save_bundle(
             "saved": max(int(datetime.now(UTC).strftime("%Y%m%d%H%M%S")), saved(uri) + 1),
             **manifest,
             "precision": precision,
-            "check": np.asarray(plain(check_pictures(manifest["image_size"]), training=False)).round(6).tolist(),
+            "check": expected[: len(drawn)].round(6).tolist(),
             "files": {
                 name: {"sha256": storage.file_sha256(path), "bytes": os.path.getsize(path)}
                 for name, path in paths.items()
@@ -316,18 +322,22 @@ def save_bundle(
         storage.write(os.path.join(folder, MANIFEST), json.dumps(full, indent=2).encode())
         storage.publish(folder, uri, last=MANIFEST, beside=beside)
     finally:
+        beside_it.shutdown(cancel_futures=True)
         shutil.rmtree(folder, ignore_errors=True)
     return precision
 
 
-def _agreed_precision(model: Any, folder: str, precision: str, photos: Photos) -> str:
+def _answers(model: Any, photos: Photos) -> npt.NDArray[np.float32]:
+    """What Keras says of photos, float32 [n, K], a few at a time."""
+    parts = [photos[start : start + _KERAS_BATCH] for start in range(0, len(photos), _KERAS_BATCH)]
+    return np.concatenate([np.asarray(model(part, training=False)) for part in parts])
+
+
+def _agreed_precision(expected: npt.NDArray[np.float32], folder: str, precision: str, photos: Photos) -> str:
     """The precision in which the files in `folder` say of some photos what Keras does."""
     from flowers.inference.openvino_engine import OpenVINOEngine
 
     size, threads = min(len(photos), CPU_BATCH), usable_cpus()
-    expected = np.concatenate(
-        [np.asarray(model(photos[start : start + size], training=False)) for start in range(0, len(photos), size)]
-    )
     for tried in dict.fromkeys((precision, "float32")):
         tolerance = _TOLERANCE[tried]
         found = OpenVINOEngine(folder, (size,), tried, threads)(photos)[0]

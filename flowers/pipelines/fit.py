@@ -30,8 +30,8 @@ from flowers.training.search import Trial, best_of, changes, most_trials, others
 if TYPE_CHECKING:
     from flowers.training.best import BestModel
 
-# Photos on which a saved network is compared with the trained one.
-_SAMPLE = 64
+# Photos on which a saved network is compared with the trained one, beside the pictures of `check_pictures`.
+_SAMPLE = 28
 
 
 def budget_of(plan: Plan, ledger: Ledger, stopwatch: Stopwatch, out: Console) -> float | None:
