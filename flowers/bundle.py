@@ -384,7 +384,7 @@ def read_manifest(uri: str) -> dict[str, Any]:
         raise DamagedFile(f"{uri}/{MANIFEST} is none of a bundle: {place:.80}: {found['msg']}") from error
     if manifest["decoder_version"] not in ("1", *CHANGES):
         raise InputError(
-            f"the bundle {uri!r} was trained with photo decoder {manifest['decoder_version']}, this version has "
+            f"the bundle {uri!r} was trained with photo decoder {plain(manifest['decoder_version'])}, this version has "
             f"{DECODER_VERSION}: it would see other pixels than it was trained on; train it again"
         )
     # Bundles of the first versions have no hash of their own.
