@@ -4,9 +4,9 @@
     python -m benchmarks.serve_load ../shared/data/flower_photos --only overload
 
 swaps: at 80 % of the capacity 20 versions appear one after the other, 2 of them damaged; each gives scores of its own,
-so that it can be seen which one answered. overload: 5 times the capacity for 60 s, then one photo at a time. kill: at
-80 % the replica gets a SIGKILL. Requests are sent at fixed times, whether or not earlier ones are answered. The client
-takes its CPU from the same cores. Linux only.
+so that it can be seen which one answered. overload: 5 times the capacity for 60 s, then one photo at a time. return:
+256 clients for as long who ask again at once. kill: at 80 % the replica gets a SIGKILL. But for "return", requests are
+sent at fixed times, whether or not earlier ones are answered. The client takes its CPU from the same cores. Linux only.
 """
 
 from __future__ import annotations
@@ -86,19 +86,17 @@ class Client:
         except (aiohttp.ClientError, TimeoutError):
             return Seen(at, 0, time.perf_counter() - began)
 
-    async def closed(self, connections: int, seconds: float) -> float:
-        """Photos a second that so many clients get who each wait for their answer."""
-        until, answered = time.perf_counter() + seconds, 0
+    async def closed(self, connections: int, seconds: float) -> tuple[float, list[Seen]]:
+        """So many clients who each wait for their answer and ask again at once: photos a second, and all requests."""
+        until, found = time.perf_counter() + seconds, list[Seen]()
 
         async def one() -> None:
-            nonlocal answered
             while time.perf_counter() < until:
-                seen = await self.ask()
-                answered += seen.status == 200
+                found.append(await self.ask())
 
         began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(connections)))
-        return answered / (time.perf_counter() - began)
+        return sum(seen.status == 200 for seen in found) / (time.perf_counter() - began), found
 
     async def offered(self, rate: float, enough: Callable[[float], bool]) -> list[Seen]:
         """Sends at a rate, in requests a second, until `enough`, which is told the seconds since the start."""
@@ -233,6 +231,15 @@ async def overload(client: Client, server: Server, capacity: float, seconds: flo
     print(f"    before: one photo in {1000 * normal:.0f} ms; {first or 'not normal within 30 s'}", flush=True)
 
 
+async def return_at_once(client: Client, capacity: float, seconds: float) -> None:
+    """256 clients who, refused or answered, ask again without a pause."""
+    rate, found = await client.closed(256, seconds)
+    good = [one for one in found if one.status == 200]
+    refused = [one for one in found if one.status == 503]
+    print(f"return: 256 clients for {seconds:.0f} s: {statuses(found)}; answered {rate:.1f}/s", end="")
+    print(f" (capacity {capacity:.1f}/s): {milliseconds(good)}; refused: {milliseconds(refused)}", flush=True)
+
+
 async def kill(client: Client, server: Server, rate: float) -> None:
     """Kills the replica, and looks who noticed."""
     killed = answering = 0.0
@@ -262,15 +269,18 @@ async def kill(client: Client, server: Server, rate: float) -> None:
 async def measure(arguments: argparse.Namespace, models: Path, scratch: str) -> None:
     photos = [path.read_bytes() for path in sorted(Path(arguments.data).glob("*/*.jpg"))[::25]]
     parts = arguments.only.split(",")
+    began = time.perf_counter()
     with serve(models, Path(scratch, "logs"), "--watch-s", 0.5) as server:
+        print(f"ready {time.perf_counter() - began:.1f} s after its start", flush=True)
         client = Client(server.address, photos)
         try:
             await client.closed(32, 3)
-            capacity = await client.closed(32, 10)
+            capacity, _ = await client.closed(32, 10)
             print(f"capacity {capacity:.1f} photos/s with 32 clients", flush=True)
             steps: dict[str, Callable[[], Awaitable[None]]] = {
                 "swaps": lambda: swaps(client, server, models, 0.8 * capacity),
                 "overload": lambda: overload(client, server, capacity, arguments.seconds),
+                "return": lambda: return_at_once(client, capacity, arguments.seconds),
                 "kill": lambda: kill(client, server, 0.8 * capacity),
             }
             for name in parts:
@@ -284,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--backbone", default="resnet50v2")
-    parser.add_argument("--only", default="swaps,overload,kill")
+    parser.add_argument("--only", default="swaps,overload,return,kill")
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:

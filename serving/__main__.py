@@ -23,6 +23,7 @@ from flowers.cluster.session import background, lost, ray_session
 from flowers.errors import FlowersError, InputError
 from flowers.published import find
 from flowers.runs import Run, finished_runs
+from serving.http.port import Port, hold
 from serving.options import RUNS, Address, ServeOptions, Tuning
 
 _HELP = f"""Serve a trained classifier over HTTP: a page for people, /predict for programs, and the protocols of
@@ -102,11 +103,12 @@ def main(**values: Any) -> None:
     if address.host not in _LOOPBACK:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
-    with _held_port(address.host, address.port), _served(options, address):
+    proxy = options.max_replicas is not None
+    with hold(address.host, address.port, proxy) as port, _served(options, address, port):
         url = f"http://{_reachable(address.host)}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
-        _wait_for_the_end(address if options.max_replicas else None)
+        _wait_for_the_end(address if proxy else None)
         say("Stopping: what was accepted is answered.")
 
 
@@ -158,7 +160,7 @@ def _refuses(address: Address) -> bool:
 
 
 @contextmanager
-def _served(options: ServeOptions, address: Address) -> Iterator[None]:
+def _served(options: ServeOptions, address: Address, port: Port) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
     from serving.metrics import FOLDER
@@ -179,7 +181,7 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
             try:
                 if options.max_replicas is None:
                     serve.start(proxy_location="Disabled", logging_config=logs)
-                    app = build_listening_app(options, address.host, address.port)
+                    app = build_listening_app(options, port.path)
                 else:  # Ray Serve adds replicas by the requests that its proxies see
                     http = {"host": address.host, "port": address.port}
                     timeout = {"request_timeout_s": options.timeout_s + _SPARE_S}
@@ -189,31 +191,11 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
             except RuntimeError as error:
                 raise FlowersError(f"the server did not start: {_why_not_deployed(options.name, error)}") from error
             yield
+            port.close()
             serve.delete(options.name)  # returns when all replicas have answered what they took
         finally:
             if not lost():
                 serve.shutdown()
-
-
-@contextmanager
-def _held_port(host: str, port: int) -> Iterator[None]:
-    """Keeps the port for the replicas, which come seconds later, and between the end of one and the next."""
-    from serving.http.listener import resolve
-
-    try:
-        family, place = resolve(host, port)
-    except OSError as error:
-        raise InputError(f"--host {host}: {error.strerror}; give an address of this machine") from error
-    with socket.socket(family, socket.SOCK_STREAM) as held:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            held.bind(place)
-        except OSError as error:
-            raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
-        # Bound alone, and from here on shared with the replicas, which set this too, and with nobody else.
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        yield
 
 
 def _why_not_deployed(name: str, error: RuntimeError) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from flowers.cluster.nodes import own_resource
 from flowers.inference.engine import usable_cpus
 from flowers.options import check_paths
 from serving.metrics import FOLDER, default_folder
@@ -35,18 +36,19 @@ def build_app(args: ServeOptions) -> Application:
     return serve.deployment(**_deployment(args))(serve.ingress()(Classifier)).bind(args.model_dump())
 
 
-def build_listening_app(args: ServeOptions, host: str, port: int) -> Application:
-    """One deployment whose replicas speak HTTP themselves, all at one address of this machine.
+def build_listening_app(args: ServeOptions, port: str) -> Application:
+    """One deployment whose replicas speak HTTP themselves, all at one port of this machine.
 
     Args:
         args: how to serve.
-        host: address to listen at.
-        port: to listen at.
+        port: path of the `serving.http.port.Port` that they share.
     """
     from serving.replica import ListeningClassifier
 
     args = _with_cpus(args)
-    return serve.deployment(**_deployment(args))(ListeningClassifier).bind(args.model_dump(), host, port)
+    options = _deployment(args)
+    options["ray_actor_options"]["resources"] = {own_resource(): 0.001}  # a port is of one machine
+    return serve.deployment(**options)(ListeningClassifier).bind(args.model_dump(), port)
 
 
 def _with_cpus(args: ServeOptions) -> ServeOptions:

@@ -175,16 +175,16 @@ class ListeningClassifier(Classifier):
 
     Args:
         options: as above.
-        host: address to listen at.
-        port: to listen at; several replicas on one machine share it.
+        port: path of the `serving.http.port.Port` that it takes connections from.
     """
 
-    def __init__(self, options: dict[str, Any], host: str, port: int) -> None:
+    def __init__(self, options: dict[str, Any], port: str) -> None:
         super().__init__(options)
         from serving.http.app import build
         from serving.http.listener import Listener
+        from serving.http.port import take
 
-        self._listener = Listener(build(self), host, port, self.options.body_timeout_s)
+        self._listener = Listener(build(self), take(port), self.options.body_timeout_s)
 
     async def check_health(self) -> None:
         """As above."""

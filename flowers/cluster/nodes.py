@@ -28,6 +28,13 @@ def cluster_nodes() -> list[Node]:
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
 
 
+def own_resource() -> str:
+    """The resource that only the node of this process has: what needs a little of it runs here."""
+    own = ray.get_runtime_context().get_node_id()
+    (names,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return next(name for name in names if name.startswith("node:") and not name.startswith("node:__"))
+
+
 @contextmanager
 def asked_for(
     bundles: Sequence[Mapping[str, float]],

@@ -60,10 +60,9 @@ class Acceptor:
         self._thread.join()
 
     def _accept(self) -> None:
-        """Takes every connection that waits in the kernel."""
+        """Takes one connection: other replicas that wait at the same socket get the next ones."""
         try:
-            while True:
-                self._sort(self._listening.accept()[0])
+            self._sort(self._listening.accept()[0])
         except BlockingIOError:
             pass
         except OSError:
@@ -75,9 +74,11 @@ class Acceptor:
             self._loop.add_reader(self._listening, self._accept)
 
     async def _close(self) -> None:
-        self._accept()
         self._accepting = False
         self._loop.remove_reader(self._listening)
+        with suppress(OSError):  # no more wait
+            while True:
+                self._sort(self._listening.accept()[0])
         self._listening.close()
         for look in self._sorting.values():
             self._loop.call_later(_LAST_BYTES_S, look.set)

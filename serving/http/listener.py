@@ -1,7 +1,7 @@
 """The listener: HTTP in the replica's own process, without Ray Serve's proxy in between.
 
 A request that passes the proxy costs two processes more CPU than the answer itself (`docs/decisions.md` has the
-figures). All replicas of a machine listen at one address: the kernel shares connections out among them.
+figures). All replicas of a machine take connections from one port (`serving.http.port`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import functools
 import re
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,22 +30,13 @@ class Listener:
 
     Args:
         app: answers.
-        host: address to listen at, IPv4 or IPv6.
-        port: to listen at.
+        listening: a socket that is bound; closed at the end.
         silence_s: seconds after which a connection is closed if nothing, or no whole head of a request, has come.
-
-    Raises:
-        OSError: the address cannot be had.
     """
 
-    def __init__(self, app: ASGIApp, host: str, port: int, silence_s: float = 20) -> None:
+    def __init__(self, app: ASGIApp, listening: socket.socket, silence_s: float = 20) -> None:
         self._app = HeaderFilterMiddleware(app)
         self._ending = False
-        family, address = resolve(host, port)
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listening.bind(address)
         self._server = _Server(_config(self._answer))
         self._task = asyncio.get_running_loop().create_task(self._server.serve([]))
         self._acceptor = Acceptor(
@@ -169,18 +159,6 @@ class _Protocol(HttpToolsProtocol):
 # The first line of a request, and the offer of HTTP/2 in a line of its own.
 _HEAD = re.compile(rb"[A-Z]+ \S+ HTTP/1\.1\r\n")
 _OFFER = re.compile(rb"(?i)\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)")
-
-
-def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
-    """Family and address to bind to of whatever names one: IPv4, IPv6 with or without a zone, or a host's name.
-
-    Raises:
-        OSError: it names none.
-    """
-    family, _, _, _, address = socket.getaddrinfo(
-        host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    return family, address
 
 
 class _Server(uvicorn.Server):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from serving.__main__ import _held_port, _reachable
-from serving.http.listener import resolve
+from serving.__main__ import _reachable
+from serving.http.port import resolve
 from tests.data.test_images import SAMPLES
 from tests.e2e.head import free_port
 from tests.serving.server import CLASSES, publish
@@ -198,7 +198,7 @@ def test_the_address_that_is_printed_works(plain: TestClient, host: str, shown: 
             probe.bind(address)
     except OSError:
         pytest.skip(f"this machine has no {host}")
-    with _held_port(host, port), listening(plain.app, port, host):
+    with listening(plain.app, port, host):
         for options in ([], ["--http2"], ["--http1.0"], ["-I"]):
             words = ["curl", "-sS", "-g", "--max-time", "20", *options, f"http://{shown}:{port}/v2/health/live"]
             done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from flowers.errors import InputError
 from serving.http.listener import Listener
+from serving.http.port import Port, hold, resolve, take
 
 HOSTS = ["127.0.0.1", "::1"]
 
@@ -60,8 +62,12 @@ class Running:
         self.thread.start()
 
     def listen(self, app: Any, host: str, port: int, **more: float) -> Listener:
+        with hold(host, port) as held:  # a listener keeps the port when the command has let go of it
+            return self.take(app, held, **more)
+
+    def take(self, app: Any, port: Port, **more: float) -> Listener:
         async def start() -> Listener:
-            return Listener(app, host, port, **more)
+            return Listener(app, take(port.path), **more)
 
         return asyncio.run_coroutine_threadsafe(start(), self.loop).result(30)
 
@@ -161,23 +167,53 @@ def test_a_client_that_hangs_up_is_not_answered(running: Running) -> None:
     running.end(listener).result(30)
 
 
-def test_several_share_an_address(running: Running, host: str) -> None:
+def test_several_share_a_port(running: Running, host: str) -> None:
     port = free_port(host)
-    first, second = (running.listen(Slow(), host, port) for _ in range(2))
-    running.end(first).result(30)
-    assert second.alive
-    assert all(get(host, port)[:2] == (200, b"ok") for _ in range(20))
-    running.end(second).result(30)
+    with hold(host, port) as held:
+        first, second = (running.take(Slow(), held) for _ in range(2))
+        running.end(first).result(30)
+        assert second.alive
+        assert all(get(host, port)[:2] == (200, b"ok") for _ in range(20))
+        held.close()
+        assert get(host, port)[0] == 200
+        running.end(second).result(30)
     with pytest.raises(OSError, match="refused"):
         get(host, port)
 
 
-def test_an_address_that_others_have(running: Running) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        with pytest.raises(OSError, match="in use"):
-            running.listen(Slow(), "127.0.0.1", other.getsockname()[1])
+def test_who_comes_while_nobody_listens_waits_for_the_next(running: Running, host: str) -> None:
+    port = free_port(host)
+    with hold(host, port) as held, ThreadPoolExecutor(40) as pool:
+        with pytest.raises(OSError, match="refused"):  # not before the first is ready
+            get(host, port)
+        running.end(running.take(Slow(), held)).result(30)
+        connections = [socket.create_connection((host, port), timeout=30) for _ in range(20)]
+        answers = [pool.submit(get, host, port) for _ in range(20)]
+        listener = running.take(Slow(), held)
+        assert [answer.result(30)[0] for answer in answers] == [200] * 20
+        for connection in connections:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(12) == b"HTTP/1.1 200"
+            connection.close()
+        running.end(listener).result(30)
+
+
+def refused(host: str, port: int) -> str:
+    with pytest.raises(InputError) as caught, hold(host, port):
+        pass
+    return str(caught.value)
+
+
+def test_a_port_is_held_alone(host: str) -> None:
+    with hold(host, port := free_port(host)):
+        assert refused(host, port) == f"--host {host} --port {port}: Address already in use; give another port"
+        family, address = resolve(host, port)
+        with socket.socket(family) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(address)
+    assert refused("192.0.2.1", port).endswith("; give another port")
+    assert refused("no.such.host.invalid", port).endswith("; give an address of this machine")
 
 
 def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
