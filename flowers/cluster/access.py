@@ -41,9 +41,9 @@ def announce(out: Console) -> None:
 def access(address: str) -> Iterator[str]:
     """What Ray is to know of tokens, in this process's environment, while it runs.
 
-    A cluster gets the token that is there, also where RAY_ADDRESS is a HOST:PORT; Ray by itself sends it for `auto`
-    only. A Ray of a job's own, where there is no token, gets one that nobody else knows: Ray would leave it as a file
-    in the home folder, and from then on every `ray start` there would ask for it.
+    A cluster that asks for a token gets the one that is there, also where RAY_ADDRESS is a HOST:PORT; Ray by itself
+    sends it for `auto` only. A Ray of a job's own, where there is no token, gets one that nobody else knows: Ray would
+    leave it as a file in the home folder, and from then on every `ray start` there would ask for it.
 
     Args:
         address: as `joined` gives it.
@@ -65,7 +65,9 @@ def access(address: str) -> Iterator[str]:
         if mode == "token" and not token:
             raise AccessDenied(f"{_MODE} is 'token', and there is no token here; {_GET_TOKEN}, or unset {_MODE}")
         _knock(address, place, token)
-        known[_MODE] = "token" if token else before[_MODE] or None
+        if token:
+            # A process that has a token wants to see it from all others, and those of an open cluster have none.
+            known[_MODE] = "token" if guarded(place) else "disabled"
     elif mode in ("", "token") and not _token():
         known |= {_MODE: "token", _TOKEN: secrets.token_hex(32)}
     _tell(known)

@@ -113,6 +113,8 @@ def test_a_head_without_tokens_lets_all_in(
         return
     with access(heads["open"]) as place:
         assert place == heads["open"]
+        # With "token" this process would want one from all others, which have none: actors would end as they start.
+        assert os.environ.get("RAY_AUTH_MODE") == ("disabled" if token else mode)
 
 
 @pytest.mark.parametrize(
