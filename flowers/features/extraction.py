@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -215,7 +216,12 @@ class CachingExtractor:
         self._caches = {spec: FeatureCache(folder) for spec, folder in folders.items()}
         self._held = {spec: ray.get(reference) for spec, reference in held.items()}
         self._claims = claims
-        self._extractor = FeatureExtractor(network, list(folders), threads)
+        self._network, self._threads = network, threads
+
+    @functools.cached_property
+    def _extractor(self) -> FeatureExtractor:
+        """Compiled when the first new photo comes: of a folder that is known already, none does."""
+        return FeatureExtractor(self._network, list(self._caches), self._threads)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Puts a column `computed` in the place of `pixels`: whether this row went through the network."""
