@@ -167,7 +167,7 @@ def _served(options: ServeOptions, address: Address, port: Port) -> Iterator[Non
 
     os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
     imported = background(functools.partial(importlib.import_module, "serving.app"), "import Ray Serve").result
-    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose):
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose, data=False):
         os.environ[FOLDER] = folder
         imported()  # while Ray started
         from ray import serve

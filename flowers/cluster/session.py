@@ -169,7 +169,7 @@ def _stop() -> None:
 
 
 @contextmanager
-def ray_session(verbose: bool) -> Iterator[None]:
+def ray_session(verbose: bool, *, data: bool = True) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), or starts Ray on this machine for this job.
 
     Ray that runs in this process already is used, and stays.
@@ -177,13 +177,19 @@ def ray_session(verbose: bool) -> Iterator[None]:
     Must be entered in a thread that lives as long as the session: Ray's processes end with the thread that started
     them.
 
+    Args:
+        verbose: whether Ray's own lines are shown.
+        data: whether Ray Data will be used: it is imported then, and kept as quiet.
+
     Raises:
         FlowersError: Ray cannot be started or joined.
     """
     if not joined():
         os.environ.setdefault(_CLUSTERS, "0")  # read when Ray is imported, also by its processes
     import ray
-    import ray.data
+
+    if data:
+        import ray.data
 
     if ray.is_initialized():  # somebody else's, who will end it
         yield
