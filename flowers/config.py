@@ -22,7 +22,7 @@ from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
 # What that second phase does unless told otherwise, and the head's does not (docs/accuracy.md).
-TAIL_SMOOTHING, TAIL_AUGMENT = 0.02, "flip"
+TAIL_SMOOTHING, TAIL_AUGMENT = 0.05, "flip"
 # Options that are no more, each with the value that means what is done now: a run that began with it may go on, one
 # that began with another value may not. Who removes an option that changed the result adds it here.
 REMOVED: dict[str, Any] = {}
