@@ -12,15 +12,17 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
 from flowers.cluster.access import joined
+from flowers.cluster.placement import in_words, on_device, require_gpu
 from flowers.cluster.session import background, lost, ray_session
 from flowers.errors import FlowersError, InputError
+from flowers.inference.engine import resolve_engine
 from flowers.published import find
 from flowers.runs import Run, finished_runs
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -102,7 +104,7 @@ def main(**values: Any) -> None:
     if address.host not in _LOOPBACK:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
-    with _held_port(address.host, address.port), _served(options, address):
+    with _held_port(address.host, address.port), _served(options, address, say):
         url = f"http://{_reachable(address.host)}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
@@ -158,14 +160,15 @@ def _refuses(address: Address) -> bool:
 
 
 @contextmanager
-def _served(options: ServeOptions, address: Address) -> Iterator[None]:
+def _served(options: ServeOptions, address: Address, say: Callable[[str], None]) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
     from serving.metrics import FOLDER
 
     os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
     imported = background(functools.partial(importlib.import_module, "serving.app"), "import Ray Serve").result
-    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose):
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose, options.device):
+        _say_device(options, say)
         os.environ[FOLDER] = folder
         imported()  # while Ray started
         from ray import serve
@@ -193,6 +196,18 @@ def _served(options: ServeOptions, address: Address) -> Iterator[None]:
         finally:
             if not lost():
                 serve.shutdown()
+
+
+def _say_device(options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Says what computes; raises NoRoom if there is no GPU, though one was asked for: Ray would wait for it."""
+    from flowers.cluster.nodes import cluster_nodes
+
+    nodes = cluster_nodes()
+    if options.gpus:
+        require_gpu("--gpus", f"{options.gpus:g}", nodes)
+    usable = on_device(nodes, options.device if options.replica_gpus else "cpu")
+    engine, why = resolve_engine(options.engine, options.replica_gpus)
+    say(f"device    {in_words(usable, options.device)}; {engine}: {why}")
 
 
 @contextmanager

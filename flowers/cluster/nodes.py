@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowers import storage
 from flowers.cluster.placement import Node, few
+from flowers.cluster.session import hide_gpus
 from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
@@ -26,6 +27,15 @@ def cluster_nodes() -> list[Node]:
     """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
     found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
+
+
+def keep_to_own_gpus() -> None:
+    """Hides the GPUs of the machine from this process of Ray if it was given none: Ray shows it all of them (2.60).
+
+    To be called before TensorFlow looks for GPUs.
+    """
+    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+        hide_gpus()
 
 
 @contextmanager

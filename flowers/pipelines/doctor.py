@@ -74,6 +74,7 @@ def _findings(options: DoctorOptions) -> list[Finding]:
             free=int(options.free_gb * 1e9),
             storage=options.storage,
             data=options.data if files else None,
+            device=options.device,
             workers=options.workers,
             cpus_per_worker=options.cpus_per_worker,
             gpus_per_worker=options.gpus_per_worker,
