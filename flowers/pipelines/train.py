@@ -137,6 +137,7 @@ def _train(
         run.use([listing.source, *plan.caches])
         backend, caches = extraction_of(plan, build, network, listing, out)
         stopwatch.lap("start")
+        held.enter_context(run.running())
 
         photos = functools.partial(decoded_photos, plan)
         with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
@@ -172,23 +173,18 @@ def _train(
         run.begin(config, ledger)
         budget = budget_of(plan, ledger, stopwatch, out)
 
-        with run.running():
-            asked, trials = plan, list[Trial]()
-            if config.search:
-                plan, trials = search(plan, ledger, budget, stopwatch, out)
-            best = fit(plan, ledger, network, budget, stopwatch, out)
-            saved = load_bundle(best.bundle)
-            unknown = max(UNKNOWN, saved.typicality().least)  # few validation photos say nothing of rare ones
-            predictor = Predictor(
-                saved, config.max_pixels, engine=plan.engine, threads=_threads(config), unknown=unknown
-            )
-            evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
-            stopwatch.lap("evaluate")
-            folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
-            report = build_report(
-                command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials
-            )
-            write_report(run, report)
+        asked, trials = plan, list[Trial]()
+        if config.search:
+            plan, trials = search(plan, ledger, budget, stopwatch, out)
+        best = fit(plan, ledger, network, budget, stopwatch, out)
+        saved = load_bundle(best.bundle)
+        unknown = max(UNKNOWN, saved.typicality().least)  # few validation photos say nothing of rare ones
+        predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config), unknown=unknown)
+        evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
+        stopwatch.lap("evaluate")
+        folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
+        report = build_report(command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials)
+        write_report(run, report)
     return report
 
 
