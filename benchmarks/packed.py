@@ -85,9 +85,7 @@ def main() -> None:
     if arguments.one:
         one(arguments.one, arguments.decode)
         return
-    print(
-        "| photos | source | list s | read s | photos/s | again: list s | read s | photos/s | private MB | store |"
-    )
+    print("| photos | source | list s | read s | photos/s | again: list s | read s | photos/s | private MB | store |")
     print("|-:|-|-:|-:|-:|-:|-:|-:|-:|-:|")
     for count in arguments.photos:
         with tempfile.TemporaryDirectory() as scratch:

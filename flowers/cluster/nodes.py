@@ -32,9 +32,10 @@ def cluster_nodes() -> list[Node]:
 def keep_to_own_gpus() -> None:
     """Hides the GPUs of the machine from this process of Ray if it was given none: Ray shows it all of them (2.60).
 
-    To be called before TensorFlow looks for GPUs.
+    To be called before TensorFlow looks for GPUs. In a job's own process, which Ray gives nothing, it does nothing.
     """
-    if not ray.get_runtime_context().get_accelerator_ids().get("GPU"):
+    context = ray.get_runtime_context()
+    if context.worker.mode == ray.WORKER_MODE and not context.get_accelerator_ids().get("GPU"):
         hide_gpus()
 
 

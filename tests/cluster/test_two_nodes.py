@@ -42,6 +42,7 @@ def two_nodes() -> Iterator[Any]:
     # Ray's sockets need a short path, so this is not pytest's folder.
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", scratch)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         other = Path(scratch, "packages", f"pillow-{OTHER}.dist-info")
         other.mkdir(parents=True)
         (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pillow\nVersion: {OTHER}\n", encoding="utf-8")
@@ -150,6 +151,7 @@ def test_each_process_sees_the_gpus_that_it_was_given(two_nodes: Any, tmp_path: 
         nodes.keep_to_own_gpus()
         return os.environ.get("CUDA_VISIBLE_DEVICES", "all")
 
+    assert shown() == "all", "a job's own process sees what there is"
     with_gpu, without = (ray.remote(num_gpus=gpus)(shown) for gpus in (0.5, 0))
     assert ray.get([with_gpu.remote(), without.remote()]) == ["0", "-1"]
     bundle = load_bundle(str(saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])))
