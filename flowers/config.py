@@ -311,11 +311,15 @@ class TrainConfig(DataOptions):
         ge=2,
     )
 
+    device: Literal["auto", "cpu", "gpu"] = neutral(
+        "auto",
+        "What computes: cpu leaves GPUs alone, gpu ends where there is none, auto takes GPUs where there are any.",
+        group="Machine",
+    )
     workers: Annotated[str, AfterValidator(_number_of_workers)] = neutral(
         "auto",
         "Training processes, which share each batch: a number, or auto (one a GPU; without GPUs one a machine). One "
         "worker without several GPUs around it trains inside the job's own process. The result does not depend on it.",
-        group="Machine",
         required="auto or a number from 1",
     )
     cpus_per_worker: int | None = neutral(
@@ -370,6 +374,10 @@ class TrainConfig(DataOptions):
                 "none or flip while only the head is trained (its input is computed once a photo); or go deeper with "
                 "--trainable",
             )
+        if self.gpus_per_worker and self.device == "cpu":
+            raise wrong("gpus_per_worker", self.gpus_per_worker, "none, or 0, beside --device cpu")
+        if self.gpus_per_worker == 0 and self.device == "gpu":
+            raise wrong("gpus_per_worker", self.gpus_per_worker, "none, or more than 0, beside --device gpu")
         return self
 
     @property
@@ -475,6 +483,7 @@ class BulkOptions(OptionSet):
     engine: Literal["auto", "openvino", "tensorflow"] = deciding(
         "auto", "What runs the network: openvino or tensorflow; auto takes openvino on CPUs.", group="Machine"
     )
+    device: Literal["auto", "cpu", "gpu"] = _as_in_training("device")
     actors: str = neutral(
         "auto",
         "Processes that run the network: 0 is the job's own process, N a pool of Ray actors; auto takes the pool where "
@@ -717,6 +726,7 @@ class DoctorOptions(OptionSet):
     layout: Literal["auto", "classes", "split"] = _as_in_training("layout")
     root: str | None = _as_in_training("root")
     class_names: str | None = _as_in_training("class_names")
+    device: Literal["auto", "cpu", "gpu"] = _as_in_training("device")
     workers: Annotated[str, AfterValidator(_number_of_workers)] = _as_in_training("workers")
     cpus_per_worker: int | None = _as_in_training("cpus_per_worker")
     gpus_per_worker: float | None = _as_in_training("gpus_per_worker")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
-from flowers.cluster.placement import Node, Placement, actor_cpus, network_actors, place, reading_tasks
+from flowers.cluster.placement import Node, Placement, network_pool, on_device, place, reading_tasks
 from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
@@ -27,7 +27,7 @@ class Facts:
     """What is known before anything is decided.
 
     Attributes:
-        nodes: machines of the cluster.
+        nodes: machines of the cluster, as far as `--device` uses them.
         cpus: of the machine that the job's own process is on.
         photos: files that were listed.
         weights_key: key of the start weights (`flowers.model.weights.weights_key`).
@@ -65,7 +65,7 @@ class Plan:
         worker_gpus: GPUs of each worker.
         feature_actors: actors that run the frozen network; 0 runs it in the job's own process.
         feature_cpus: CPUs, and threads of the network, of each actor, or of this process.
-        gpus: GPUs of the cluster.
+        feature_gpus: GPUs of each actor.
         cut: layer after which training starts (`flowers.model.cuts`).
         streamed: whether training photos are decoded again each epoch and go through the whole network, because they
             are augmented or their cached outputs at the cut would be too large.
@@ -89,7 +89,7 @@ class Plan:
     worker_gpus: float = 0.0
     feature_actors: int = 0
     feature_cpus: int = 1
-    gpus: int = 0
+    feature_gpus: float = 0.0
     cut: str = POOL
     streamed: bool = False
     validation_streamed: bool = False
@@ -175,13 +175,15 @@ def gpu_count(nodes: Sequence[Node]) -> int:
 
 
 def placed(config: TrainConfig, nodes: Sequence[Node]) -> Placement:
-    """Where workers train; raises as `flowers.cluster.placement.place`."""
-    return place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, nodes)
+    """Where workers train; raises as `on_device` and `place` of `flowers.cluster.placement`."""
+    usable = on_device(nodes, config.device)
+    return place(config.workers, config.cpus_per_worker, config.gpus_per_worker, config.batch_size, usable)
 
 
 def bundles(config: TrainConfig) -> list[dict[str, float]]:
     """What each worker needs at least, in Ray's words."""
-    one = {"CPU": float(config.cpus_per_worker or 1), "GPU": config.gpus_per_worker or 0.0}
+    gpus = float(config.device == "gpu") if config.gpus_per_worker is None else config.gpus_per_worker
+    one = {"CPU": float(config.cpus_per_worker or 1), "GPU": gpus}
     needed = {name: amount for name, amount in one.items() if amount}
     return [needed] * (1 if config.workers == "auto" else int(config.workers))
 
@@ -192,9 +194,10 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     Raises:
         InputError: options that do not fit the cluster, the backbone or each other.
     """
-    gpus = gpu_count(facts.nodes)
     placement = placed(config, facts.nodes)
-    actors = network_actors(config.feature_actors, len(facts.nodes), gpus)
+    alone = config.workers in ("auto", "1")
+    own_cpus = (config.cpus_per_worker if alone else None) or facts.cpus
+    pool = network_pool(config.feature_actors, facts.nodes, own_cpus)
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
@@ -207,14 +210,14 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         precision=precision,
         precision_reason=precision_reason,
         engine=facts.engine[0],
-        readers=reading_tasks(facts.nodes, actors),
+        readers=reading_tasks(facts.nodes, pool.actors),
         workers=placement.workers,
         nodes=len(facts.nodes),
         worker_cpus=placement.cpus,
         worker_gpus=placement.gpus,
-        feature_actors=actors,
-        feature_cpus=_feature_cpus(config, facts, actors),
-        gpus=gpus,
+        feature_actors=pool.actors,
+        feature_cpus=pool.cpus,
+        feature_gpus=pool.gpus,
         cut=cut,
         streamed=streamed,
         validation_streamed=validation_streamed,
@@ -227,14 +230,6 @@ def _head_alone(config: TrainConfig, workers: int, nodes: int, photos: int) -> b
     if workers == nodes == 1:
         return False  # nobody else trains at all
     return photos <= _HEAD_ALONE and photos * config.phase_epochs["head"] * HEAD_PHOTO_S < GROUP_START_S
-
-
-def _feature_cpus(config: TrainConfig, facts: Facts, actors: int) -> int:
-    """CPUs for the network in each actor; this process shares all of its."""
-    if not actors:
-        alone = config.workers in ("auto", "1")
-        return (config.cpus_per_worker if alone else None) or facts.cpus
-    return actor_cpus(facts.nodes, actors)
 
 
 def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) -> tuple[bool, bool, str]:

@@ -132,7 +132,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """status.json: whether it runs, is done, failed or was stopped."""
+        """status.json: whether it runs, is done, failed or was stopped; a process that is killed leaves "running"."""
         return storage.join(self.uri, "status.json")
 
     @property
@@ -292,6 +292,20 @@ class Run:
             with suppress(OSError):  # a disk that is full, say: what ended the run is said all the same
                 self._note_status(state, why)
 
+    def killed(self) -> str | None:
+        """Which process a run lost that says it is running, though nobody is at it; None of any other run."""
+        before = self._status()
+        if before.get("state") != "running" or locks.holder(self.lock) or self._status() != before:
+            return None
+        return f"process {before.get('pid')} on {before.get('host')}, at it since {before.get('at')}"
+
+    def _status(self) -> dict[str, object]:
+        """What status.json says; nothing if it is not there, or damaged."""
+        try:
+            return dict(json.loads(storage.read(self.status)))
+        except (OSError, ValueError, TypeError):
+            return {}
+
     def _note_status(self, state: State, why: str = "") -> None:
         """Writes status.json: the state, why, since when, and the process that says so."""
         body = {"state": state, "why": why, "at": now(), "host": socket.gethostname(), "pid": os.getpid()}
@@ -317,6 +331,12 @@ def runs_of(folder: str) -> list[Run]:
     """The runs of a folder of runs."""
     runs = [Run(storage.join(folder, entry.name)) for entry in storage.entries(folder) if entry.folder]
     return [run for run in runs if storage.exists(run.config)]
+
+
+def killed_runs(folder: str) -> dict[str, str]:
+    """The runs of a folder of runs that were killed, by name, and which process each lost."""
+    runs = [Run(storage.join(folder, entry.name)) for entry in storage.entries(folder) if entry.folder]
+    return {run.name: who for run in runs if (who := run.killed())}
 
 
 def runs_in_progress(folder: str) -> list[Run]:

@@ -12,15 +12,17 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
 from flowers.cluster.access import joined
+from flowers.cluster.placement import in_words, on_device, require_gpu
 from flowers.cluster.session import background, lost, ray_session
 from flowers.errors import FlowersError, InputError
+from flowers.inference.engine import resolve_engine
 from flowers.published import find
 from flowers.runs import Run, finished_runs
 from serving.http.port import Port, hold
@@ -104,7 +106,7 @@ def main(**values: Any) -> None:
         who = "anyone with a token" if tokens else "ANYONE, as there is no --tokens-file,"
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
     proxy = options.max_replicas is not None
-    with hold(address.host, address.port, proxy) as port, _served(options, address, port):
+    with hold(address.host, address.port, proxy) as port, _served(options, address, port, say):
         url = f"http://{_reachable(address.host)}:{address.port}"
         say(f"ready     {url}/    (the API: {url}/docs)")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
@@ -160,14 +162,16 @@ def _refuses(address: Address) -> bool:
 
 
 @contextmanager
-def _served(options: ServeOptions, address: Address, port: Port) -> Iterator[None]:
+def _served(options: ServeOptions, address: Address, port: Port, say: Callable[[str], None]) -> Iterator[None]:
     """The server; what was accepted is answered before it ends."""
     from serving.http.proxy import CALLBACK
     from serving.metrics import FOLDER
 
     os.environ.update({**_RAY, **CALLBACK})  # read when Ray Serve is imported
     imported = background(functools.partial(importlib.import_module, "serving.app"), "import Ray Serve").result
-    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, ray_session(address.verbose, data=False):
+    session = ray_session(address.verbose, options.device, data=False)
+    with tempfile.TemporaryDirectory(prefix="flowers-metrics-") as folder, session:
+        _say_device(options, say)
         os.environ[FOLDER] = folder
         imported()  # while Ray started
         from ray import serve
@@ -196,6 +200,18 @@ def _served(options: ServeOptions, address: Address, port: Port) -> Iterator[Non
         finally:
             if not lost():
                 serve.shutdown()
+
+
+def _say_device(options: ServeOptions, say: Callable[[str], None]) -> None:
+    """Says what computes; raises NoRoom if there is no GPU, though one was asked for: Ray would wait for it."""
+    from flowers.cluster.nodes import cluster_nodes
+
+    nodes = cluster_nodes()
+    if options.gpus:
+        require_gpu("--gpus", f"{options.gpus:g}", nodes)
+    usable = on_device(nodes, options.device if options.replica_gpus else "cpu")
+    engine, why = resolve_engine(options.engine, options.replica_gpus)
+    say(f"device    {in_words(usable, options.device)}; {engine}: {why}")
 
 
 def _why_not_deployed(name: str, error: RuntimeError) -> str:

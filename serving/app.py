@@ -7,6 +7,7 @@ from ray import serve
 from ray.serve import Application
 
 from flowers.cluster.nodes import own_resource
+from flowers.cluster.session import NO_GPU
 from flowers.inference.engine import usable_cpus
 from flowers.options import check_paths
 from serving.metrics import FOLDER, default_folder
@@ -56,6 +57,7 @@ def _with_cpus(args: ServeOptions) -> ServeOptions:
 
 
 def _deployment(args: ServeOptions) -> dict[str, Any]:
+    hidden = {} if args.replica_gpus else NO_GPU  # Ray shows those of the machine to who was given none (2.60)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "user_config": args.tuning.model_dump(),
@@ -67,8 +69,8 @@ def _deployment(args: ServeOptions) -> dict[str, Any]:
         "graceful_shutdown_wait_loop_s": 0.1,
         "ray_actor_options": {
             "num_cpus": args.cpus,
-            "num_gpus": args.gpus,
-            "runtime_env": {"env_vars": {FOLDER: os.environ.get(FOLDER) or default_folder(args.name)}},
+            "num_gpus": args.replica_gpus,
+            "runtime_env": {"env_vars": {FOLDER: os.environ.get(FOLDER) or default_folder(args.name)} | hidden},
         },
     }
     if args.max_replicas:

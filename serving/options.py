@@ -112,11 +112,20 @@ class ServeOptions(OptionSet):
 
     replicas: int = option(1, "Copies of the model to start with, and to keep at least.", group="Machine", ge=1)
     max_replicas: int | None = option(None, "Add replicas up to this number under load.", ge=1)
+    device: Literal["auto", "cpu", "gpu"] = option(
+        "auto",
+        "What computes: cpu leaves GPUs alone, gpu is --gpus 1 where it is not given, auto does as --gpus says.",
+    )
     cpus: float = option(0.0, "CPUs of a replica; 0 takes all of one machine, divided by the replicas.", ge=0)
-    gpus: float = option(0.0, "GPUs of a replica.", ge=0)
+    gpus: float = option(0.0, "GPUs of a replica; below 1 is a part of one.", ge=0)
     engine: Literal["auto", "openvino", "tensorflow"] = option(
         "auto", "What runs the network: openvino or tensorflow; auto takes tensorflow where a replica has GPUs."
     )
+
+    @property
+    def replica_gpus(self) -> float:
+        """GPUs of a replica: `gpus`, or what `device` means where they are not given."""
+        return self.gpus or float(self.device == "gpu")
 
     def origins(self) -> list[str]:
         """The origins of `cors_origins`."""
@@ -134,6 +143,8 @@ class ServeOptions(OptionSet):
                 r"https?://[A-Za-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-fA-F:.]+\](:[0-9]+)?", origin
             ):
                 raise wrong("cors_origins", origin, "origins such as https://a.example:8443 with commas between, or *")
+        if self.gpus and self.device == "cpu":
+            raise wrong("gpus", self.gpus, "none, or 0, beside --device cpu")
         if self.max_replicas is not None and self.max_replicas < self.replicas:
             raise wrong("max_replicas", self.max_replicas, f"at least {flag('replicas')} ({self.replicas})")
         if COPIES * self.max_request_bytes > self.max_held_bytes:

@@ -68,6 +68,7 @@ WRONG: dict[str, list[Any]] = {
     "time_limit": ["5", "0s", "1m1h"],
     "seed": [-1, 1 << 31, 1 << 64],
     "workers": ["0", "-2", "", "many", "1.5", "2..4", "1:4", "²"],
+    "device": ["tpu", ""],
     "cpus_per_worker": [0, -1],
     "gpus_per_worker": [-1, NAN, INF],
     "max_failures": [-1],
@@ -100,6 +101,13 @@ def test_the_head_alone_takes_no_random_views(augment: Literal["standard", "stro
         TrainConfig(augment=augment)
     TrainConfig(augment=augment, trainable="stage5")
     TrainConfig(augment="flip")
+
+
+@pytest.mark.parametrize(("device", "gpus", "wanted"), [("cpu", 0.5, "none, or 0"), ("gpu", 0, "none, or more than 0")])
+def test_gpus_beside_another_device(device: Literal["cpu", "gpu"], gpus: float, wanted: str) -> None:
+    with pytest.raises(InputError, match=f"^--gpus-per-worker: .*, required is {wanted}, beside --device {device}$"):
+        TrainConfig(device=device, gpus_per_worker=gpus)
+    TrainConfig(device=device)
 
 
 def test_every_option_has_help_a_group_and_a_word_on_the_result() -> None:
@@ -143,7 +151,7 @@ def test_right_values_pass(name: str, value: Any) -> None:
 WHERE: dict[str, Any] = {
     "storage": "x", "name": "x", "fresh": True, "verbose": True, "feature_actors": "2", "workers": "2",
     "cpus_per_worker": 2, "gpus_per_worker": 0.5, "wait_s": 60, "max_failures": 0, "cache_budget": 1,
-    "auto_batch": True,
+    "auto_batch": True, "device": "cpu",
 }  # fmt: skip
 
 

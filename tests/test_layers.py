@@ -46,7 +46,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "inference": [*BASE, "model"],
     "cluster": BASE,
     "doctor": [*BASE, "cluster"],
-    "features": [*BASE, "data", "model", "inference"],
+    "features": [*BASE, "data", "model", "inference", "cluster"],
     "runs": [*BASE, "locks", "config", "data"],
     "typicality": [],
     "bundle": [*BASE, "data", "model", "inference", "runs", "typicality"],

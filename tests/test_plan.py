@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import pytest
 
-from flowers.cluster.placement import Node
+from flowers.cluster.placement import Node, on_device
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.plan import Facts, Plan, check_workers, choose_inputs, make_plan
+from flowers.plan import Facts, Plan, bundles, check_workers, choose_inputs, make_plan, placed
 from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
@@ -132,6 +132,30 @@ def test_a_short_training_of_the_head_waits_for_no_workers(
     assert (plan.workers, plan.in_process) == (nodes, nodes == 1)
     assert plan.alone().in_process
     assert plan.alone().features == plan.features
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "feature_actors"), [("auto", 2, 1.0, 2), ("gpu", 2, 1.0, 2), ("cpu", 4, 0.0, 4)]
+)
+def test_a_mixed_cluster(device: Any, workers: int, gpus: float, feature_actors: int) -> None:
+    """Features and training go to the GPUs, unless they are left alone; photos are decoded wherever there are CPUs."""
+    nodes = [Node(8, 0), Node(8, 0), Node(8, 1), Node(8, 1)]
+    config = TrainConfig(device=device)
+    facts = Facts(
+        nodes=tuple(on_device(nodes, device)),
+        cpus=8,
+        photos=10**6,
+        weights_key="x",
+        precision=("float32", ""),
+        engine=("tensorflow", ""),
+    )
+    plan = make_plan(config, facts)
+    assert (plan.workers, plan.worker_gpus, plan.feature_actors, plan.feature_gpus) == (
+        workers, gpus, feature_actors, gpus
+    )  # fmt: skip
+    assert plan.readers == 32
+    assert placed(config, nodes).gpus == gpus
+    assert bundles(config.replace(workers="1")) == [{"CPU": 1.0} | ({"GPU": 1.0} if device == "gpu" else {})]
 
 
 SPLIT = (0.7, 0.2, 0.1)

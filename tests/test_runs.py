@@ -6,6 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,29 @@ def test_the_status_says_how_it_ended(
     found = json.loads((folder / "status.json").read_text())
     assert (found["state"], found["why"]) == (state, why)
     assert not opened(config).finished()
+
+
+def test_a_run_that_was_killed_is_told_from_one_that_runs(config: TrainConfig, folder: Path) -> None:
+    """A process that is killed leaves its status, and the kernel frees its lock."""
+    run = begun(config)
+    assert run.killed() is None
+    code = "import sys; from flowers.runs import Run; run = Run(sys.argv[1])\n"
+    code += "with run.held(), run.running(): print('at it', flush=True); sys.stdin.read()"
+    words = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at it\n"
+        assert run.killed() is None
+        process.kill()
+        process.wait()
+    assert json.loads((folder / "status.json").read_text())["state"] == "running"
+    assert (run.killed() or "").startswith(f"process {process.pid} on ")
+    assert runs.killed_runs(str(folder.parent)) == {run.name: run.killed()}
+    with run.held(), run.running():
+        assert run.killed() is None
+    assert run.killed() is None
+    (folder / "status.json").write_text("{")
+    assert run.killed() is None
 
 
 def test_a_full_disk_at_the_end_does_not_hide_what_ended_it(

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flowers import storage
 from flowers.cluster.placement import Node, few
+from flowers.cluster.session import hide_gpus
 from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
@@ -33,6 +34,16 @@ def own_resource() -> str:
     own = ray.get_runtime_context().get_node_id()
     (names,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
     return next(name for name in names if name.startswith("node:") and not name.startswith("node:__"))
+
+
+def keep_to_own_gpus() -> None:
+    """Hides the GPUs of the machine from this process of Ray if it was given none: Ray shows it all of them (2.60).
+
+    To be called before TensorFlow looks for GPUs. In a job's own process, which Ray gives nothing, it does nothing.
+    """
+    context = ray.get_runtime_context()
+    if context.worker.mode == ray.WORKER_MODE and not context.get_accelerator_ids().get("GPU"):
+        hide_gpus()
 
 
 @contextmanager

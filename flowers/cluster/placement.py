@@ -1,10 +1,10 @@
-"""Placement: how many training workers of which size run on the cluster."""
+"""Placement: how many processes of which size train on the cluster, and how many run a network that is trained."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowers.errors import InputError, NoRoom
 
@@ -36,6 +36,45 @@ class Placement:
     gpus: float
 
 
+@dataclass(frozen=True)
+class Pool:
+    """The processes that run a network without training it.
+
+    Attributes:
+        actors: Ray actors; 0 is the job's own process, which is faster on one machine with one GPU at most.
+        cpus: CPUs, and threads of the network, of each.
+        gpus: GPUs of each actor.
+    """
+
+    actors: int
+    cpus: int
+    gpus: float = 0.0
+
+
+def on_device(nodes: Sequence[Node], device: str) -> list[Node]:
+    """The nodes as far as they may be used.
+
+    Args:
+        nodes: of the cluster.
+        device: "auto"; "cpu", with which GPUs count for nothing; "gpu", with which there has to be one.
+
+    Raises:
+        NoRoom: there is no GPU, though one was asked for.
+    """
+    if device == "gpu":
+        require_gpu("--device", device, nodes)
+    return [replace(node, gpus=0.0) if device == "cpu" else node for node in nodes]
+
+
+def require_gpu(option: str, received: str, nodes: Sequence[Node]) -> None:
+    """Raises NoRoom, naming the option that asks for GPUs, if there is none."""
+    if not _whole_gpus(nodes):
+        raise NoRoom(
+            f"{option}: received {received}, but the cluster has no GPU: {_described(nodes)}; leave the option out, or "
+            "start nodes that have GPUs (those of an autoscaler: --wait-s of jobs.train)"
+        )
+
+
 def place(
     workers: str,
     cpus_per_worker: int | None,
@@ -60,13 +99,9 @@ def place(
         NoRoom: the workers do not fit on the nodes.
         InputError: they do not divide the batch, or no worker can be given such a number of GPUs.
     """
-    have_gpus = any(node.gpus >= 1 for node in nodes)
-    gpus = float(have_gpus) if gpus_per_worker is None else gpus_per_worker
-    if gpus and not have_gpus:
-        raise NoRoom(
-            f"--gpus-per-worker: received {gpus:g}, but the cluster has no GPU: {_described(nodes)}; leave the option "
-            "out, or start nodes that have GPUs (--wait-s waits for those of an autoscaler)"
-        )
+    gpus = float(_whole_gpus(nodes) > 0) if gpus_per_worker is None else gpus_per_worker
+    if gpus:
+        require_gpu("--gpus-per-worker", f"{gpus:g}", nodes)
     if gpus > 1 and gpus % 1:
         raise InputError(
             f"--gpus-per-worker: received {gpus:g}, required above 1 is a whole number: give {gpus // 1:g}"
@@ -96,25 +131,48 @@ def place(
     return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
 
 
-def network_actors(wanted: str, nodes: int, gpus: int) -> int:
-    """Actors that run a network; 0 runs it in the job's process, which is faster on one machine without GPUs.
+def network_pool(wanted: str, nodes: Sequence[Node], here: int) -> Pool:
+    """Decides who runs a network: an actor a GPU or, without GPUs, actors on half the CPUs; the others read and decode.
 
     Args:
-        wanted: a number, or "auto".
+        wanted: a number of actors, or "auto".
         nodes: of the cluster.
-        gpus: whole ones, of the cluster.
+        here: CPUs of the job's own process, where it runs the network.
     """
-    if wanted != "auto":
-        return int(wanted)
-    if gpus > 1 or (gpus and nodes > 1):
-        return gpus
-    return nodes if nodes > 1 else 0
+    gpus = _whole_gpus(nodes)
+    alone = len(nodes) == 1 and gpus < 2
+    actors = int(wanted) if wanted != "auto" else 0 if alone else gpus or _auto_actors(nodes)
+    if not actors:
+        return Pool(0, here)
+    if gpus:
+        # So many share a GPU, each with a part of it that Ray can count: it gives nobody parts of two.
+        part = _RAY_UNIT // -(-actors // gpus) / _RAY_UNIT
+        usable = sum(int(node.cpus) // 2 for node in nodes if node.gpus >= 1)
+        return Pool(actors, max(1, usable // max(actors, gpus)), part)
+    return Pool(actors, next((size for size in _sizes(nodes) if _actors_of(size, nodes) >= actors), 1))
 
 
-def actor_cpus(nodes: Sequence[Node], actors: int) -> int:
-    """CPUs for the network in each of some actors: half of all, the others read and decode."""
-    cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
-    return max(1, min(min(cpus, default=1) // 2, sum(cpus) // (2 * actors)))
+def _auto_actors(nodes: Sequence[Node]) -> int:
+    """Actors without GPUs: as large as they can be while they use nine tenths of the CPUs that networks may have."""
+    usable = _actors_of(1, nodes)
+    if not usable:  # no node has two CPUs
+        return int(sum(node.cpus >= 1 for node in nodes)) // 2
+    size = next(size for size in _sizes(nodes) if 10 * size * _actors_of(size, nodes) >= 9 * usable)
+    return _actors_of(size, nodes)
+
+
+def _sizes(nodes: Sequence[Node]) -> range:
+    """CPUs that an actor may have, the most first."""
+    return range(int(max((node.cpus for node in nodes), default=0)) // 2, 0, -1)
+
+
+def _actors_of(size: int, nodes: Sequence[Node]) -> int:
+    """How many actors of so many CPUs fit on one half of each node."""
+    return sum(int(node.cpus) // 2 // size for node in nodes)
+
+
+def _whole_gpus(nodes: Sequence[Node]) -> int:
+    return sum(int(node.gpus) for node in nodes)
 
 
 def reading_tasks(nodes: Sequence[Node], actors: int) -> int:
@@ -123,7 +181,7 @@ def reading_tasks(nodes: Sequence[Node], actors: int) -> int:
     Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it.
     """
     cpus = int(sum(node.cpus for node in nodes))
-    return cpus if actors else max(1, cpus // 2)
+    return max(1, cpus) if actors else max(1, cpus // 2)
 
 
 def _room(node: Node, cpus: int, gpus: float) -> int:
@@ -139,6 +197,14 @@ def _share(count: int, gpus: float, nodes: Sequence[Node]) -> int:
     usable = [Node(node.cpus // 2 if gpus else node.cpus, node.gpus) for node in nodes]
     sizes = range(int(max((node.cpus for node in usable), default=1)), 1, -1)
     return next((cpus for cpus in sizes if sum(_room(node, cpus, gpus) for node in usable) >= count), 1)
+
+
+def in_words(nodes: Sequence[Node], device: str) -> str:
+    """What computes, for people: "2 CPUs", "16 CPUs and 2 GPUs of 3 nodes"."""
+    gpus = _whole_gpus(nodes)
+    said = _several(int(sum(node.cpus for node in nodes)), "CPU") + (f" and {_several(gpus, 'GPU')}" if gpus else "")
+    asked = "" if device == "auto" else f" (--device {device})"
+    return said + (f" of {len(nodes)} nodes" if len(nodes) > 1 else "") + asked
 
 
 def _described(nodes: Sequence[Node]) -> str:

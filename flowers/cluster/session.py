@@ -28,6 +28,8 @@ _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_NAME = 107
 
 
+# What shows no GPU to a process that begins with it, nor to those that it starts.
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 # With "0" Ray listens at this machine's loopback address only, as it does on Windows.
 _CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
@@ -61,6 +63,11 @@ def import_tensorflow(threads: int | None = None) -> None:
     tensorflow = importlib.import_module("tensorflow")
     if threads and threads != tensorflow.config.threading.get_intra_op_parallelism_threads():
         tensorflow.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def hide_gpus() -> None:
+    """Shows no GPU to this process, nor to those that it starts; before TensorFlow has looked for any."""
+    os.environ.update(NO_GPU)
 
 
 def _check_temporary_folder() -> None:
@@ -169,7 +176,7 @@ def _stop() -> None:
 
 
 @contextmanager
-def ray_session(verbose: bool, *, data: bool = True) -> Iterator[None]:
+def ray_session(verbose: bool, device: str = "auto", *, data: bool = True) -> Iterator[None]:
     """Joins the cluster that RAY_ADDRESS names (as in `ray job submit`), or starts Ray on this machine for this job.
 
     Ray that runs in this process already is used, and stays.
@@ -178,12 +185,15 @@ def ray_session(verbose: bool, *, data: bool = True) -> Iterator[None]:
     them.
 
     Args:
-        verbose: whether Ray's own lines are shown.
+        verbose: whether what Ray logs is shown.
+        device: with "cpu" this process sees no GPU from here on, nor does a Ray that it starts.
         data: whether Ray Data will be used: it is imported then, and kept as quiet.
 
     Raises:
         FlowersError: Ray cannot be started or joined.
     """
+    if device == "cpu":
+        hide_gpus()
     if not joined():
         os.environ.setdefault(_CLUSTERS, "0")  # read when Ray is imported, also by its processes
     import ray

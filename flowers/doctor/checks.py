@@ -53,7 +53,8 @@ class Wanted:
         free: bytes that have to be free on each disk.
         storage: folder or URI of the runs, as it was given.
         data: photos as they were given; None if none were.
-        workers: of training, as its option says.
+        device: of training, as its option says.
+        workers: the same.
         cpus_per_worker: the same.
         gpus_per_worker: the same.
         batch_size: the same.
@@ -63,6 +64,7 @@ class Wanted:
     free: int
     storage: str
     data: str | None
+    device: str
     workers: str
     cpus_per_worker: int | None
     gpus_per_worker: float | None
@@ -288,8 +290,9 @@ def _gpus(survey: Survey) -> Iterator[Finding]:
 def _workers(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
     nodes = [placement.Node(node.cpus, node.gpus) for node, _ in survey.answering]
     try:
+        usable = placement.on_device(nodes, wanted.device)
         found = placement.place(
-            wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.batch_size, nodes
+            wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker, wanted.batch_size, usable
         )
     except InputError as error:
         yield Finding("workers", State.WRONG, str(error))

@@ -132,10 +132,10 @@ class ActorPool:
         network: prepared for the cuts of the specs.
         actors: how many there are.
         cpus: CPUs, and threads of the network, of each.
-        gpus: GPUs in the cluster, shared by the actors.
+        gpus: GPUs of each.
     """
 
-    def __init__(self, network: FrozenNetwork, actors: int, cpus: int, gpus: int) -> None:
+    def __init__(self, network: FrozenNetwork, actors: int, cpus: int, gpus: float) -> None:
         self.network, self.actors, self.cpus, self.gpus = network, actors, cpus, gpus
         self.seconds = self.waited = 0.0
 
@@ -166,7 +166,7 @@ class _InActors:
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
-            num_gpus=min(1.0, pool.gpus / pool.actors) if pool.gpus else None,
+            num_gpus=pool.gpus or None,
             num_cpus=None if pool.gpus else pool.cpus,
         )
 
@@ -213,6 +213,9 @@ class CachingExtractor:
     ) -> None:
         import ray
 
+        from flowers.cluster.nodes import keep_to_own_gpus
+
+        keep_to_own_gpus()
         self._caches = {spec: FeatureCache(folder) for spec, folder in folders.items()}
         self._held = {spec: ray.get(reference) for spec, reference in held.items()}
         self._claims = claims

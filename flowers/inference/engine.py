@@ -57,7 +57,7 @@ def resolve_engine(engine: str, gpus: float) -> tuple[str, str]:
     """
     if engine != "auto":
         return engine, "as asked"
-    return ("tensorflow", "there are GPUs") if gpus else ("openvino", "there is no GPU")
+    return ("tensorflow", "on GPUs") if gpus else ("openvino", "no GPU is used")
 
 
 def batch_sizes(engine: str, most: int, threads: int) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from flowers.data.listing import some
 from flowers.doctor.checks import Finding, State, Wanted, judge, unknown
 from flowers.errors import AccessDenied, FlowersError, InputError
 from flowers.pipelines.source import list_source
+from flowers.runs import killed_runs
 from flowers.text import plain
 
 _STYLES = {State.OK: "green", State.ADVICE: "yellow", State.WRONG: "bold red", State.UNKNOWN: "dim"}
@@ -74,12 +75,22 @@ def _findings(options: DoctorOptions) -> list[Finding]:
             free=int(options.free_gb * 1e9),
             storage=options.storage,
             data=options.data if files else None,
+            device=options.device,
             workers=options.workers,
             cpus_per_worker=options.cpus_per_worker,
             gpus_per_worker=options.gpus_per_worker,
             batch_size=options.batch_size,
         )
-        return [*known, *judge(found, wanted)]
+        return [*known, *judge(found, wanted), *_killed(options.storage)]
+
+
+def _killed(uri: str) -> list[Finding]:
+    """Runs that say they are running, and are not; where they cannot be read, the check of the storage says so."""
+    with suppress(OSError, FlowersError):
+        found = killed_runs(storage.absolute(uri))
+        text = "was killed ({}) and its status.json still says running; the same command goes on"
+        return [Finding("runs", State.ADVICE, f"{name} {text.format(who)}") for name, who in found.items()]
+    return []
 
 
 def _photos(options: DoctorOptions) -> tuple[list[str], list[Finding]]:

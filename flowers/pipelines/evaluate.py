@@ -78,10 +78,11 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
     announce(out)
-    with held(folder), storage.enough_space(folder), ray_session(options.verbose):
+    with held(folder), storage.enough_space(folder), ray_session(options.verbose, options.device):
         from flowers.cluster.nodes import cluster_nodes
 
-        machine = Machine.of(cluster_nodes(), options.engine, options.actors)
+        machine = Machine.of(cluster_nodes(), options.engine, options.actors, options.device)
+        out.print(f"device    {machine.words}", highlight=False)
         began = time.monotonic()
         report, rows = _evaluate(options, origin, baseline, photos, machine, out)
         report = report.model_copy(update={"command": command, "seconds": round(time.monotonic() - began, 2)})

@@ -68,10 +68,11 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
         )
     folder = storage.absolute(options.out)
     announce(out)
-    with held(folder), ray_session(options.verbose):
+    with held(folder), ray_session(options.verbose, options.device):
         from flowers.cluster.nodes import cluster_nodes
 
-        machine = Machine.of(cluster_nodes(), options.engine, options.actors)
+        machine = Machine.of(cluster_nodes(), options.engine, options.actors, options.device)
+        out.print(f"device    {machine.words}", highlight=False)
         scorer = Scorer(origin.bundle, machine, options.max_pixels, features=True)
         found = _candidates(scorer, listing, origin, options.count, chosen, out)
         if not found.num_rows:

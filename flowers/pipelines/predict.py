@@ -81,10 +81,11 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         if todo.num_rows:
             storage.delete_file(target.summary)
         if todo.num_rows or options.sort_into:
-            with ray_session(options.verbose):
+            with ray_session(options.verbose, options.device):
                 from flowers.cluster.nodes import cluster_nodes
 
-                machine = Machine.of(cluster_nodes(), options.engine, options.actors)
+                machine = Machine.of(cluster_nodes(), options.engine, options.actors, options.device)
+                out.print(f"device    {machine.words}", highlight=False)
                 scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown)
                 _predict(options, scorer, todo, target, found, out)
                 if options.sort_into:

@@ -14,7 +14,8 @@ from rich.console import Console
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.access import joined
-from flowers.cluster.placement import Node
+from flowers.cluster.placement import Node, on_device
+from flowers.cluster.placement import in_words as nodes_in_words
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import UNKNOWN, TrainConfig
 from flowers.data import reading
@@ -112,7 +113,7 @@ def _train(
     for text in listing.warnings:
         warn(text, out)
     tensorflow = background(functools.partial(import_tensorflow, _threads(config)), "import tensorflow").result
-    with ray_session(config.verbose), ExitStack() as held:
+    with ray_session(config.verbose, config.device), ExitStack() as held:
         from flowers.cluster.nodes import asked_for, check_files, check_storage
 
         fits = functools.partial(placed, config)
@@ -122,7 +123,7 @@ def _train(
         if config.weights not in NAMED_WEIGHTS:
             check_files("--weights", [config.weights])
         facts = facts_of(config, listing, nodes)
-        out.print(_computing(facts), highlight=False)
+        out.print(_device(facts, config.device), highlight=False)
         build = functools.partial(
             build_network, config.backbone, weights_of(config), image_size(config), facts.precision[0]
         )
@@ -136,6 +137,7 @@ def _train(
         run.use([listing.source, *plan.caches])
         backend, caches = extraction_of(plan, build, network, listing, out)
         stopwatch.lap("start")
+        held.enter_context(run.running())
 
         photos = functools.partial(decoded_photos, plan)
         with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
@@ -171,23 +173,18 @@ def _train(
         run.begin(config, ledger)
         budget = budget_of(plan, ledger, stopwatch, out)
 
-        with run.running():
-            asked, trials = plan, list[Trial]()
-            if config.search:
-                plan, trials = search(plan, ledger, budget, stopwatch, out)
-            best = fit(plan, ledger, network, budget, stopwatch, out)
-            saved = load_bundle(best.bundle)
-            unknown = max(UNKNOWN, saved.typicality().least)  # few validation photos say nothing of rare ones
-            predictor = Predictor(
-                saved, config.max_pixels, engine=plan.engine, threads=_threads(config), unknown=unknown
-            )
-            evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
-            stopwatch.lap("evaluate")
-            folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
-            report = build_report(
-                command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials
-            )
-            write_report(run, report)
+        asked, trials = plan, list[Trial]()
+        if config.search:
+            plan, trials = search(plan, ledger, budget, stopwatch, out)
+        best = fit(plan, ledger, network, budget, stopwatch, out)
+        saved = load_bundle(best.bundle)
+        unknown = max(UNKNOWN, saved.typicality().least)  # few validation photos say nothing of rare ones
+        predictor = Predictor(saved, config.max_pixels, engine=plan.engine, threads=_threads(config), unknown=unknown)
+        evaluation = evaluate_bundle(predictor, ledger, listing.source, readers=plan.readers)
+        stopwatch.lap("evaluate")
+        folds = cross_validate(plan, ledger, splits, best, stopwatch, out) if splits else []
+        report = build_report(command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials)
+        write_report(run, report)
     return report
 
 
@@ -221,9 +218,10 @@ def build_network(backbone: str, weights: str, image_size: int, precision: str) 
 
 def facts_of(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
     """What the plan is made from, as far as nothing has to be measured for it."""
-    gpus = gpu_count(nodes)
+    usable = on_device(nodes, config.device)
+    gpus = gpu_count(usable)
     return Facts(
-        nodes=tuple(nodes),
+        nodes=tuple(usable),
         cpus=usable_cpus(),
         photos=listing.table.num_rows,
         weights_key=weights_key(config.backbone, config.weights),
@@ -232,10 +230,10 @@ def facts_of(config: TrainConfig, listing: Listing, nodes: list[Node]) -> Facts:
     )
 
 
-def _computing(facts: Facts) -> str:
-    """A line on the arithmetic and the engine."""
+def _device(facts: Facts, device: str) -> str:
+    """A line on what computes, the arithmetic and the engine."""
     (precision, why), (engine, reason) = facts.precision, facts.engine
-    return f"  compute   {precision}: {why}; {engine}: {reason}"
+    return f"  device    {nodes_in_words(facts.nodes, device)}; {precision}: {why}; {engine}: {reason}"
 
 
 def _measured(facts: Facts, config: TrainConfig, network: Callable[[], Any]) -> Facts:
@@ -266,7 +264,7 @@ def extraction_of(
     if plan.feature_actors:
         for specs in filter(None, (plan.features, plan.validation_features)):
             frozen.prepare(cuts_of(specs), network)
-        return ActorPool(frozen, plan.feature_actors, plan.feature_cpus, plan.gpus), caches
+        return ActorPool(frozen, plan.feature_actors, plan.feature_cpus, plan.feature_gpus), caches
 
     @functools.cache
     def compiled(specs: tuple[FeatureSpec, ...]) -> FeatureExtractor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from PIL import Image, ImageStat
 
 from flowers import storage
 from flowers.bundle import MANIFEST, Bundle
-from flowers.cluster.placement import Node, actor_cpus, network_actors, reading_tasks
+from flowers.cluster.placement import Node, Pool, in_words, network_pool, on_device, reading_tasks
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
 from flowers.data.listing import some
@@ -52,25 +52,27 @@ class Machine:
 
     Attributes:
         engine: that runs it.
-        actors: Ray actors that do; 0 is the job's own process.
-        cpus: of each actor, and threads of its network.
+        pool: the processes that do.
         readers: tasks that read and decode at once.
-        gpus: of the cluster, shared by the actors.
+        words: for people: what computes, with which engine and why.
     """
 
     engine: str
-    actors: int
-    cpus: int
+    pool: Pool
     readers: int
-    gpus: int
+    words: str
 
     @classmethod
-    def of(cls, nodes: list[Node], engine: str = "auto", actors: str = "auto") -> Machine:
-        """The best use of the nodes of a cluster, as far as the options leave it open."""
-        gpus = sum(int(node.gpus) for node in nodes)
-        count = network_actors(actors, len(nodes), gpus)
-        cpus = actor_cpus(nodes, count) if count else usable_cpus()
-        return cls(resolve_engine(engine, gpus)[0], count, cpus, reading_tasks(nodes, count), gpus)
+    def of(cls, nodes: Sequence[Node], engine: str = "auto", actors: str = "auto", device: str = "auto") -> Machine:
+        """The best use of the nodes of a cluster, as far as the options leave it open.
+
+        Raises:
+            NoRoom: there is no GPU, though `device` asks for one.
+        """
+        usable = on_device(nodes, device)
+        chosen, why = resolve_engine(engine, sum(int(node.gpus) for node in usable))
+        pool = network_pool(actors, usable, usable_cpus())
+        return cls(chosen, pool, reading_tasks(usable, pool.actors), f"{in_words(usable, device)}; {chosen}: {why}")
 
 
 class Scorer:
@@ -104,7 +106,7 @@ class Scorer:
         make = functools.partial(
             Predictor,
             engine=self.machine.engine,
-            threads=self.machine.cpus,
+            threads=self.machine.pool.cpus,
             features=self.features,
             unknown=self.unknown,
         )
@@ -128,7 +130,7 @@ class Scorer:
         from flowers.cluster.nodes import check_files
 
         check_files("--data", some(listing))
-        if self.machine.actors:
+        if self.machine.pool.actors:
             check_files("--bundle", [storage.join(self.bundle.uri, MANIFEST)])
         for start in range(0, listing.num_rows, _ROUND):
             yield from self._round(listing.slice(start, _ROUND), skipped)
@@ -144,28 +146,28 @@ class Scorer:
             return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels, skipped=known)
 
         photos = reading.stream_blocks(listing, decode, readers=self.machine.readers)
-        if not self.machine.actors:
+        if not self.machine.pool.actors:
             predictor = self._predictor
             yield from (score(table, predictor()) for table in reading.tables(photos))
             return
         import ray.data
 
-        machine = self.machine
+        machine, pool = self.machine, self.machine.pool
         scored = photos.map_batches(
             _Actor,
             fn_constructor_args=(
                 self.bundle,
                 machine.engine,
                 self.max_pixels,
-                machine.cpus,
+                pool.cpus,
                 self.features,
                 self.unknown,
             ),
             batch_format="pyarrow",
             batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=machine.actors),
-            num_gpus=min(1.0, machine.gpus / machine.actors) if machine.gpus else None,
-            num_cpus=None if machine.gpus else machine.cpus,
+            compute=ray.data.ActorPoolStrategy(size=pool.actors),
+            num_gpus=pool.gpus or None,
+            num_cpus=None if pool.gpus else pool.cpus,
         )
         yield from reading.tables(scored)
 
@@ -176,6 +178,9 @@ class _Actor:
     def __init__(
         self, bundle: Bundle, engine: str, max_pixels: int, threads: int, features: bool, unknown: float | None
     ) -> None:
+        from flowers.cluster.nodes import keep_to_own_gpus
+
+        keep_to_own_gpus()
         self._predictor = Predictor(
             bundle, max_pixels, engine=engine, threads=threads, features=features, unknown=unknown
         )

@@ -16,6 +16,7 @@ import ray.train
 import tensorflow as tf
 
 from flowers import storage
+from flowers.cluster.nodes import keep_to_own_gpus
 from flowers.errors import FlowersError, OutOfMemory, TrainingDiverged
 from flowers.evaluation.metrics import Counts, summarize
 from flowers.plan import Plan
@@ -49,6 +50,8 @@ def train_loop(arguments: dict[str, Any]) -> FlowersError | None:
         return known
     training = plan
     try:
+        if not plan.in_process:
+            keep_to_own_gpus()
         if count > 1:
             tf.config.threading.set_intra_op_parallelism_threads(plan.worker_cpus)
         strategy = tf.distribute.MultiWorkerMirroredStrategy() if count > 1 else tf.distribute.get_strategy()

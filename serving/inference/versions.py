@@ -133,7 +133,7 @@ class Versions:
                     bundle,
                     self._options.max_pixels,
                     self._options.tuning.max_batch_size,
-                    resolve_engine(self._options.engine, self._options.gpus)[0],
+                    resolve_engine(self._options.engine, self._options.replica_gpus)[0],
                     max(1, int(self._options.cpus)),
                     unknown=self._options.unknown,
                 )

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowers import storage
 from flowers.cluster import nodes as cluster
 from flowers.cluster.nodes import check_files, check_storage, cluster_nodes
-from flowers.cluster.placement import Node, Placement, place
+from flowers.cluster.placement import Node, Placement, Pool, in_words, network_pool, on_device, place, reading_tasks
 from flowers.errors import InputError
 
 ONE = [Node(2, 0)]
@@ -188,7 +188,7 @@ def test_examples(
             32,
             ONE,
             "--gpus-per-worker: received 1, but the cluster has no GPU: 1 node of 2 CPUs; leave the option out, or "
-            "start nodes that have GPUs (--wait-s waits for those of an autoscaler)",
+            "start nodes that have GPUs (those of an autoscaler: --wait-s of jobs.train)",
         ),
         (
             "1",
@@ -215,6 +215,77 @@ def test_what_is_refused(
     with pytest.raises(InputError) as caught:
         place(workers, cpus, gpus, batch, nodes)
     assert str(caught.value) == text
+
+
+@given(st.one_of(st.just("auto"), st.integers(0, 40).map(str)), clusters)
+@example("4", [Node(8, 3)])
+def test_all_actors_that_run_a_network_find_room(wanted: str, nodes: list[Node]) -> None:
+    pool = network_pool(wanted, nodes, 7)
+    if not pool.actors:
+        assert pool == Pool(0, 7)
+        return
+    assert wanted in ("auto", str(pool.actors))
+    assert pool.cpus >= 1
+    assert bool(pool.gpus) == any(node.gpus for node in nodes)
+    if pool.gpus:  # which ask for no CPU
+        assert fit(Placement(0, 0, pool.gpus), [Node(1000, node.gpus) for node in nodes]) >= pool.actors
+    elif wanted == "auto":
+        assert fit(Placement(0, pool.cpus, 0), nodes) >= pool.actors
+        assert pool.actors * pool.cpus <= sum(node.cpus for node in nodes) / 2  # the others read
+
+
+@pytest.mark.parametrize(
+    ("wanted", "nodes", "expected"),
+    [
+        ("auto", [Node(2, 0)], (0, 7, 0)),
+        ("auto", [Node(8, 1)], (0, 7, 0)),  # one GPU: no pixels change their process
+        ("auto", [Node(0, 0)], (0, 7, 0)),  # an autoscaler's head before any node has come
+        ("0", [Node(8, 0)] * 4, (0, 7, 0)),
+        ("auto", [Node(8, 0)] * 4, (4, 4, 0)),
+        ("auto", [Node(8, 0), Node(8, 0), Node(0, 0)], (2, 4, 0)),  # the head takes no tasks
+        ("auto", [Node(16, 0), Node(16, 0), Node(8, 0)], (5, 4, 0)),
+        ("auto", [Node(64, 0), Node(4, 0)], (1, 32, 0)),  # the small one reads
+        ("auto", [Node(1, 0)] * 4, (2, 1, 0)),  # two read
+        ("auto", [Node(1, 0), Node(0, 0)], (0, 7, 0)),
+        ("3", [Node(8, 0)], (3, 1, 0)),
+        ("2", [Node(64, 0), Node(4, 0)], (2, 16, 0)),
+        ("auto", [Node(8, 4)], (4, 1, 1)),
+        ("auto", [Node(64, 0), Node(64, 0), GPU], (1, 4, 1)),  # CPU nodes decode
+        ("auto", [Node(64, 0), GPU, Node(32, 3)], (4, 5, 1)),
+        ("4", [Node(8, 3)], (4, 1, 0.5)),  # three quarters of a GPU each would leave one without
+        ("3", [GPU], (3, 1, 0.3333)),
+        ("2", [Node(8, 4)], (2, 1, 1)),
+    ],
+)
+def test_who_runs_a_network(wanted: str, nodes: list[Node], expected: tuple[int, int, float]) -> None:
+    assert network_pool(wanted, nodes, 7) == Pool(*expected)
+
+
+def test_all_cpus_read_while_gpus_compute() -> None:
+    mixed = [Node(64, 0), Node(8, 1), Node(8, 1)]
+    pool = network_pool("auto", mixed, 7)
+    assert (pool.actors, pool.gpus, reading_tasks(mixed, pool.actors)) == (2, 1, 80)
+    assert place("auto", None, None, 32, mixed) == Placement(2, 4, 1)  # half the CPUs of a GPU node are left to read
+
+
+def test_on_cpus_only_gpus_count_for_nothing() -> None:
+    mixed = [Node(64, 0), Node(8, 1), Node(8, 4)]
+    usable = on_device(mixed, "cpu")
+    assert usable == [Node(64, 0), Node(8, 0), Node(8, 0)]
+    assert place("auto", None, None, 30, usable) == Placement(3, 21, 0)
+    assert network_pool("auto", usable, 7) == Pool(10, 4)
+    assert on_device(mixed, "auto") == on_device(mixed, "gpu") == mixed
+    assert [in_words(nodes, device) for nodes, device in ((mixed, "auto"), (usable, "cpu"), (ONE, "auto"))] == [
+        "80 CPUs and 5 GPUs of 3 nodes",
+        "80 CPUs of 3 nodes (--device cpu)",
+        "2 CPUs",
+    ]
+    with pytest.raises(InputError) as caught:
+        on_device(ONE, "gpu")
+    assert str(caught.value) == (
+        "--device: received gpu, but the cluster has no GPU: 1 node of 2 CPUs; leave the option out, or start nodes "
+        "that have GPUs (those of an autoscaler: --wait-s of jobs.train)"
+    )
 
 
 def test_many_kinds_of_nodes_are_told_in_one_line() -> None:

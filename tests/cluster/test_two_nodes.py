@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from rich.console import Console
 from flowers.bundle import load_bundle
 from flowers.cluster import nodes
 from flowers.cluster.nodes import check_storage, cluster_nodes
-from flowers.cluster.placement import Placement, place
+from flowers.cluster.placement import Placement, Pool, place
 from flowers.config import DoctorOptions
 from flowers.data.listing import list_files
 from flowers.doctor import survey
@@ -41,6 +42,7 @@ def two_nodes() -> Iterator[Any]:
     # Ray's sockets need a short path, so this is not pytest's folder.
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", scratch)
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         other = Path(scratch, "packages", f"pillow-{OTHER}.dist-info")
         other.mkdir(parents=True)
         (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pillow\nVersion: {OTHER}\n", encoding="utf-8")
@@ -136,3 +138,27 @@ def test_the_doctor_finds_a_node_that_died(two_nodes: Any, tmp_path: Path) -> No
     assert " has died (" in dead
     assert "start it again there" in dead
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_each_process_sees_the_gpus_that_it_was_given(two_nodes: Any, tmp_path: Path) -> None:
+    """Ray believes in a GPU, which no process looks for: actors share it, and others are shown none."""
+    import ray
+
+    cluster, _ = two_nodes
+    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=100 << 20)
+
+    def shown() -> str:
+        nodes.keep_to_own_gpus()
+        return os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+
+    assert shown() == "all", "a job's own process sees what there is"
+    with_gpu, without = (ray.remote(num_gpus=gpus)(shown) for gpus in (0.5, 0))
+    assert ray.get([with_gpu.remote(), without.remote()]) == ["0", "-1"]
+    bundle = load_bundle(str(saved_by_colour(tmp_path / "bundle", ["red", "green", "blue"])))
+    listing = list_files(str(draw(tmp_path / "photos", 2, 4)), datasets=str(tmp_path), labelled=False).table
+    for device, pool in (("gpu", Pool(3, 1, 0.3333)), ("cpu", Pool(2, 1))):
+        machine = Machine.of(cluster_nodes(), "openvino", "3" if device == "gpu" else "auto", device)
+        assert machine.pool == pool
+        rows = pa.concat_tables(Scorer(bundle, machine, 10**8).tables(listing))
+        assert rows.num_rows == 8
+        assert rows["scores"].null_count == 0

@@ -25,6 +25,7 @@ WANTED = Wanted(
     free=10 * GB,
     storage="/shared/runs",
     data="/shared/photos",
+    device="auto",
     workers="auto",
     cpus_per_worker=None,
     gpus_per_worker=None,

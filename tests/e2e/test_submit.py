@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowers.runs import Run
 from tests.e2e.conftest import ROOT, SMALL, Done, Job, draw
 from tests.e2e.head import Head, started_head
+from tests.faults.processes import end
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +28,11 @@ def log_of(done: subprocess.CompletedProcess[str]) -> list[str]:
     """The lines of the job itself, without those of `ray job submit`."""
     text = done.stdout.partition("Running entrypoint for job")[2]
     return [line for line in text.splitlines()[1:] if " -- " not in line]
+
+
+def lines(file: str) -> int:
+    """How many lines a file has; none if it is not there."""
+    return len(Path(file).read_text().splitlines()) if Path(file).exists() else 0
 
 
 def test_submitted_job_ends_with_the_same_metrics(job: Job, cluster: Head, tmp_path: Path) -> None:
@@ -41,6 +51,38 @@ def test_submitted_job_ends_with_the_same_metrics(job: Job, cluster: Head, tmp_p
     assert not [line for line in lines if "WARN" in line.upper() and not line.startswith("warning: ")]
     assert [line.split()[1] for line in lines if line.startswith("epoch ")] == list("123456")
     assert lines[-1] == f"bundle    {submitted.run}/best"
+
+
+@pytest.mark.ray
+def test_a_job_that_is_stopped_or_killed_says_so_and_goes_on(cluster: Head, tmp_path: Path) -> None:
+    data, run = draw(tmp_path / "data", classes=2, each=8), Run(str(tmp_path / "runs" / "run"))
+    options = [*map(str, ("--data", data, *SMALL, "--epochs", 100_000, "--patience", 0))]
+    entry = ["python", "-m", "jobs.train", "--storage", str(tmp_path / "runs"), "--name", "run", *options]
+    resume = "Nothing is lost: the same command goes on from the last finished epoch."
+
+    def status() -> dict[str, Any]:
+        return dict(json.loads(Path(run.status).read_text()))
+
+    with cluster.submitted(tmp_path, "first", *entry) as job:
+        job.until(lambda: lines(run.metrics) > 2)
+        cluster.stop("first")
+        assert job.wait() == 0  # as Ray has it for a job that was stopped
+    assert job.out.read_text().count(f"Stopped. {resume}\n") == 1
+    assert (status()["state"], status()["why"]) == ("stopped", "the same command goes on")
+    done = lines(run.metrics)
+    with cluster.submitted(tmp_path, "second", *entry) as job:
+        job.until(lambda: lines(run.metrics) > done)
+        assert run.killed() is None
+        end(status()["pid"])
+        assert job.wait() == 1
+    went_on = re.search(r"going on after epoch (\d+)\n", job.out.read_text())
+    assert went_on is not None
+    assert done - 1 <= int(went_on[1]) <= done  # the last epoch may have no checkpoint
+    assert f"error: the program was killed, perhaps because memory ran out, or a library ended it. {resume}" in (
+        job.out.read_text()
+    )
+    assert status()["state"] == "running"
+    assert (run.killed() or "").startswith(f"process {status()['pid']} on ")
 
 
 @pytest.mark.ray

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,13 +75,13 @@ class Running:
 
 
 @contextmanager
-def running(command: list[str], logs: Path) -> Iterator[Running]:
-    """Starts a job; afterwards nothing of it is left."""
+def running(command: list[str], logs: Path, env: Mapping[str, str] | None = None) -> Iterator[Running]:
+    """Starts a job, in an environment of `env` if it is given; afterwards nothing of it is left."""
     logs.mkdir(parents=True, exist_ok=True)
     out, err = logs / "out", logs / "err"
     with out.open("wb") as first, err.open("wb") as second:  # not pipes: what outlives the job would hold them open
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=first, stderr=second, env=environment(), start_new_session=True
+            command, cwd=ROOT, stdout=first, stderr=second, env=env or environment(), start_new_session=True
         )
     try:
         yield Running(process, out, err)

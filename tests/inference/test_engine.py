@@ -140,8 +140,8 @@ def test_files_are_all_it_takes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "gpus", "found"),
     [
-        ("auto", 0, ("openvino", "there is no GPU")),
-        ("auto", 0.5, ("tensorflow", "there are GPUs")),
+        ("auto", 0, ("openvino", "no GPU is used")),
+        ("auto", 0.5, ("tensorflow", "on GPUs")),
         ("openvino", 2, ("openvino", "as asked")),
         ("tensorflow", 0, ("tensorflow", "as asked")),
     ],

@@ -61,6 +61,17 @@ def test_options_become_those_of_the_deployment() -> None:
     assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
 
 
+@pytest.mark.parametrize(
+    ("given", "gpus", "shown"), [({}, 0, "-1"), ({"gpus": 0.25}, 0.25, None), ({"device": "gpu"}, 1, None)]
+)
+def test_a_replica_sees_the_gpus_that_it_was_given(given: dict[str, Any], gpus: float, shown: str | None) -> None:
+    options = built({"bundle": "x", **given}).ray_actor_options
+    assert options["num_gpus"] == gpus
+    assert options["runtime_env"]["env_vars"].get("CUDA_VISIBLE_DEVICES") == shown
+    with pytest.raises(InputError, match=r"^--gpus: received 1.0, required is none, or 0, beside --device cpu$"):
+        built({"bundle": "x", "gpus": 1, "device": "cpu"})
+
+
 def test_a_wrong_option_is_named() -> None:
     for wrong, text in {
         "max_itms": "--max-itms: there is no such option",
