@@ -40,6 +40,8 @@ _PASSES = re.compile(
     r"AWS Error (SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION"
     r"|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (429|5\d\d)\)|.*InvalidPart)"
 )
+# Buckets that failed for good when they were last asked: what follows, such as cleaning up, is tried once.
+_failing: set[str] = set()
 # A stream reads so many bytes ahead: in each request, if the file is as large.
 _AHEAD = 1 << 22
 
@@ -89,7 +91,7 @@ class _BrokenOff(OSError):
 
 
 def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> Any:
-    """Does something until it succeeds, a few times at most.
+    """Does something until it succeeds, a few times at most; once, if it failed for good just before.
 
     Args:
         path: of what it is done to, for the error.
@@ -100,11 +102,13 @@ def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> 
         StoreFailed: no try succeeded.
         OSError: another try would not help.
     """
-    started, tries = time.monotonic(), 0
+    started, tries, bucket = time.monotonic(), 0, path.partition("/")[0]
     while True:
         tries += 1
         try:
-            return action()
+            done = action()
+            _failing.discard(bucket)
+            return done
         except FileNotFoundError:
             if removes and tries > 1:
                 return None
@@ -112,11 +116,12 @@ def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> 
         except OSError as error:
             if not (isinstance(error, _BrokenOff) or _PASSES.search(str(error))):
                 raise
-            if tries > len(_PAUSES_S):
+            if tries > len(_PAUSES_S) or bucket in _failing:
+                _failing.add(bucket)
                 raise StoreFailed(
-                    f"the object store failed at {_TEMPORARY.sub('', path)!r}: tried {tries} times in {time.monotonic() - started:.0f} s, "
-                    f"the last answer: {first_line(error)}; what was written before is whole: run the same command "
-                    "again when the store answers"
+                    f"the object store failed at {_TEMPORARY.sub('', path)!r}: tried {tries} times in "
+                    f"{time.monotonic() - started:.0f} s, the last answer: {first_line(error)}; what was written "
+                    "before is whole: run the same command again when the store answers"
                 ) from error
         time.sleep(_PAUSES_S[tries - 1] * random.uniform(0.5, 1))
 

@@ -18,6 +18,7 @@ from flowers.cluster.placement import Node, few
 from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
+_NOTICE_S = 10.0
 _LOOK_S = 0.5
 UNSEEN = "what is written there is not seen here"
 
@@ -158,14 +159,25 @@ def _reason(error: Exception) -> str:
 
 
 def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[str, str]:
-    """Calls `function` with each probe on the node of that id; its answers, or why there is none."""
+    """Calls `function` with each probe on the node of that id; its answers, or why there is none.
+
+    Nodes that die meanwhile are left out: they are no part of the cluster any more.
+    """
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     running = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
         for node, probe in probes.items()
     }
     answers, failures = gather(running, _ANSWER_S)
-    return {node: failures[node] if node in failures else answers[node] for node in running}
+    deadline, alive = time.monotonic() + _NOTICE_S, set(failures)
+    while failures and (alive := alive_ids() & set(failures)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)  # their tasks fail before Ray knows of the nodes
+    return {**answers, **{node: failures[node] for node in alive}}
+
+
+def alive_ids() -> set[str]:
+    """The ids of the nodes that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def gather(running: Mapping[str, ray.ObjectRef], limit_s: float) -> tuple[dict[str, Any], dict[str, str]]:

@@ -84,12 +84,12 @@ class Place:
     """A storage with runs of some photos and their caches.
 
     Attributes:
-        folder: the storage, a path or a URI.
+        folder: the storage; its URI does as well.
         photos: of every run.
         network: what the caches are filled by; None leaves that to the test.
     """
 
-    folder: Path | str
+    folder: Path
     photos: Photos
     network: Any = None
 

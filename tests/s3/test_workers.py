@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_two_workers_train_through_a_store_that_fails(s3: Store, faulty: Store, 
         max_failures=0,
     )
     one = Place(tmp_path, photos).plan("one", config)
-    two = Place(faulty.uri(f"{BUCKET}/workers"), photos).plan("two", config, workers=2)
+    remote: Any = faulty.uri(f"{BUCKET}/workers")
+    two = Place(remote, photos).plan("two", config, workers=2)
     for plan in (one, two):
         fill(FeatureCache(plan.cache(plan.features[0])), photos)
     assert fit(one) == []
