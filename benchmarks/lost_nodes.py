@@ -1,4 +1,4 @@
-"""Takes a machine away from a job at random moments of each stage, and counts how often it ends by itself with the same result.
+"""Takes a machine away from a job at random moments, and counts how often it ends by itself with the same result.
 
     python -m benchmarks.lost_nodes --kills 10
     python -m benchmarks.lost_nodes --kills 10 --job predict

@@ -194,7 +194,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
     """
     gpus = gpu_count(facts.nodes)
     placement = placed(config, facts.nodes)
-    actors = network_actors(config.feature_actors, len(facts.nodes), gpus)
+    actors = network_actors(config.feature_actors, facts.nodes, gpus)
     cut = cut_of(config.backbone, config.trainable)
     streamed, validation_streamed, reason = choose_inputs(config, cut, facts.photo_bytes, facts.photos)
     precision, precision_reason = facts.precision
@@ -220,6 +220,21 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         validation_streamed=validation_streamed,
         inputs_reason=reason,
         head_alone=_head_alone(config, placement.workers, len(facts.nodes), facts.photos),
+    )
+
+
+def after_loss(plan: Plan, nodes: Sequence[Node]) -> Plan:
+    """The plan with features computed on the nodes that are left; nothing else changes, the result neither."""
+    if not plan.feature_actors:
+        return plan
+    gpus = gpu_count(nodes)
+    actors = max(1, min(plan.feature_actors, network_actors("auto", nodes, gpus)))
+    return dataclasses.replace(
+        plan,
+        feature_actors=actors,
+        feature_cpus=actor_cpus(nodes, actors),
+        readers=reading_tasks(nodes, actors),
+        gpus=gpus,
     )
 
 

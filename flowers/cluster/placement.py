@@ -96,8 +96,10 @@ def place(
     return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
 
 
-def network_actors(wanted: str, nodes: int, gpus: int) -> int:
+def network_actors(wanted: str, nodes: Sequence[Node], gpus: int) -> int:
     """Actors that run a network; 0 runs it in the job's process, which is faster on one machine without GPUs.
+
+    Without GPUs there is one for each node that has CPUs, but one CPU is left to read: actors hold theirs for good.
 
     Args:
         wanted: a number, or "auto".
@@ -106,9 +108,10 @@ def network_actors(wanted: str, nodes: int, gpus: int) -> int:
     """
     if wanted != "auto":
         return int(wanted)
-    if gpus > 1 or (gpus and nodes > 1):
+    if gpus > 1 or (gpus and len(nodes) > 1):
         return gpus
-    return nodes if nodes > 1 else 0
+    cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
+    return max(0, min(len(cpus), sum(cpus) - 1)) if len(nodes) > 1 else 0
 
 
 def actor_cpus(nodes: Sequence[Node], actors: int) -> int:

@@ -23,11 +23,15 @@ from flowers.data import decoding, images, shards
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
-from flowers.errors import BadImage, FlowersError, InputError, first_line
+from flowers.errors import BadImage, FlowersError, InputError, ProcessLost, first_line
 
 if TYPE_CHECKING:
     import ray.data
 
+# So often a pass over photos goes on after a loss. Its actors are not started again by Ray: where too little room is
+# left for all of them, it would wait for ever.
+LOSSES = 3
+MORTAL = {"max_restarts": 0, "max_task_retries": 0}
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -122,13 +126,17 @@ def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Ta
 
     Raises:
         FlowersError: what a task or an actor raised, such as a full disk or an object store that fails.
+        ProcessLost: an actor has gone, or what it made; that of a task is made again by itself.
     """
     import ray
 
     try:
         yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
-    except ray.exceptions.RayTaskError as error:
-        if not isinstance(cause := error.cause, FlowersError):
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, ray.exceptions.RayError):
+            raise ProcessLost(f"a node of the cluster or a process on it was lost ({type(cause).__name__})") from error
+        if not isinstance(cause, FlowersError):
             raise
         cause.args = (first_line(cause), *cause.args[1:])  # Ray adds lines of its own
         raise cause from error

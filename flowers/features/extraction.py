@@ -167,6 +167,7 @@ class _InActors:
             compute=ray.data.ActorPoolStrategy(size=pool.actors),
             num_gpus=min(1.0, pool.gpus / pool.actors) if pool.gpus else None,
             num_cpus=None if pool.gpus else pool.cpus,
+            **reading.MORTAL,
         )
 
     def take(self, table: pa.Table) -> None:

@@ -18,6 +18,7 @@ from flowers.cluster.placement import Node, actor_cpus, network_actors, reading_
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
 from flowers.data.listing import some
+from flowers.errors import ProcessLost
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.predictor import Predictor
 
@@ -68,9 +69,17 @@ class Machine:
     def of(cls, nodes: list[Node], engine: str = "auto", actors: str = "auto") -> Machine:
         """The best use of the nodes of a cluster, as far as the options leave it open."""
         gpus = sum(int(node.gpus) for node in nodes)
-        count = network_actors(actors, len(nodes), gpus)
+        count = network_actors(actors, nodes, gpus)
         cpus = actor_cpus(nodes, count) if count else usable_cpus()
         return cls(resolve_engine(engine, gpus)[0], count, cpus, reading_tasks(nodes, count), gpus)
+
+    def after_loss(self, nodes: list[Node]) -> Machine:
+        """The best use of the nodes that are left, by the same engine."""
+        if not self.actors:
+            return self
+        gpus = sum(int(node.gpus) for node in nodes)
+        count = max(1, min(self.actors, network_actors("auto", nodes, gpus)))
+        return Machine(self.engine, count, actor_cpus(nodes, count), reading_tasks(nodes, count), gpus)
 
 
 class Scorer:
@@ -84,6 +93,7 @@ class Scorer:
         max_pixels: photos with more are refused before decoding.
         features: whether photos get their features, too (`flowers.predictor.Predictor.describe`).
         unknown: of `flowers.predictor.Predictor`; not beside features.
+        say: told when a node was lost.
     """
 
     def __init__(
@@ -93,7 +103,9 @@ class Scorer:
         max_pixels: int,
         features: bool = False,
         unknown: float | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
+        self._say = say
         self.bundle, self.machine, self.max_pixels = bundle, machine, max_pixels
         self.features, self.unknown = features, unknown
         self.schema = scored_schema(len(bundle.classes), features)
@@ -124,14 +136,26 @@ class Scorer:
 
         Raises:
             InputError: a node of the cluster does not see the files, or the bundle, as they are here.
+            ProcessLost: nodes were lost too often.
         """
-        from flowers.cluster.nodes import check_files
+        from flowers.cluster.nodes import check_files, cluster_nodes
 
         check_files("--data", some(listing))
         if self.machine.actors:
             check_files("--bundle", [storage.join(self.bundle.uri, MANIFEST)])
-        for start in range(0, listing.num_rows, _ROUND):
-            yield from self._round(listing.slice(start, _ROUND), skipped)
+        done = losses = 0
+        while done < listing.num_rows:
+            try:
+                for table in self._round(listing.slice(done, _ROUND), skipped):
+                    done += table.num_rows
+                    yield table
+            except ProcessLost as error:
+                losses += 1
+                if losses > reading.LOSSES:
+                    raise
+                self.machine = self.machine.after_loss(cluster_nodes())
+                if self._say:
+                    self._say(f"{error}; goes on after {done} files with the nodes that are left")
 
     def _round(self, listing: pa.Table, skipped: reading.Known) -> Iterator[pa.Table]:
         import ray
@@ -166,6 +190,7 @@ class Scorer:
             compute=ray.data.ActorPoolStrategy(size=machine.actors),
             num_gpus=min(1.0, machine.gpus / machine.actors) if machine.gpus else None,
             num_cpus=None if machine.gpus else machine.cpus,
+            **reading.MORTAL,
         )
         yield from reading.tables(scored)
 
