@@ -18,7 +18,8 @@ from flowers.cluster.placement import Node, few
 from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
-_NOTICE_S = 10.0
+# Tasks on a node that dies fail before Ray knows of it.
+_NOTICE_S = 20.0
 _LOOK_S = 0.5
 UNSEEN = "what is written there is not seen here"
 
@@ -171,8 +172,20 @@ def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[st
     answers, failures = gather(running, _ANSWER_S)
     deadline, alive = time.monotonic() + _NOTICE_S, set(failures)
     while failures and (alive := alive_ids() & set(failures)) and time.monotonic() < deadline:
-        time.sleep(_LOOK_S)  # their tasks fail before Ray knows of the nodes
+        time.sleep(_LOOK_S)
     return {**answers, **{node: failures[node] for node in alive}}
+
+
+def nodes_left(before: set[str]) -> list[Node]:
+    """The nodes that are alive after a process was lost: with its node, as Ray notices some time later, or alone.
+
+    Args:
+        before: `alive_ids` when the process was started.
+    """
+    deadline = time.monotonic() + _NOTICE_S
+    while before <= alive_ids() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return cluster_nodes()
 
 
 def alive_ids() -> set[str]:

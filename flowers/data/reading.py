@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,10 +29,10 @@ from flowers.errors import BadImage, FlowersError, InputError, ProcessLost, firs
 if TYPE_CHECKING:
     import ray.data
 
-# So often a pass over photos goes on after a loss. Its actors are not started again by Ray: where too little room is
-# left for all of them, it would wait for ever.
+# So often a pass over photos goes on after a loss.
 LOSSES = 3
-MORTAL = {"max_restarts": 0, "max_task_retries": 0}
+# Rows that an actor takes at once: its last batch, which is not full, then costs little.
+_ACTOR_ROWS = 256
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -119,6 +120,39 @@ def stream_tables(
     listed = ray.data.from_blocks(list(blocks))
     pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
     return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
+
+
+def through_actors(
+    photos: ray.data.Dataset, kind: type, arguments: tuple[Any, ...], *, actors: int, cpus: int, gpus: int
+) -> ray.data.Dataset:
+    """Maps tables by Ray actors.
+
+    Ray does not start them again: where no room is left for all of them, it would wait for ever. `tables` says that one
+    was lost.
+
+    Args:
+        photos: what they take.
+        kind: class of the actors, which are called with a table.
+        arguments: that they are made with.
+        actors: how many there are.
+        cpus: of each, where there are no GPUs.
+        gpus: of the cluster, shared by the actors.
+    """
+    import ray.data
+
+    with warnings.catch_warnings():  # Ray 2.60 has no other way to say it yet
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return photos.map_batches(
+            kind,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            batch_size=_ACTOR_ROWS,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_gpus=min(1.0, gpus / actors) if gpus else None,
+            num_cpus=None if gpus else cpus,
+            max_restarts=0,
+            max_task_retries=0,
+        )
 
 
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:

@@ -198,12 +198,13 @@ def _extracted(
 
     What is in a cache by then is not computed again.
     """
-    from flowers.cluster.nodes import cluster_nodes
+    from flowers.cluster.nodes import alive_ids, nodes_left
 
     photos, losses = functools.partial(decoded_photos, plan), 0
     while True:
         backend, caches = extraction_of(plan, build, network, listing, out)
         stopwatch.lap("start")
+        before = alive_ids()
         try:
             with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
                 extraction = extract(
@@ -226,7 +227,7 @@ def _extracted(
             if losses > reading.LOSSES:
                 raise
             stopwatch.lap("read")
-            plan = after_loss(plan, cluster_nodes())
+            plan = after_loss(plan, nodes_left(before))
             photos = functools.partial(decoded_photos, plan)
             warn(f"{error}; goes on with the nodes that are left and the features that are there", out)
 

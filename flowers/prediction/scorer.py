@@ -22,8 +22,6 @@ from flowers.errors import ProcessLost
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.predictor import Predictor
 
-# Rows that an actor takes at once: its last batch, which is not full, then costs little.
-_ACTOR_ROWS = 256
 # Files that go through one Ray dataset: its blocks are all listed in the object store.
 _ROUND = 1 << 16
 
@@ -138,13 +136,14 @@ class Scorer:
             InputError: a node of the cluster does not see the files, or the bundle, as they are here.
             ProcessLost: nodes were lost too often.
         """
-        from flowers.cluster.nodes import check_files, cluster_nodes
+        from flowers.cluster.nodes import alive_ids, check_files, nodes_left
 
         check_files("--data", some(listing))
         if self.machine.actors:
             check_files("--bundle", [storage.join(self.bundle.uri, MANIFEST)])
         done = losses = 0
         while done < listing.num_rows:
+            before = alive_ids()
             try:
                 for table in self._round(listing.slice(done, _ROUND), skipped):
                     done += table.num_rows
@@ -153,7 +152,7 @@ class Scorer:
                 losses += 1
                 if losses > reading.LOSSES:
                     raise
-                self.machine = self.machine.after_loss(cluster_nodes())
+                self.machine = self.machine.after_loss(nodes_left(before))
                 if self._say:
                     self._say(f"{error}; goes on after {done} files with the nodes that are left")
 
@@ -172,25 +171,14 @@ class Scorer:
             predictor = self._predictor
             yield from (score(table, predictor()) for table in reading.tables(photos))
             return
-        import ray.data
-
         machine = self.machine
-        scored = photos.map_batches(
+        scored = reading.through_actors(
+            photos,
             _Actor,
-            fn_constructor_args=(
-                self.bundle,
-                machine.engine,
-                self.max_pixels,
-                machine.cpus,
-                self.features,
-                self.unknown,
-            ),
-            batch_format="pyarrow",
-            batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=machine.actors),
-            num_gpus=min(1.0, machine.gpus / machine.actors) if machine.gpus else None,
-            num_cpus=None if machine.gpus else machine.cpus,
-            **reading.MORTAL,
+            (self.bundle, machine.engine, self.max_pixels, machine.cpus, self.features, self.unknown),
+            actors=machine.actors,
+            cpus=machine.cpus,
+            gpus=machine.gpus,
         )
         yield from reading.tables(scored)
 
