@@ -184,6 +184,26 @@ def test_a_cache_whose_store_fails_is_not_taken_for_damaged(
     np.testing.assert_array_equal(FeatureCache("mem://cache").open().rows(digests), rows)
 
 
+def test_features_can_be_read_again_after_a_store_stopped_to_answer(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a part of 4 MB, the first requests are answered, and the last one is not."""
+    monkeypatch.setattr(storage, "_PAUSES_S", ())  # pyarrow takes its time too
+    digests = [bytes([number]) * 32 for number in range(64)]
+    rows = np.random.default_rng(0).random((64, 1 << 14), np.float32)
+    with store.faulty(s3, seed=0, shares={}) as proxy:
+        cache = FeatureCache(proxy.uri(f"{BUCKET}/cache"))
+        cache.add(digests, rows)
+        cache.flush()
+        before = proxy.counts()["GET"] + proxy.counts()["HEAD"]
+        np.testing.assert_array_equal(cache.rows(digests[:1]), rows[:1])
+        few = proxy.counts()["GET"] + proxy.counts()["HEAD"] - before
+        proxy.fail_after(few - 1)
+        with pytest.raises(StoreFailed, match=r"failed at 'flowers/cache/rows-\w+\.parquet': tried 1 times in"):
+            cache.rows(digests)
+        proxy.fail_after(10**9)
+        np.testing.assert_array_equal(cache.rows(digests), rows)
+    assert len(storage.names(s3.uri(f"{BUCKET}/cache"))) == 1, "a part was taken for damaged"
+
+
 def test_the_place_where_a_store_failed_first_is_named() -> None:
     @click.command()
     def job() -> None:
