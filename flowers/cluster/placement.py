@@ -99,7 +99,7 @@ def place(
 def network_actors(wanted: str, nodes: Sequence[Node], gpus: int) -> int:
     """Actors that run a network; 0 runs it in the job's process, which is faster on one machine without GPUs.
 
-    Without GPUs there is one for each node that has CPUs, but one CPU is left to read: actors hold theirs for good.
+    Without GPUs there is one for each node that has CPUs.
 
     Args:
         wanted: a number, or "auto".
@@ -110,8 +110,7 @@ def network_actors(wanted: str, nodes: Sequence[Node], gpus: int) -> int:
         return int(wanted)
     if gpus > 1 or (gpus and len(nodes) > 1):
         return gpus
-    cpus = [int(node.cpus) for node in nodes if node.cpus >= 1]
-    return max(0, min(len(cpus), sum(cpus) - 1)) if len(nodes) > 1 else 0
+    return sum(node.cpus >= 1 for node in nodes) if len(nodes) > 1 else 0
 
 
 def actor_cpus(nodes: Sequence[Node], actors: int) -> int:
@@ -123,10 +122,13 @@ def actor_cpus(nodes: Sequence[Node], actors: int) -> int:
 def reading_tasks(nodes: Sequence[Node], actors: int) -> int:
     """Tasks that read and decode at once.
 
-    Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it.
+    Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it. Actors
+    without GPUs are fed by the CPUs that they leave.
     """
     cpus = int(sum(node.cpus for node in nodes))
-    return cpus if actors else max(1, cpus // 2)
+    if actors:
+        return cpus if any(node.gpus for node in nodes) else max(1, cpus - actors * actor_cpus(nodes, actors))
+    return max(1, cpus // 2)
 
 
 def _room(node: Node, cpus: int, gpus: float) -> int:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 # So often a pass over photos goes on after a loss.
 LOSSES = 3
+# Actors hold their CPUs as long as they live. They leave a part of each, of which tasks beside them take a part: on
+# whatever nodes are left after a loss, there is room to read.
+_HELD, BESIDE_ACTORS = 0.9, 0.05
 # Rows that an actor takes at once: its last batch, which is not full, then costs little.
 _ACTOR_ROWS = 256
 MAX_BYTES = 256 * 1024 * 1024
@@ -149,7 +152,7 @@ def through_actors(
             batch_size=_ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_gpus=min(1.0, gpus / actors) if gpus else None,
-            num_cpus=None if gpus else cpus,
+            num_cpus=None if gpus else _HELD * cpus,
             max_restarts=0,
             max_task_retries=0,
         )

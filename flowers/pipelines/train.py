@@ -351,6 +351,7 @@ def decoded_photos(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.dat
         max_pixels=plan.config.max_pixels,
         known=reading.digests_array(known),
         readers=plan.readers,
+        num_cpus=reading.BESIDE_ACTORS if plan.feature_actors and not plan.gpus else 1,
     )
 
 

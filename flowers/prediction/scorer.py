@@ -166,7 +166,10 @@ class Scorer:
             known = reading.NONE_KNOWN if reference is None else ray.get(reference)
             return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels, skipped=known)
 
-        photos = reading.stream_blocks(listing, decode, readers=self.machine.readers)
+        held = self.machine.actors and not self.machine.gpus
+        photos = reading.stream_blocks(
+            listing, decode, readers=self.machine.readers, num_cpus=reading.BESIDE_ACTORS if held else 1
+        )
         if not self.machine.actors:
             predictor = self._predictor
             yield from (score(table, predictor()) for table in reading.tables(photos))

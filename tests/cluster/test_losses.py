@@ -34,13 +34,27 @@ TWO = Node(2.0, 0.0)
         ([TWO, TWO], 2),
         ([Node(0.0, 0.0), TWO, TWO], 2),
         ([Node(0.0, 0.0), TWO], 1),  # what a head without CPUs and two nodes come to
-        ([Node(1.0, 0.0), Node(1.0, 0.0)], 1),  # two would leave nobody to read
-        ([Node(0.0, 0.0), Node(1.0, 0.0)], 0),
         ([Node(4.0, 1.0), Node(4.0, 1.0)], 2),
     ],
 )
-def test_actors_leave_room_to_read(nodes: list[Node], actors: int) -> None:
+def test_actors_are_where_cpus_are(nodes: list[Node], actors: int) -> None:
     assert network_actors("auto", nodes, sum(int(node.gpus) for node in nodes)) == actors
+
+
+@pytest.mark.usefixtures("ray")
+def test_actors_that_fill_all_nodes_leave_room_to_read() -> None:
+    """One for each CPU: more than there should be, as after a loss."""
+    import ray
+
+    class Passes:
+        def __call__(self, block: pa.Table) -> pa.Table:
+            return block
+
+    cpus = int(ray.cluster_resources()["CPU"])
+    blocks = [pa.table({"a": [number]}) for number in range(8)]
+    listed = reading.stream_tables(blocks, lambda block: block, readers=1, num_cpus=reading.BESIDE_ACTORS)
+    found = reading.through_actors(listed, Passes, (), actors=cpus, cpus=1, gpus=0)
+    assert sorted(row for table in reading.tables(found) for row in table["a"].to_pylist()) == list(range(8))
 
 
 @pytest.mark.usefixtures("ray")
@@ -84,7 +98,7 @@ def test_bulk_prediction_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytes
     else:
         assert losses <= reading.LOSSES
         assert found == listing["path"].to_pylist()
-        assert scorer.machine == Machine("openvino", 1, 1, 2, 0)
+        assert scorer.machine == Machine("openvino", 1, 1, 1, 0)
     assert sizes == [100 - 6 * number for number in range(min(losses, reading.LOSSES) + 1)]
     assert said == [
         f"a node was lost; goes on after {6 * number} files with the nodes that are left"
@@ -122,6 +136,6 @@ def test_features_go_on_with_the_nodes_that_are_left(monkeypatch: pytest.MonkeyP
         extraction: object = train._extracted(*call)
         assert extraction == "all is settled"
     left = after_loss(first, [Node(0.0, 0.0), TWO])
-    assert (left.feature_actors, left.feature_cpus, left.readers) == (1, 1, 2)
+    assert (left.feature_actors, left.feature_cpus, left.readers) == (1, 1, 1)
     assert plans == [first] + [left] * min(losses, reading.LOSSES)
     assert out.getvalue().count("warning: a node was lost; goes on with the nodes that are left") == len(plans) - 1
