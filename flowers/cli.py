@@ -24,7 +24,7 @@ from typing import IO, Any, NoReturn
 import click
 from rich.console import Console
 
-from flowers.errors import FlowersError, GateNotMet, InputError, first_line
+from flowers.errors import FlowersError, GateNotMet, InputError, StoreFailed, first_line
 from flowers.options import Option, OptionSet, check_path, check_paths, described, flag
 from flowers.text import plain
 
@@ -210,13 +210,22 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
     if isinstance(error, FlowersError):
         codes = {InputError: WRONG_INPUT, GateNotMet: NOT_MET}
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
-        return code, plain(f"error: {error}")
+        return code, plain(f"error: {_first(error)}")
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return TERMINATED if isinstance(error, Terminated) else STOPPED, f"Stopped. {resume}".rstrip()
     for line in (*_log_lines(), *traceback.format_exception(error)):
         say(line.rstrip("\n"))
     what = f"{type(error).__name__}: {first_line(error)}"
     return FAILED, f"error: {plain(what)}. This was not foreseen: the lines above say where. {resume}".rstrip()
+
+
+def _first(error: FlowersError) -> FlowersError:
+    """Where an object store failed first: it fails again at what is cleaned up then, which hides that."""
+    found, before = error, error.__context__ if isinstance(error, StoreFailed) else None
+    while before is not None:
+        found = before if type(before) is StoreFailed else found
+        before = before.__context__
+    return found
 
 
 @functools.cache

@@ -7,6 +7,7 @@ FlowersError            base: its text is one line for the user
 │   └── NoRoom          a cluster has too few or too small machines   (exit code 2)
 ├── BadImage            one file is not a usable photo                (goes to the ledger)
 ├── DamagedFile         a cache part, checkpoint or bundle fails its hash
+├── ProcessLost         a process that computed for this one has gone (exit code 1)
 ├── StoreFailed         an object store fails however often it is asked (exit code 1)
 ├── GateNotMet          a bundle, or a cluster, is not as was asked for (exit code 3)
 ├── TrainingDiverged    the loss is no longer a finite number         (exit code 1)
@@ -59,6 +60,10 @@ class BadImage(FlowersError):
 
 class DamagedFile(FlowersError):
     """A stored file does not match its recorded hash or cannot be read."""
+
+
+class ProcessLost(FlowersError):
+    """A process that computed for this one, or its node, has gone; what it did can be done again by others."""
 
 
 class StoreFailed(FlowersError):

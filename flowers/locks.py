@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from flowers import storage
 from flowers.errors import FlowersError, StoreFailed
@@ -244,24 +245,31 @@ def _claim(uri: str) -> Iterator[None]:
                     return
 
     thread = threading.Thread(target=beat, name=f"claim {mine}", daemon=True)
-    with _flock_of(_mark(token)):
-        try:
-            _ask(uri, mine, body)
-            thread.start()
-            yield
-        except KeyboardInterrupt as error:
-            if not lost.is_set():
-                raise
-            raise FlowersError(
-                f"{uri} was lost: this process gave no sign of life for more than {LEASE_S:.0f} s, so another one may "
-                "have gone on; run the same command again"
-            ) from error
-        finally:
-            done.set()
-            if thread.is_alive():
-                thread.join(BEAT_S)  # it must not put the claim again
-            with suppress(OSError, StoreFailed):  # the claim ends by itself
-                storage.delete_file(mine)
+    left = False
+    try:
+        with _flock_of(_mark(token)):
+            try:
+                _ask(uri, mine, body)
+                thread.start()
+                yield
+            except KeyboardInterrupt as error:
+                if not lost.is_set():
+                    raise
+                raise FlowersError(
+                    f"{uri} was lost: this process gave no sign of life for more than {LEASE_S:.0f} s, so another one "
+                    "may have gone on; run the same command again"
+                ) from error
+            finally:
+                done.set()
+                if thread.is_alive():
+                    thread.join(BEAT_S)  # it must not put the claim again
+                try:
+                    storage.delete_file(mine)
+                except (OSError, StoreFailed):  # the claim ends by itself; here, the mark says so at once
+                    left = True
+    finally:
+        if left:
+            Path(_mark(token)).touch()
 
 
 def _ask(uri: str, mine: str, body: bytes) -> None:

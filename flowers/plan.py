@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowers import storage
-from flowers.cluster.placement import Node, Placement, network_pool, on_device, place, reading_tasks
+from flowers.cluster.placement import (
+    Node,
+    Placement,
+    Pool,
+    network_pool,
+    on_device,
+    place,
+    pool_of_the_rest,
+    reading_tasks,
+)
 from flowers.config import TrainConfig
 from flowers.errors import InputError
 from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
@@ -210,7 +219,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         precision=precision,
         precision_reason=precision_reason,
         engine=facts.engine[0],
-        readers=reading_tasks(facts.nodes, pool.actors),
+        readers=reading_tasks(facts.nodes, pool),
         workers=placement.workers,
         nodes=len(facts.nodes),
         worker_cpus=placement.cpus,
@@ -223,6 +232,21 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         validation_streamed=validation_streamed,
         inputs_reason=reason,
         head_alone=_head_alone(config, placement.workers, len(facts.nodes), facts.photos),
+    )
+
+
+def after_loss(plan: Plan, nodes: Sequence[Node]) -> Plan:
+    """The plan with features computed on the nodes that are left; nothing else changes, the result neither."""
+    if not plan.feature_actors:
+        return plan
+    usable = on_device(nodes, "cpu" if plan.config.device == "cpu" else "auto")
+    pool = pool_of_the_rest(Pool(plan.feature_actors, plan.feature_cpus, plan.feature_gpus), usable)
+    return dataclasses.replace(
+        plan,
+        feature_actors=pool.actors,
+        feature_cpus=pool.cpus,
+        feature_gpus=pool.gpus,
+        readers=reading_tasks(usable, pool),
     )
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from flowers.errors import StoreFailed
 
 _POLL_S = 0.25
 
@@ -46,7 +48,8 @@ def polled(look: Callable[[], None], name: str) -> Iterator[None]:
 
     def poll() -> None:
         while not done.wait(_POLL_S):
-            look()
+            with suppress(StoreFailed):  # whoever needs the store will say so
+                look()
 
     thread = threading.Thread(target=poll, name=name, daemon=True)
     thread.start()

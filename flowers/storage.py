@@ -33,11 +33,15 @@ from flowers.errors import DamagedFile, FlowersError, InputError, StoreFailed, f
 _WORKING_COPY = "/runtime_resources/working_dir_files/"
 # Pauses between tries, in seconds. In each try pyarrow itself asks again for about six seconds.
 _PAUSES_S = (0.2, 0.8, 3.2)
+# What is added to the name of a file until it is whole.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 # What another try may cure. Of uploads: one was completed, or took a part, and the answer that said so was lost.
 _PASSES = re.compile(
     r"AWS Error (SLOW_DOWN|INTERNAL_FAILURE|SERVICE_UNAVAILABLE|THROTTLING|REQUEST_TIMEOUT|NETWORK_CONNECTION"
     r"|NO_SUCH_UPLOAD|UNKNOWN \(HTTP status (429|5\d\d)\)|.*InvalidPart)"
 )
+# Buckets that failed for good when they were last asked: what follows, such as cleaning up, is tried once.
+_failing: set[str] = set()
 # A stream reads so many bytes ahead: in each request, if the file is as large.
 _AHEAD = 1 << 22
 
@@ -87,7 +91,7 @@ class _BrokenOff(OSError):
 
 
 def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> Any:
-    """Does something until it succeeds, a few times at most.
+    """Does something until it succeeds, a few times at most; once, if it failed for good just before.
 
     Args:
         path: of what it is done to, for the error.
@@ -98,11 +102,13 @@ def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> 
         StoreFailed: no try succeeded.
         OSError: another try would not help.
     """
-    started, tries = time.monotonic(), 0
+    started, tries, bucket = time.monotonic(), 0, path.partition("/")[0]
     while True:
         tries += 1
         try:
-            return action()
+            done = action()
+            _failing.discard(bucket)
+            return done
         except FileNotFoundError:
             if removes and tries > 1:
                 return None
@@ -110,11 +116,12 @@ def _persist(path: str, action: Callable[[], Any], *, removes: bool = False) -> 
         except OSError as error:
             if not (isinstance(error, _BrokenOff) or _PASSES.search(str(error))):
                 raise
-            if tries > len(_PAUSES_S):
+            if tries > len(_PAUSES_S) or bucket in _failing:
+                _failing.add(bucket)
                 raise StoreFailed(
-                    f"the object store failed at {path!r}: tried {tries} times in {time.monotonic() - started:.0f} s, "
-                    f"the last answer: {first_line(error)}; what was written before is whole: run the same command "
-                    "again when the store answers"
+                    f"the object store failed at {_TEMPORARY.sub('', path)!r}: tried {tries} times in "
+                    f"{time.monotonic() - started:.0f} s, the last answer: {first_line(error)}; what was written "
+                    "before is whole: run the same command again when the store answers"
                 ) from error
         time.sleep(_PAUSES_S[tries - 1] * random.uniform(0.5, 1))
 
@@ -123,8 +130,7 @@ class _Persistent(pafs.FileSystemHandler):
     """A file system whose operations are done until they succeed.
 
     pyarrow itself asks S3 again for what is refused or cut off. But headers that are cut off (without TLS nobody sees
-    it) are an answer for it: of an empty file without a time. Streams to write into are those of pyarrow: `_put` does
-    all of it again.
+    it) are an answer for it: of an empty file without a time.
     """
 
     def __init__(self, inner: pafs.FileSystem) -> None:
@@ -184,7 +190,7 @@ class _Persistent(pafs.FileSystemHandler):
         return pa.BufferedInputStream(self.open_input_file(path), _AHEAD)
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        return self.inner.open_output_stream(path, metadata=metadata)
+        return pa.PythonFile(_Writer(self.inner, path, metadata), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         return self.inner.open_append_stream(path, metadata=metadata)
@@ -236,6 +242,44 @@ class _Reader:
         if len(data) != count:
             raise _BrokenOff(f"{len(data)} bytes came where {count} were asked for")
         return data
+
+
+class _Writer:
+    """A file to write that is put when it is closed, as a whole: it can be put again."""
+
+    def __init__(self, filesystem: pafs.FileSystem, path: str, metadata: Any) -> None:
+        self._filesystem, self._path, self._metadata = filesystem, path, metadata
+        self._kept = tempfile.TemporaryFile(prefix="flowers-")  # noqa: SIM115
+
+    @property
+    def closed(self) -> bool:
+        return self._kept.closed
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        return self._kept.tell()
+
+    def write(self, data: bytes) -> int:
+        return self._kept.write(data)
+
+    def flush(self) -> None:
+        """Nothing is put before the end."""
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        with self._kept:
+            _persist(self._path, self._put)
+
+    def _put(self) -> None:
+        self._kept.seek(0)
+        with self._filesystem.open_output_stream(self._path, metadata=self._metadata) as stream:
+            shutil.copyfileobj(self._kept, stream, _AHEAD)
 
 
 def absolute(uri: str) -> str:
@@ -397,18 +441,14 @@ def _put(filesystem: pafs.FileSystem, path: str, fill: Callable[[str], None]) ->
 
     A stream that breaks off is closed all the same, and closing it puts what there is of it.
     """
-
-    def put() -> None:
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        try:
-            fill(temporary)
-            filesystem.move(temporary, path)
-        except BaseException:
-            with suppress(OSError, StoreFailed):  # it may not even be there
-                filesystem.delete_file(temporary)
-            raise
-
-    _persist(path, put)
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        fill(temporary)
+        filesystem.move(temporary, path)
+    except BaseException:
+        with suppress(OSError, StoreFailed):  # it may not even be there
+            filesystem.delete_file(temporary)
+        raise
 
 
 def _sync(path: str) -> None:

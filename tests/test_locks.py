@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from flowers import locks, storage
-from flowers.errors import FlowersError
+from flowers.errors import FlowersError, StoreFailed
 
 # Where the lock is, and whether there is flock.
 PLACES = ["disk", "bucket", "disk without flock"]
@@ -238,3 +238,19 @@ def test_a_lock_of_which_nothing_was_written_yet(tmp_path: Path) -> None:
         assert locks.holder(uri) is not None
     storage.write(uri, b"\0" * 20)
     assert locks.holder(uri) is None
+
+
+def test_a_claim_that_cannot_be_removed_keeps_nobody_on_this_machine(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(uri: str) -> None:
+        raise StoreFailed("the object store failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "delete_file", refused)
+        with locks.hold("mem://runs/.run.lock"):
+            pass
+    assert len(list(runs.iterdir())) == 1
+    with locks.hold("mem://runs/.run.lock"):
+        pass
+    assert list(runs.iterdir()) == []

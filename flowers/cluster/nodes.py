@@ -19,6 +19,8 @@ from flowers.cluster.session import hide_gpus
 from flowers.errors import InputError, NoRoom, first_line
 
 _ANSWER_S = 60.0
+# Tasks on a node that dies fail before Ray knows of it.
+_NOTICE_S = 20.0
 _LOOK_S = 0.5
 UNSEEN = "what is written there is not seen here"
 
@@ -176,14 +178,37 @@ def _reason(error: Exception) -> str:
 
 
 def _on_nodes(function: Callable[[str], str], probes: dict[str, str]) -> dict[str, str]:
-    """Calls `function` with each probe on the node of that id; its answers, or why there is none."""
+    """Calls `function` with each probe on the node of that id; its answers, or why there is none.
+
+    Nodes that die meanwhile are left out: they are no part of the cluster any more.
+    """
     task = ray.remote(num_cpus=0, max_retries=0)(function)
     running = {
         node: task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(probe)
         for node, probe in probes.items()
     }
     answers, failures = gather(running, _ANSWER_S)
-    return {node: failures[node] if node in failures else answers[node] for node in running}
+    deadline, alive = time.monotonic() + _NOTICE_S, set(failures)
+    while failures and (alive := alive_ids() & set(failures)) and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return {**answers, **{node: failures[node] for node in alive}}
+
+
+def nodes_left(before: set[str]) -> list[Node]:
+    """The nodes that are alive after a process was lost: with its node, as Ray notices some time later, or alone.
+
+    Args:
+        before: `alive_ids` when the process was started.
+    """
+    deadline = time.monotonic() + _NOTICE_S
+    while before <= alive_ids() and time.monotonic() < deadline:
+        time.sleep(_LOOK_S)
+    return cluster_nodes()
+
+
+def alive_ids() -> set[str]:
+    """The ids of the nodes that are alive."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def gather(running: Mapping[str, ray.ObjectRef], limit_s: float) -> tuple[dict[str, Any], dict[str, str]]:

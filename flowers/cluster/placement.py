@@ -152,6 +152,12 @@ def network_pool(wanted: str, nodes: Sequence[Node], here: int) -> Pool:
     return Pool(actors, next((size for size in _sizes(nodes) if _actors_of(size, nodes) >= actors), 1))
 
 
+def pool_of_the_rest(pool: Pool, nodes: Sequence[Node]) -> Pool:
+    """The same on the nodes that are left after a loss: at least one actor, and no more than there were."""
+    fitting = network_pool("auto", nodes, pool.cpus).actors
+    return network_pool(str(max(1, min(pool.actors, fitting))), nodes, pool.cpus)
+
+
 def _auto_actors(nodes: Sequence[Node]) -> int:
     """Actors without GPUs: as large as they can be while they use nine tenths of the CPUs that networks may have."""
     usable = _actors_of(1, nodes)
@@ -175,13 +181,16 @@ def _whole_gpus(nodes: Sequence[Node]) -> int:
     return sum(int(node.gpus) for node in nodes)
 
 
-def reading_tasks(nodes: Sequence[Node], actors: int) -> int:
+def reading_tasks(nodes: Sequence[Node], pool: Pool) -> int:
     """Tasks that read and decode at once.
 
-    Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it.
+    Where the network runs in the job's process it takes all CPUs: half of them, at Ray's low priority, feed it. Actors
+    without GPUs are fed by the CPUs that they leave.
     """
     cpus = int(sum(node.cpus for node in nodes))
-    return max(1, cpus) if actors else max(1, cpus // 2)
+    if pool.actors:
+        return max(1, cpus if pool.gpus else cpus - pool.actors * pool.cpus)
+    return max(1, cpus // 2)
 
 
 def _room(node: Node, cpus: int, gpus: float) -> int:

@@ -239,10 +239,11 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
     if before is not None:  # Ray's own handler ends the process without a word
         signal.signal(signal.SIGTERM, before)
     if not verbose:
-        for name in ("ray.data", "ray.train"):  # they have handlers of their own
+        # They have handlers of their own. What Ray Data says of an error, with a trace, the job says or mends.
+        for name, least in (("ray.data", logging.CRITICAL), ("ray.train", logging.ERROR)):
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, logging.StreamHandler):
-                    handler.setLevel(logging.ERROR)
+                    handler.setLevel(least)
     try:
         yield
     finally:

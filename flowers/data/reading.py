@@ -8,9 +8,10 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,18 @@ from flowers.data import decoding, images, shards
 from flowers.data.crops import RandomCrops, crops_of
 from flowers.data.ledger import ROW
 from flowers.data.near_duplicates import perceptual_hash
-from flowers.errors import BadImage, FlowersError, InputError, first_line
+from flowers.errors import BadImage, FlowersError, InputError, ProcessLost, first_line
 
 if TYPE_CHECKING:
     import ray.data
 
+# So often a pass over photos goes on after a loss.
+LOSSES = 3
+# Actors hold their CPUs as long as they live. They leave a part of each, of which tasks beside them take a part: on
+# whatever nodes are left after a loss, there is room to read.
+_HELD, BESIDE_ACTORS = 0.9, 0.05
+# Rows that an actor takes at once: its last batch, which is not full, then costs little.
+_ACTOR_ROWS = 256
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -117,18 +125,55 @@ def stream_tables(
     return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
 
 
+def through_actors(
+    photos: ray.data.Dataset, kind: type, arguments: tuple[Any, ...], *, actors: int, cpus: int, gpus: float
+) -> ray.data.Dataset:
+    """Maps tables by Ray actors.
+
+    Ray does not start them again: where no room is left for all of them, it would wait for ever. `tables` says that one
+    was lost.
+
+    Args:
+        photos: what they take.
+        kind: class of the actors, which are called with a table.
+        arguments: that they are made with.
+        actors: how many there are.
+        cpus: of each, where there are no GPUs.
+        gpus: of each.
+    """
+    import ray.data
+
+    with warnings.catch_warnings():  # Ray 2.60 has no other way to say it yet
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+        return photos.map_batches(
+            kind,
+            fn_constructor_args=arguments,
+            batch_format="pyarrow",
+            batch_size=_ACTOR_ROWS,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_gpus=gpus or None,
+            num_cpus=None if gpus else _HELD * cpus,
+            max_restarts=0,
+            max_task_retries=0,
+        )
+
+
 def tables(dataset: ray.data.Dataset, rows: int | None = None) -> Iterator[pa.Table]:
     """Runs `dataset` and yields its Arrow tables as they are ready: its own blocks, or of `rows` rows each.
 
     Raises:
         FlowersError: what a task or an actor raised, such as a full disk or an object store that fails.
+        ProcessLost: an actor has gone, or what it made; that of a task is made again by itself.
     """
     import ray
 
     try:
         yield from dataset.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1)
-    except ray.exceptions.RayTaskError as error:
-        if not isinstance(cause := error.cause, FlowersError):
+    except ray.exceptions.RayError as error:
+        cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        if isinstance(cause, ray.exceptions.RayError):
+            raise ProcessLost(f"a node of the cluster or a process on it was lost ({type(cause).__name__})") from error
+        if not isinstance(cause, FlowersError):
             raise
         cause.args = (first_line(cause), *cause.args[1:])  # Ray adds lines of its own
         raise cause from error

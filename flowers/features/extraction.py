@@ -25,8 +25,6 @@ from flowers.features.spec import BATCH, FeatureSpec
 if TYPE_CHECKING:
     import ray.data
 
-# Rows that an actor takes at once, and makes a part of: its last, filled-up batch of 32 then costs little.
-_ACTOR_ROWS = 256
 # The hash of a picture that is too flat to have one, as it is cached.
 _FLAT = bytes(near_duplicates.BYTES)
 
@@ -153,21 +151,20 @@ class _InActors:
 
     def stream(self, photos: ray.data.Dataset) -> ray.data.Dataset:
         """See `Filling`."""
-        import ray.data
+        import ray
 
         pool = self._backend
         held = {spec: ray.put(reading.digests_array(cache.digests())) for spec, cache in self._caches.items()}
         # Were its node lost, a photo that lies in two batches might be computed twice, and no more.
         claims = ray.remote(Claims).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
         folders = {spec: cache.uri for spec, cache in self._caches.items()}
-        return photos.map_batches(
+        return reading.through_actors(
+            photos,
             CachingExtractor,
-            fn_constructor_args=(pool.network, folders, held, claims, pool.cpus),
-            batch_format="pyarrow",
-            batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
-            num_gpus=pool.gpus or None,
-            num_cpus=None if pool.gpus else pool.cpus,
+            (pool.network, folders, held, claims, pool.cpus),
+            actors=pool.actors,
+            cpus=pool.cpus,
+            gpus=pool.gpus,
         )
 
     def take(self, table: pa.Table) -> None:

@@ -157,7 +157,7 @@ def _evaluate(
     strange = strange.filter(pc.is_null(strange["code"]))
     unlabelled = photos.table.filter(pc.or_(pc.is_valid(photos.table["code"]), pc.is_null(labels)))
     todo = photos.table.filter(pc.and_(known, pc.is_null(photos.table["code"])))
-    scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown)
+    scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown, say=warnings.append)
     trained_on = reading.digests_array(_trained_on(options, origin, warnings))
     scored = _scored(scorer, todo, "evaluating", out, trained_on)
     if corrections is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from dataclasses import dataclass
@@ -86,7 +87,8 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
 
                 machine = Machine.of(cluster_nodes(), options.engine, options.actors, options.device)
                 out.print(f"device    {machine.words}", highlight=False)
-                scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown)
+                say = functools.partial(_warn, out)
+                scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown, say=say)
                 _predict(options, scorer, todo, target, found, out)
                 if options.sort_into:
                     _sort(options, target, out)
@@ -158,5 +160,8 @@ def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
             gone += sort_into(place, list(folders.places(read_part(uri, ["path", "label", "score"]))), options.link)
             advance(1)
     if gone:
-        text = f"{gone} photos are not in --sort-into: they can no longer be read"
-        out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
+        _warn(out, f"{gone} photos are not in --sort-into: they can no longer be read")
+
+
+def _warn(out: Console, text: str) -> None:
+    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)

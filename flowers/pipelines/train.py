@@ -24,7 +24,7 @@ from flowers.data.folds import fold_splits
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of, some
 from flowers.data.split import SUBSETS
-from flowers.errors import DamagedFile, InputError
+from flowers.errors import DamagedFile, InputError, ProcessLost
 from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import (
@@ -46,7 +46,18 @@ from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
 from flowers.pipelines.fit import budget_of, cross_validate, fit, search, warn
 from flowers.pipelines.source import list_source
-from flowers.plan import Facts, Plan, bundles, check_workers, gpu_count, image_size, make_plan, placed, weights_of
+from flowers.plan import (
+    Facts,
+    Plan,
+    after_loss,
+    bundles,
+    check_workers,
+    gpu_count,
+    image_size,
+    make_plan,
+    placed,
+    weights_of,
+)
 from flowers.predictor import Predictor
 from flowers.progress import Stopwatch, progress_bar
 from flowers.report.build import build_report
@@ -135,35 +146,18 @@ def _train(
             said = "this process trains the head by itself, which is done before workers have started"
             out.print(f"  workers   {plan.workers}; {said}", highlight=False)
         run.use([listing.source, *plan.caches])
-        backend, caches = extraction_of(plan, build, network, listing, out)
-        stopwatch.lap("start")
+        settled = functools.partial(
+            settle,
+            fractions=config.split,
+            seed=config.seed,
+            max_bad_fraction=config.max_bad_fraction,
+            known=known,
+            near=config.near_duplicates,
+            corrections=config.corrections,
+        )
         held.enter_context(run.running())
-
-        photos = functools.partial(decoded_photos, plan)
-        with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
-            extraction = extract(
-                listing.table,
-                photos,
-                caches,
-                backend,
-                hashes=_hashes(plan, out),
-                settle=functools.partial(
-                    settle,
-                    fractions=config.split,
-                    seed=config.seed,
-                    max_bad_fraction=config.max_bad_fraction,
-                    known=known,
-                    near=config.near_duplicates,
-                    corrections=config.corrections,
-                ),
-                max_bad_fraction=config.max_bad_fraction,
-                advance=advance,
-            )
+        extraction = _extracted(plan, build, network, listing, settled, stopwatch, out)
         ledger = extraction.ledger
-        if plan.validation_features:
-            validation = listing_of(ledger.subset("validation"))
-            with progress_bar(out, "validation photos", validation.num_rows) as advance:
-                fill(validation, photos, _open(plan, plan.validation_features, out), backend, advance=advance)
         stopwatch.lap("read")
         stopwatch.move(extraction.features_s, "read", "features")
         stopwatch.move(extraction.waited_s, "read", "start")
@@ -186,6 +180,53 @@ def _train(
         report = build_report(command, asked, listing, extraction, best, evaluation, stopwatch.report(), folds, trials)
         write_report(run, report)
     return report
+
+
+def _extracted(
+    plan: Plan,
+    build: Callable[[], Any],
+    network: Callable[[], Any],
+    listing: Listing,
+    settled: Callable[[pa.Table], Ledger],
+    stopwatch: Stopwatch,
+    out: Console,
+) -> Extraction:
+    """Every file settled, and the features of all photos in the caches, whatever nodes are lost meanwhile.
+
+    What is in a cache by then is not computed again.
+    """
+    from flowers.cluster.nodes import alive_ids, nodes_left
+
+    photos, losses = functools.partial(decoded_photos, plan), 0
+    while True:
+        backend, caches = extraction_of(plan, build, network, listing, out)
+        stopwatch.lap("start")
+        before = alive_ids()
+        try:
+            with progress_bar(out, "reading, decoding, features", listing.table.num_rows) as advance:
+                extraction = extract(
+                    listing.table,
+                    photos,
+                    caches,
+                    backend,
+                    hashes=_hashes(plan, out),
+                    settle=settled,
+                    max_bad_fraction=plan.config.max_bad_fraction,
+                    advance=advance,
+                )
+            if plan.validation_features:
+                validation = listing_of(extraction.ledger.subset("validation"))
+                with progress_bar(out, "validation photos", validation.num_rows) as advance:
+                    fill(validation, photos, _open(plan, plan.validation_features, out), backend, advance=advance)
+            return extraction
+        except ProcessLost as error:
+            losses += 1
+            if losses > reading.LOSSES:
+                raise
+            stopwatch.lap("read")
+            plan = after_loss(plan, nodes_left(before))
+            photos = functools.partial(decoded_photos, plan)
+            warn(f"{error}; goes on with the nodes that are left and the features that are there", out)
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
@@ -308,6 +349,7 @@ def decoded_photos(plan: Plan, listing: pa.Table, known: list[bytes]) -> ray.dat
         max_pixels=plan.config.max_pixels,
         known=reading.digests_array(known),
         readers=plan.readers,
+        num_cpus=reading.BESIDE_ACTORS if plan.feature_actors and not plan.feature_gpus else 1,
     )
 
 

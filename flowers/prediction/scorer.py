@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,15 +15,14 @@ from PIL import Image, ImageStat
 
 from flowers import storage
 from flowers.bundle import MANIFEST, Bundle
-from flowers.cluster.placement import Node, Pool, in_words, network_pool, on_device, reading_tasks
+from flowers.cluster.placement import Node, Pool, in_words, network_pool, on_device, pool_of_the_rest, reading_tasks
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
 from flowers.data.listing import some
+from flowers.errors import ProcessLost
 from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.predictor import Predictor
 
-# Rows that an actor takes at once: its last batch, which is not full, then costs little.
-_ACTOR_ROWS = 256
 # Files that go through one Ray dataset: its blocks are all listed in the object store.
 _ROUND = 1 << 16
 
@@ -72,7 +72,14 @@ class Machine:
         usable = on_device(nodes, device)
         chosen, why = resolve_engine(engine, sum(int(node.gpus) for node in usable))
         pool = network_pool(actors, usable, usable_cpus())
-        return cls(chosen, pool, reading_tasks(usable, pool.actors), f"{in_words(usable, device)}; {chosen}: {why}")
+        return cls(chosen, pool, reading_tasks(usable, pool), f"{in_words(usable, device)}; {chosen}: {why}")
+
+    def after_loss(self, nodes: Sequence[Node]) -> Machine:
+        """The best use of the nodes that are left, by the same engine."""
+        if not self.pool.actors:
+            return self
+        pool = pool_of_the_rest(self.pool, nodes)
+        return dataclasses.replace(self, pool=pool, readers=reading_tasks(nodes, pool))
 
 
 class Scorer:
@@ -86,6 +93,7 @@ class Scorer:
         max_pixels: photos with more are refused before decoding.
         features: whether photos get their features, too (`flowers.predictor.Predictor.describe`).
         unknown: of `flowers.predictor.Predictor`; not beside features.
+        say: told when a node was lost.
     """
 
     def __init__(
@@ -95,7 +103,9 @@ class Scorer:
         max_pixels: int,
         features: bool = False,
         unknown: float | None = None,
+        say: Callable[[str], None] | None = None,
     ) -> None:
+        self._say = say
         self.bundle, self.machine, self.max_pixels = bundle, machine, max_pixels
         self.features, self.unknown = features, unknown
         self.schema = scored_schema(len(bundle.classes), features)
@@ -126,14 +136,27 @@ class Scorer:
 
         Raises:
             InputError: a node of the cluster does not see the files, or the bundle, as they are here.
+            ProcessLost: nodes were lost too often.
         """
-        from flowers.cluster.nodes import check_files
+        from flowers.cluster.nodes import alive_ids, check_files, nodes_left
 
         check_files("--data", some(listing))
         if self.machine.pool.actors:
             check_files("--bundle", [storage.join(self.bundle.uri, MANIFEST)])
-        for start in range(0, listing.num_rows, _ROUND):
-            yield from self._round(listing.slice(start, _ROUND), skipped)
+        done = losses = 0
+        while done < listing.num_rows:
+            before = alive_ids()
+            try:
+                for table in self._round(listing.slice(done, _ROUND), skipped):
+                    done += table.num_rows
+                    yield table
+            except ProcessLost as error:
+                losses += 1
+                if losses > reading.LOSSES:
+                    raise
+                self.machine = self.machine.after_loss(nodes_left(before))
+                if self._say:
+                    self._say(f"{error}; goes on after {done} files with the nodes that are left")
 
     def _round(self, listing: pa.Table, skipped: reading.Known) -> Iterator[pa.Table]:
         import ray
@@ -145,29 +168,22 @@ class Scorer:
             known = reading.NONE_KNOWN if reference is None else ray.get(reference)
             return decode_block(reading.read_block(block), size=size, max_pixels=max_pixels, skipped=known)
 
-        photos = reading.stream_blocks(listing, decode, readers=self.machine.readers)
-        if not self.machine.pool.actors:
+        pool = self.machine.pool
+        held = pool.actors and not pool.gpus
+        photos = reading.stream_blocks(
+            listing, decode, readers=self.machine.readers, num_cpus=reading.BESIDE_ACTORS if held else 1
+        )
+        if not pool.actors:
             predictor = self._predictor
             yield from (score(table, predictor()) for table in reading.tables(photos))
             return
-        import ray.data
-
-        machine, pool = self.machine, self.machine.pool
-        scored = photos.map_batches(
+        scored = reading.through_actors(
+            photos,
             _Actor,
-            fn_constructor_args=(
-                self.bundle,
-                machine.engine,
-                self.max_pixels,
-                pool.cpus,
-                self.features,
-                self.unknown,
-            ),
-            batch_format="pyarrow",
-            batch_size=_ACTOR_ROWS,
-            compute=ray.data.ActorPoolStrategy(size=pool.actors),
-            num_gpus=pool.gpus or None,
-            num_cpus=None if pool.gpus else pool.cpus,
+            (self.bundle, self.machine.engine, self.max_pixels, pool.cpus, self.features, self.unknown),
+            actors=pool.actors,
+            cpus=pool.cpus,
+            gpus=pool.gpus,
         )
         yield from reading.tables(scored)
 

@@ -114,7 +114,7 @@ def _attempt(
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
             failures.lose(plan.run)
 
-    storage_path, name = storage.parent(plan.run.uri), plan.run.name
+    filesystem, folder = storage.resolve(storage.parent(plan.run.uri))
     storage.delete_file(storage.join(plan.run.uri, _RAY_STATE))
     # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
@@ -139,8 +139,10 @@ def _attempt(
         tensorflow_config=RendezvousConfig(),
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=storage_path,
+            name=plan.run.name,
+            # Ray takes no checkpoint of another file system than its own, which would not ask a store again either.
+            storage_filesystem=filesystem,
+            storage_path=folder,
             failure_config=ray.train.FailureConfig(max_failures=plan.config.max_failures, controller_failure_limit=3),
             callbacks=[Losses()],
         ),

@@ -264,7 +264,7 @@ def test_who_runs_a_network(wanted: str, nodes: list[Node], expected: tuple[int,
 def test_all_cpus_read_while_gpus_compute() -> None:
     mixed = [Node(64, 0), Node(8, 1), Node(8, 1)]
     pool = network_pool("auto", mixed, 7)
-    assert (pool.actors, pool.gpus, reading_tasks(mixed, pool.actors)) == (2, 1, 80)
+    assert (pool.actors, pool.gpus, reading_tasks(mixed, pool)) == (2, 1, 80)
     assert place("auto", None, None, 32, mixed) == Placement(2, 4, 1)  # half the CPUs of a GPU node are left to read
 
 

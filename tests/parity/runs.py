@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flowers import storage
 from flowers.config import TrainConfig
 from flowers.features.cache import FeatureCache
 from flowers.model import backbones, cuts
@@ -83,7 +84,7 @@ class Place:
     """A storage with runs of some photos and their caches.
 
     Attributes:
-        folder: the storage.
+        folder: the storage; its URI does as well.
         photos: of every run.
         network: what the caches are filled by; None leaves that to the test.
     """
@@ -95,8 +96,9 @@ class Place:
     def plan(self, name: str, config: TrainConfig, **changes: Any) -> Plan:
         """The plan of a run, whose folder has its split from then on, and whose caches are filled."""
         config = config.replace(storage=str(self.folder), name=name)
-        (self.folder / name).mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.photos.split, self.folder / name / "split.parquet")
+        run, split = Run.of(config), pa.BufferOutputStream()
+        pq.write_table(self.photos.split, split)
+        storage.write(run.split, split.getvalue())
         found = {
             "image_size": config.image_size,
             "weights": config.weights,
@@ -105,7 +107,7 @@ class Place:
             "engine": "tensorflow",  # which rounds as training does
             "cut": cut_of(config.backbone, config.trainable),
         }
-        plan = Plan(config=config, run=Run(str(self.folder / name)), **{**found, **changes})
+        plan = Plan(config=config, run=run, **{**found, **changes})
         if self.network is not None:
             self._fill(plan)
         return plan
@@ -130,7 +132,7 @@ def fit(plan: Plan) -> list[str]:
 
 def lines_of(plan: Plan, *without: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    lines = [json.loads(line) for line in (Path(plan.run.metrics)).read_text().splitlines()]
+    lines = [json.loads(line) for line in storage.read(plan.run.metrics).splitlines()]
     return [{name: line[name] for name in line if name not in without} for line in lines]
 
 

@@ -1,6 +1,7 @@
 """A proxy before a store of objects that fails as stores and networks do: it refuses, and it cuts connections.
 
 `python -m tests.s3.proxy PORT STORE_PORT SEED SHARES` passes requests on; `GET /-/counts` says what it did with them.
+After `GET /-/last/K` it passes on K more and refuses all that follow.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ HOST = "127.0.0.1"
 SLOW_DOWN, INTERNAL, UNREAD, CUT = "slow_down", "internal_error", "cut_before_the_request", "cut_in_the_answer"
 SHARES = {SLOW_DOWN: 0.05, INTERNAL: 0.05, UNREAD: 0.025, CUT: 0.025}
 REFUSALS = {SLOW_DOWN: ("503 Slow Down", "SlowDown"), INTERNAL: ("500 Internal Server Error", "InternalError")}
-COUNTS = b"GET /-/counts "
+COUNTS, LAST = b"GET /-/counts ", re.compile(rb"GET /-/last/(\d+) ")
 
 
 class Proxy:
@@ -29,11 +30,13 @@ class Proxy:
         store: port of the store.
         shares: parts of all requests that get a fault, by its kind.
         counts: of requests by method, and of faults by kind.
+        left: requests that are passed on before all others are refused; None: there is no end.
     """
 
     def __init__(self, store: int, seed: int, shares: Mapping[str, float]) -> None:
         self.store, self.shares = store, shares
         self.counts: Counter[str] = Counter()
+        self.left: int | None = None
         self._random = random.Random(seed)
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -43,6 +46,9 @@ class Proxy:
             if head.startswith(COUNTS):
                 body = json.dumps(self.counts).encode()
                 writer.write(_message("200 OK", body))
+            elif found := LAST.match(head):
+                self.left = int(found[1])
+                writer.write(_message("200 OK", b""))
             else:
                 await self._pass_on(head, reader, writer)
             await writer.drain()
@@ -51,6 +57,9 @@ class Proxy:
     async def _pass_on(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.counts[head.split(b" ", 1)[0].decode()] += 1
         (fault,) = self._random.choices([*self.shares, ""], [*self.shares.values(), 1 - sum(self.shares.values())])
+        if self.left is not None:
+            fault = fault if self.left else SLOW_DOWN
+            self.left = max(0, self.left - 1)
         if fault:
             self.counts[fault] += 1
         if fault == UNREAD:

@@ -48,6 +48,10 @@ class Store:
         """What a proxy did: requests by method, faults by kind."""
         return Counter(requests.get(f"http://127.0.0.1:{self.port}/-/counts", timeout=60).json())
 
+    def fail_after(self, requests_left: int) -> None:
+        """A proxy passes on so many more requests and refuses all that follow."""
+        requests.get(f"http://127.0.0.1:{self.port}/-/last/{requests_left}", timeout=60).raise_for_status()
+
 
 @contextmanager
 def store() -> Iterator[Store]:

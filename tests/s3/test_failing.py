@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
+import numpy as np
 import pytest
 from pyarrow import fs as pafs
 
 from flowers import storage
 from flowers.errors import StoreFailed
+from flowers.features.cache import FeatureCache
 from jobs.check import main as check
 from tests.e2e.conftest import ran
 from tests.e2e.head import free_port
@@ -43,8 +46,9 @@ class Failing:
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, without their time."""
+    """The pauses that were made, without their time; no store has failed before."""
     made: list[float] = []
+    monkeypatch.setattr(storage, "_failing", set())
     monkeypatch.setattr("flowers.storage.time.sleep", made.append)
     return made
 
@@ -142,3 +146,70 @@ def test_files_through_cut_connections_are_what_was_written(s3: Store) -> None:
             looks += 1
             assert looks < 1000
     assert storage.names(s3.uri(f"{BUCKET}/files")) == ["large"]
+
+
+def test_a_cache_whose_store_fails_is_not_taken_for_damaged(
+    bucket: Path, failing: Callable[..., None], pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = [bytes([number]) * 32 for number in range(4)]
+    rows = np.arange(8, dtype=np.float32).reshape(4, 2)
+    (bucket / "cache").mkdir()
+    failing(0)
+    cache = FeatureCache("mem://cache")
+    cache.add(digests[:3], rows[:3])
+    cache.flush()
+    cache.add(digests[3:], rows[3:])
+    (part,) = [path.name for path in (bucket / "cache").iterdir()]
+
+    def refused(*_: object) -> bytes:
+        raise REFUSED
+
+    with monkeypatch.context() as patch:  # what is open breaks off
+        patch.setattr(storage._Reader, "_whole", refused)
+        with pytest.raises(StoreFailed, match=f"failed at 'cache/{part}': tried 4 times in"):
+            cache.rows(digests[:3])
+        with pytest.raises(StoreFailed):
+            FeatureCache("mem://cache").open()
+    failing(10**6)  # it has just failed for good: nobody waits for it again
+    for action in (cache.flush, cache.touch, lambda: cache.rows(digests[:3]), FeatureCache("mem://cache").open):
+        with pytest.raises(StoreFailed, match="tried 1 times in"):
+            action()
+    assert [path.name for path in (bucket / "cache").iterdir()] == [part]
+    failing(3)  # it answers again, and what was pending is still there
+    with pytest.raises(StoreFailed, match="tried 1 times in"):
+        cache.flush()
+    failing(0)
+    cache.flush()
+    failing(3)
+    np.testing.assert_array_equal(FeatureCache("mem://cache").open().rows(digests), rows)
+
+
+def test_features_can_be_read_again_after_a_store_stopped_to_answer(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a part of 4 MB, the first requests are answered, and the last one is not."""
+    monkeypatch.setattr(storage, "_PAUSES_S", ())  # pyarrow takes its time too
+    digests = [bytes([number]) * 32 for number in range(64)]
+    rows = np.random.default_rng(0).random((64, 1 << 14), np.float32)
+    with store.faulty(s3, seed=0, shares={}) as proxy:
+        cache = FeatureCache(proxy.uri(f"{BUCKET}/cache"))
+        cache.add(digests, rows)
+        cache.flush()
+        before = proxy.counts()["GET"] + proxy.counts()["HEAD"]
+        np.testing.assert_array_equal(cache.rows(digests[:1]), rows[:1])
+        few = proxy.counts()["GET"] + proxy.counts()["HEAD"] - before
+        proxy.fail_after(few - 1)
+        with pytest.raises(StoreFailed, match=r"failed at 'flowers/cache/rows-\w+\.parquet': tried 1 times in"):
+            cache.rows(digests)
+        proxy.fail_after(10**9)
+        np.testing.assert_array_equal(cache.rows(digests), rows)
+    assert len(storage.names(s3.uri(f"{BUCKET}/cache"))) == 1, "a part was taken for damaged"
+
+
+def test_the_place_where_a_store_failed_first_is_named() -> None:
+    @click.command()
+    def job() -> None:
+        try:
+            raise StoreFailed("the object store failed at 'a'")
+        finally:
+            raise StoreFailed("the object store failed at 'cleaning up'")
+
+    assert ran(job, code=1) == "error: the object store failed at 'a'"
