@@ -22,7 +22,7 @@ from flowers.options import OneOf, OptionSet, described, flag, option, wrong
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
 # What that second phase does unless told otherwise, and the head's does not (docs/accuracy.md).
-TAIL_SMOOTHING, TAIL_AUGMENT = 0.05, "flip"
+TAIL_SMOOTHING, TAIL_AUGMENT = 0.02, "flip"
 # Options that are no more, each with the value that means what is done now: a run that began with it may go on, one
 # that began with another value may not. Who removes an option that changed the result adds it here.
 REMOVED: dict[str, Any] = {}
@@ -59,7 +59,8 @@ def _meant(identity: dict[str, Any]) -> dict[str, Any]:
     if identity["trainable"] != "head":
         return identity
     second = {name: None for name in ("head_epochs", "tail_learning_rate", "layer_decay")}
-    plain = {"label_smoothing": identity["label_smoothing"] or 0.0, "augment": identity["augment"] or "none"}
+    absent = {"label_smoothing": 0.0, "augment": "none", "monitor": "log_loss"}
+    plain = {name: identity[name] or value for name, value in absent.items()}
     return {**identity, **second, **plain}
 
 
@@ -286,8 +287,10 @@ class TrainConfig(DataOptions):
     class_weights: Literal["none", "balanced"] = deciding(
         "none", "balanced weighs each class by 1 / its number of training photos."
     )
-    monitor: Literal["accuracy", "macro_accuracy", "log_loss"] = deciding(
-        "log_loss", "Validation metric that chooses the best epoch and stops training."
+    monitor: Literal["accuracy", "macro_accuracy", "log_loss"] | None = deciding(
+        None,
+        "Validation metric that chooses the best epoch and stops training.",
+        absent="log_loss; accuracy in the second phase, at no worse log_loss than the head's",
     )
     patience: int = deciding(
         20, "Stop after this many epochs without a better monitored metric; 0 never stops early.", ge=0

@@ -191,7 +191,7 @@ def test_every_other_option_is() -> None:
 ADDED = {"folds", "search", "time_limit", "relabel"}
 ADDED |= {"engine", "root", "class_names", "layout", "group_by", "near_duplicates"}
 # Options that had another default: given here with it, which `differences` takes for the same where it means the same.
-DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0}
+DEFAULTS_WERE = {"augment": "none", "label_smoothing": 0.0, "monitor": "log_loss"}
 # What the dataclass that came before gave; numbers in JSON have the type that the command line gives them.
 IDENTITIES: list[tuple[dict[str, Any], str, str]] = [
     ({}, "e2a624e093efc467", "sample-resnet50v2-44136fa3"),
@@ -272,8 +272,11 @@ def test_what_keeps_a_run_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None
     ("changes", "refused"),
     [
         ({}, []),  # the head alone: what is new is of a phase that there is not
-        ({"trainable": "stage5"}, ["--augment was 'none', now not given", "--label-smoothing was 0.0, now not given"]),
-        ({"trainable": "stage5", "augment": "none", "label_smoothing": 0}, []),
+        (
+            {"trainable": "stage5"},
+            [f"{flag(name)} was {value!r}, now not given" for name, value in DEFAULTS_WERE.items()],
+        ),
+        ({"trainable": "stage5", "augment": "none", "label_smoothing": 0, "monitor": "log_loss"}, []),
         ({"label_smoothing": 0.1}, ["--label-smoothing was 0.0, now 0.1"]),
         ({"augment": "flip"}, ["--augment was 'none', now 'flip'"]),
     ],
@@ -281,7 +284,7 @@ def test_what_keeps_a_run_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_run_begun_with_the_old_defaults(changes: dict[str, Any], refused: list[str]) -> None:
     """It goes on as it began, or is refused; naming what it began with lets a deeper one go on."""
     config = TrainConfig(**changes)
-    before = {**config.identity(), "augment": "none", "label_smoothing": 0.0}
+    before = {**config.identity(), **DEFAULTS_WERE}
     assert config.differences(before) == refused
 
 

@@ -32,6 +32,7 @@ from flowers.report.record import (
     TimeLimit,
     TriedOptions,
 )
+from flowers.training.choice import monitored
 from flowers.training.inner import FoldCounts
 from flowers.training.search import Trial, best_of, changed
 
@@ -77,7 +78,7 @@ def build_report(
         sample=listing.drawn,
         data=_data(listing, ledger, config.max_pixels),
         split=_split(ledger),
-        monitor=config.monitor,
+        monitor=monitored(config.monitor, config.trainable != "head"),
         timing_s=timing,
         images_per_s=ImagesPerSecond(
             read=round(ledger.table.num_rows / reading, 1) if reading else None,
@@ -119,7 +120,7 @@ def build_report(
 
 
 def _tried(plan: Plan, trials: Sequence[Trial]) -> list[TriedOptions]:
-    chosen = best_of(trials, plan.config.monitor) if trials else None
+    chosen = best_of(trials, plan.config.monitor or "log_loss") if trials else None
     return [
         TriedOptions(
             options=changed(plan.config, trial.config),
@@ -186,13 +187,18 @@ def phase_results(history: Sequence[EpochMetrics], best_epoch: int) -> list[Phas
     return found
 
 
-def advice(phases: Sequence[PhaseResult], monitor: str) -> str:
-    """A line for the user whose deeper training was not kept; "" for all others."""
+def advice(phases: Sequence[PhaseResult], monitor: str | None) -> str:
+    """A line for the user whose deeper training was not kept; "" for all others.
+
+    Args:
+        phases: what each reached.
+        monitor: the metric that was asked for.
+    """
     if len(phases) < 2 or phases[-1].kept:
         return ""
     head, deeper = phases[0], phases[-1]
-    missed = (
-        "a higher accuracy" if monitor == "accuracy" else f"a better {monitor.replace('_', '-')} at no less accuracy"
+    missed = {"accuracy": "a higher accuracy", None: "a higher accuracy at no worse log-loss"}.get(
+        monitor, f"a better {str(monitor).replace('_', '-')} at no less accuracy"
     )
     said = f"training deeper did not pay: no epoch of it had {missed} than the head, which was kept"
     if monitor != "accuracy" and (deeper.val_accuracy or 0) > (head.val_accuracy or 0):

@@ -14,7 +14,7 @@ from flowers import storage
 from flowers.config import TrainConfig
 from flowers.runs import Run
 from flowers.training import checkpoints
-from flowers.training.choice import gain, takes_over
+from flowers.training.choice import gain, monitored, takes_over
 from flowers.training.pace import Pace, epochs_that_fit, share_of
 from flowers.training.schedule import Phase, phases
 
@@ -91,13 +91,14 @@ class History:
 
     def add(self, line: dict[str, Any]) -> None:
         """Takes in the metrics of one more epoch."""
-        value = line[f"val_{self.config.monitor}"]
         self.lines.append(line)
         self.best_before = self.best
         best, rival = (self.lines[number - 1] if number else None for number in (self.best, self.rival))
         if takes_over(line, best, rival, self.config.monitor):
             self.best = self.epoch
-        if self.mark is None or gain(self.config.monitor, value, self.mark) > self.config.min_delta:
+        name = monitored(self.config.monitor, rival is not None)
+        value = line[f"val_{name}"]
+        if self.mark is None or gain(name, value, self.mark) > self.config.min_delta:
             self.mark, self.waited = value, 0
         else:
             self.waited += 1

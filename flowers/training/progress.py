@@ -23,13 +23,13 @@ from flowers.training.choice import takes_over
 
 
 @contextmanager
-def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
+def follow(run: Run, out: Console, monitor: str | None) -> Iterator[None]:
     """Prints the epochs that are new and writes all of them to the run's `tensorboard/` folder.
 
     Args:
         run: its folder.
         out: where the lines are printed.
-        monitor: the metric by which an epoch is called the best so far.
+        monitor: the metric that was asked for, by which an epoch is called the best so far.
     """
     follower = _Follower(run, out, monitor)
     follower.look(show=False)
@@ -43,7 +43,7 @@ def follow(run: Run, out: Console, monitor: str) -> Iterator[None]:
 
 
 class _Follower:
-    def __init__(self, run: Run, out: Console, monitor: str) -> None:
+    def __init__(self, run: Run, out: Console, monitor: str | None) -> None:
         self._run, self._out = run, out
         self._monitor = monitor
         self._best: dict[str, Any] | None = None
