@@ -277,14 +277,20 @@ async def measure(arguments: argparse.Namespace, models: Path, scratch: str) -> 
             await client.closed(32, 3)
             capacity, _ = await client.closed(32, 10)
             print(f"capacity {capacity:.1f} photos/s with 32 clients", flush=True)
-            steps: dict[str, Callable[[], Awaitable[None]]] = {
-                "swaps": lambda: swaps(client, server, models, 0.8 * capacity),
-                "overload": lambda: overload(client, server, capacity, arguments.seconds),
-                "return": lambda: return_at_once(client, capacity, arguments.seconds),
-                "kill": lambda: kill(client, server, 0.8 * capacity),
+            steps: dict[str, Callable[[Client], Awaitable[None]]] = {
+                "swaps": lambda client: swaps(client, server, models, 0.8 * capacity),
+                "overload": lambda client: overload(client, server, capacity, arguments.seconds),
+                "return": lambda client: return_at_once(client, capacity, arguments.seconds),
+                "kill": lambda client: kill(client, server, 0.8 * capacity),
             }
             for name in parts:
-                await steps[name]()
+                used = time.process_time(), time.perf_counter()
+                await steps[name](client)
+                share = (time.process_time() - used[0]) / (time.perf_counter() - used[1])
+                print(f"    the client took {share:.2f} CPU", flush=True)
+                # Connections that the server closes as idle might be taken for the next request.
+                await client.close()
+                client = Client(server.address, photos)
         finally:
             await client.close()
         print(f"stderr of the server: {server.job.err.read_text()[-500:]!r}")

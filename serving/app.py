@@ -16,6 +16,8 @@ from serving.service import RETRY_AFTER_S
 
 # Beyond what a replica takes, so that the replica itself, which knows how long they would wait, refuses the rest.
 _SPARE_REQUESTS = 256
+# Ray Serve learns that a replica was killed when it asks the next time; by itself it asks every ten seconds.
+_LOOK_S = 1.0
 DEPLOYMENT = "Classifier"
 
 
@@ -67,6 +69,7 @@ def _deployment(args: ServeOptions) -> dict[str, Any]:
         "logging_config": {"enable_access_log": False},  # a tenth of a request's CPU; /metrics counts requests
         "graceful_shutdown_timeout_s": args.grace_s,
         "graceful_shutdown_wait_loop_s": 0.1,
+        "health_check_period_s": _LOOK_S,
         "ray_actor_options": {
             "num_cpus": args.cpus,
             "num_gpus": args.replica_gpus,

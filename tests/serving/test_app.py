@@ -56,6 +56,7 @@ def test_options_become_those_of_the_deployment() -> None:
     config = made._deployment_config
     assert (config.num_replicas, config.user_config) == (2, {"max_batch_size": 8, "batch_wait_ms": 0.0})
     assert config.max_ongoing_requests > 100, "the replica itself refuses"
+    assert config.health_check_period_s <= 1, "a killed replica is noticed"
     assert made.ray_actor_options["num_cpus"] == 3
     scaled = built({"bundle": "x", "max_replicas": 4})._deployment_config.autoscaling_config
     assert (scaled.min_replicas, scaled.max_replicas) == (1, 4)
