@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,18 +26,26 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def soon(function: Callable[..., object], *arguments: object) -> None:
-    threading.Timer(0.1, function, arguments).start()
+def send(number: int) -> None:
+    """Sends this process a signal as soon as the command listens for it: before, it would end the tests."""
+    before = signal.getsignal(number)
+
+    def when_heard() -> None:
+        while signal.getsignal(number) is before:
+            time.sleep(0.005)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=when_heard, daemon=True).start()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it(number: int) -> None:
-    soon(os.kill, os.getpid(), number)
+    send(number)
     command._wait_for_the_end(None)
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
-    soon(os.kill, os.getpid(), signal.SIGINT)
+    send(signal.SIGINT)
     command._wait_for_the_end(None)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
@@ -54,7 +63,7 @@ def test_it_ends_when_the_proxy_has_ended() -> None:
         proxy.bind(("127.0.0.1", 0))
         proxy.listen()
         address = Address(port=proxy.getsockname()[1])
-        soon(os.kill, os.getpid(), signal.SIGTERM)
+        send(signal.SIGTERM)
         command._wait_for_the_end(address)
     with socket.socket() as held:
         held.bind(("127.0.0.1", address.port))
