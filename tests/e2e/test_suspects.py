@@ -130,8 +130,9 @@ def test_what_to_label_next(tmp_path: Path, engine: str) -> None:
     (pool / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "next"
     words: tuple[Any, ...] = ("--bundle", run.uri, "--data", pool, "--storage", tmp_path / "runs", "--engine", engine)
-    said, _ = ran(choose_next, *words, "--out", out, "--count", 2)
-    assert said.startswith("2 of 21 files chosen, 1 known to the run, 1 copies, 1 unusable")
+    device, chosen, *_ = ran(choose_next, *words, "--out", out, "--count", 2)[0].splitlines()
+    assert device.startswith("device ")
+    assert chosen.startswith("2 of 21 files chosen, 1 known to the run, 1 copies, 1 unusable")
     rows = table(out / "next.csv")
     assert {Path(row["path"]).name[:2] for row in rows} == {"rg", "gb"}
     assert all({row["predicted"], row["second"]} in ({"red", "green"}, {"green", "blue"}) for row in rows)
