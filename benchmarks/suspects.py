@@ -121,12 +121,13 @@ def main() -> None:
     print(f"| {' | '.join(columns)} |")
     print(f"|{'-:|' * len(columns)}", flush=True)
     with ray_session(verbose=False), tempfile.TemporaryDirectory() as folder:
-        found = []
+        found, flips = [], 0
         for seed in range(arguments.seeds):
             trial = Trial(arguments.data, Path(folder), arguments.share, seed, options)
             found.append(measured(trial))
-            show(str(seed), trial.flips, found[-1])
-    show("mean", trial.flips, [statistics.mean(column) for column in zip(*found, strict=True)])
+            flips = trial.flips  # as many for each seed
+            show(str(seed), flips, found[-1])
+    show("mean", flips, [statistics.mean(column) for column in zip(*found, strict=True)])
 
 
 def measured(trial: Trial) -> list[float]:
