@@ -20,12 +20,11 @@ import numpy as np
 
 from benchmarks.scaling import ROOT
 
-ACTOR_ROWS = 256
-
 
 def make(folder: str, photos: int, width: int) -> None:
     """Writes a cache of made-up rows; a photo's digest is its number, spread over all digests."""
-    from flowers.features.cache import FeatureCache
+    from flowers.data.reading import ACTOR_ROWS
+from flowers.features.cache import FeatureCache
 
     cache, random = FeatureCache(folder), np.random.default_rng(0)
     rows = random.integers(0, 1 << 15, (ACTOR_ROWS, width), np.uint16)  # of a half of the width of float32

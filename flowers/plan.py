@@ -178,11 +178,6 @@ def weights_of(config: TrainConfig) -> str:
     return config.weights if config.weights in NAMED_WEIGHTS else storage.absolute(config.weights)
 
 
-def gpu_count(nodes: Sequence[Node]) -> int:
-    """Whole GPUs of a cluster."""
-    return sum(int(node.gpus) for node in nodes)
-
-
 def placed(config: TrainConfig, nodes: Sequence[Node]) -> Placement:
     """Where workers train; raises as `on_device` and `place` of `flowers.cluster.placement`."""
     usable = on_device(nodes, config.device)
@@ -239,14 +234,13 @@ def after_loss(plan: Plan, nodes: Sequence[Node]) -> Plan:
     """The plan with features computed on the nodes that are left; nothing else changes, the result neither."""
     if not plan.feature_actors:
         return plan
-    usable = on_device(nodes, "cpu" if plan.config.device == "cpu" else "auto")
-    pool = pool_of_the_rest(Pool(plan.feature_actors, plan.feature_cpus, plan.feature_gpus), usable)
+    pool = pool_of_the_rest(Pool(plan.feature_actors, plan.feature_cpus, plan.feature_gpus), nodes)
     return dataclasses.replace(
         plan,
         feature_actors=pool.actors,
         feature_cpus=pool.cpus,
         feature_gpus=pool.gpus,
-        readers=reading_tasks(usable, pool),
+        readers=reading_tasks(nodes, pool),
     )
 
 

@@ -68,7 +68,7 @@ def on_device(nodes: Sequence[Node], device: str) -> list[Node]:
 
 def require_gpu(option: str, received: str, nodes: Sequence[Node]) -> None:
     """Raises NoRoom, naming the option that asks for GPUs, if there is none."""
-    if not _whole_gpus(nodes):
+    if not gpu_count(nodes):
         raise NoRoom(
             f"{option}: received {received}, but the cluster has no GPU: {_described(nodes)}; leave the option out, or "
             "start nodes that have GPUs (those of an autoscaler: --wait-s of jobs.train)"
@@ -99,7 +99,7 @@ def place(
         NoRoom: the workers do not fit on the nodes.
         InputError: they do not divide the batch, or no worker can be given such a number of GPUs.
     """
-    gpus = float(_whole_gpus(nodes) > 0) if gpus_per_worker is None else gpus_per_worker
+    gpus = float(gpu_count(nodes) > 0) if gpus_per_worker is None else gpus_per_worker
     if gpus:
         require_gpu("--gpus-per-worker", f"{gpus:g}", nodes)
     if gpus > 1 and gpus % 1:
@@ -139,7 +139,7 @@ def network_pool(wanted: str, nodes: Sequence[Node], here: int) -> Pool:
         nodes: of the cluster.
         here: CPUs of the job's own process, where it runs the network.
     """
-    gpus = _whole_gpus(nodes)
+    gpus = gpu_count(nodes)
     alone = len(nodes) == 1 and gpus < 2
     actors = int(wanted) if wanted != "auto" else 0 if alone else gpus or _auto_actors(nodes)
     if not actors:
@@ -153,9 +153,10 @@ def network_pool(wanted: str, nodes: Sequence[Node], here: int) -> Pool:
 
 
 def pool_of_the_rest(pool: Pool, nodes: Sequence[Node]) -> Pool:
-    """The same on the nodes that are left after a loss: at least one actor, and no more than there were."""
-    fitting = network_pool("auto", nodes, pool.cpus).actors
-    return network_pool(str(max(1, min(pool.actors, fitting))), nodes, pool.cpus)
+    """The same on the nodes that are left after a loss: at least one actor, no more than there were, on no new GPU."""
+    usable = nodes if pool.gpus else on_device(nodes, "cpu")
+    fitting = network_pool("auto", usable, pool.cpus).actors
+    return network_pool(str(max(1, min(pool.actors, fitting))), usable, pool.cpus)
 
 
 def _auto_actors(nodes: Sequence[Node]) -> int:
@@ -177,7 +178,8 @@ def _actors_of(size: int, nodes: Sequence[Node]) -> int:
     return sum(int(node.cpus) // 2 // size for node in nodes)
 
 
-def _whole_gpus(nodes: Sequence[Node]) -> int:
+def gpu_count(nodes: Sequence[Node]) -> int:
+    """Whole GPUs of some nodes."""
     return sum(int(node.gpus) for node in nodes)
 
 
@@ -210,7 +212,7 @@ def _share(count: int, gpus: float, nodes: Sequence[Node]) -> int:
 
 def in_words(nodes: Sequence[Node], device: str) -> str:
     """What computes, for people: "2 CPUs", "16 CPUs and 2 GPUs of 3 nodes"."""
-    gpus = _whole_gpus(nodes)
+    gpus = gpu_count(nodes)
     said = _several(int(sum(node.cpus for node in nodes)), "CPU") + (f" and {_several(gpus, 'GPU')}" if gpus else "")
     asked = "" if device == "auto" else f" (--device {device})"
     return said + (f" of {len(nodes)} nodes" if len(nodes) > 1 else "") + asked

@@ -35,7 +35,7 @@ LOSSES = 3
 # whatever nodes are left after a loss, there is room to read.
 _HELD, BESIDE_ACTORS = 0.9, 0.05
 # Rows that an actor takes at once: its last batch, which is not full, then costs little.
-_ACTOR_ROWS = 256
+ACTOR_ROWS = 256
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -149,7 +149,7 @@ def through_actors(
             kind,
             fn_constructor_args=arguments,
             batch_format="pyarrow",
-            batch_size=_ACTOR_ROWS,
+            batch_size=ACTOR_ROWS,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_gpus=gpus or None,
             num_cpus=None if gpus else _HELD * cpus,

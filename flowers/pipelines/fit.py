@@ -118,7 +118,7 @@ def search(
         with follow_inner(trials, said):
             trainer.fit(plan, ledger.classes, functools.partial(_tell, out), trials, Pace(budget))
         tried += [trial_of(trial) for trial in trials]
-        best = best_of(tried, given.monitor or "log_loss").config
+        best = best_of(tried, given.monitor).config
     stopwatch.lap("search")
     out.print(f"  search    {changes(given, best) or 'nothing is better than the options given'}", highlight=False)
     return dataclasses.replace(plan, config=best), tried

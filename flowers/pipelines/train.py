@@ -14,7 +14,7 @@ from rich.console import Console
 from flowers import runs, storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.access import joined
-from flowers.cluster.placement import Node, on_device
+from flowers.cluster.placement import Node, gpu_count, on_device
 from flowers.cluster.placement import in_words as nodes_in_words
 from flowers.cluster.session import background, import_tensorflow, ray_session
 from flowers.config import UNKNOWN, TrainConfig
@@ -52,7 +52,6 @@ from flowers.plan import (
     after_loss,
     bundles,
     check_workers,
-    gpu_count,
     image_size,
     make_plan,
     placed,

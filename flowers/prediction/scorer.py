@@ -15,7 +15,16 @@ from PIL import Image, ImageStat
 
 from flowers import storage
 from flowers.bundle import MANIFEST, Bundle
-from flowers.cluster.placement import Node, Pool, in_words, network_pool, on_device, pool_of_the_rest, reading_tasks
+from flowers.cluster.placement import (
+    Node,
+    Pool,
+    gpu_count,
+    in_words,
+    network_pool,
+    on_device,
+    pool_of_the_rest,
+    reading_tasks,
+)
 from flowers.cluster.session import background
 from flowers.data import decoding, reading
 from flowers.data.listing import some
@@ -70,7 +79,7 @@ class Machine:
             NoRoom: there is no GPU, though `device` asks for one.
         """
         usable = on_device(nodes, device)
-        chosen, why = resolve_engine(engine, sum(int(node.gpus) for node in usable))
+        chosen, why = resolve_engine(engine, gpu_count(usable))
         pool = network_pool(actors, usable, usable_cpus())
         return cls(chosen, pool, reading_tasks(usable, pool), f"{in_words(usable, device)}; {chosen}: {why}")
 

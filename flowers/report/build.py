@@ -120,7 +120,7 @@ def build_report(
 
 
 def _tried(plan: Plan, trials: Sequence[Trial]) -> list[TriedOptions]:
-    chosen = best_of(trials, plan.config.monitor or "log_loss") if trials else None
+    chosen = best_of(trials, plan.config.monitor) if trials else None
     return [
         TriedOptions(
             options=changed(plan.config, trial.config),

@@ -62,10 +62,10 @@ def most_trials(config: TrainConfig) -> int:
     return 1 + sum(len(others(config, name)) for name in searched(config))
 
 
-def best_of(trials: Sequence[Trial], monitor: str) -> Trial:
-    """The trial whose best epoch is the best by the monitored metric; of equals the first."""
-    best = trials[0]
+def best_of(trials: Sequence[Trial], monitor: str | None) -> Trial:
+    """The trial whose best epoch is the best by the metric that was asked for, else log-loss; of equals the first."""
+    best, name = trials[0], monitor or "log_loss"
     for trial in trials[1:]:
-        if gain(monitor, getattr(trial, f"val_{monitor}"), getattr(best, f"val_{monitor}")) > 0:
+        if gain(name, getattr(trial, f"val_{name}"), getattr(best, f"val_{name}")) > 0:
             best = trial
     return best

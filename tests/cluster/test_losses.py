@@ -15,7 +15,7 @@ from rich.console import Console
 
 from flowers.bundle import load_bundle
 from flowers.cluster import nodes
-from flowers.cluster.placement import Node, Pool, network_pool
+from flowers.cluster.placement import Node, Pool, network_pool, pool_of_the_rest
 from flowers.data import reading
 from flowers.errors import ProcessLost
 from flowers.pipelines import train
@@ -39,6 +39,19 @@ TWO = Node(2.0, 0.0)
 )
 def test_actors_are_where_cpus_are(nodes: list[Node], actors: int) -> None:
     assert network_pool("auto", nodes, 2).actors == actors
+
+
+@pytest.mark.parametrize(
+    ("pool", "nodes", "left"),
+    [
+        (Pool(2, 2), [Node(4.0, 1.0)], Pool(1, 2)),  # of --device cpu: GPUs that are left stay alone
+        (Pool(2, 2), [Node(4.0, 1.0), Node(4.0, 1.0), TWO], Pool(2, 2)),
+        (Pool(4, 1, 1.0), [Node(4.0, 2.0), TWO], Pool(2, 1, 1.0)),
+        (Pool(4, 1, 1.0), [Node(4.0, 0.0)], Pool(1, 2)),  # all GPUs are gone
+    ],
+)
+def test_what_is_left_after_a_loss(pool: Pool, nodes: list[Node], left: Pool) -> None:
+    assert pool_of_the_rest(pool, nodes) == left
 
 
 @pytest.mark.usefixtures("ray")
