@@ -19,12 +19,12 @@ import time
 import numpy as np
 
 from benchmarks.scaling import ROOT
+from flowers.data.reading import ACTOR_ROWS
 
 
 def make(folder: str, photos: int, width: int) -> None:
     """Writes a cache of made-up rows; a photo's digest is its number, spread over all digests."""
-    from flowers.data.reading import ACTOR_ROWS
-from flowers.features.cache import FeatureCache
+    from flowers.features.cache import FeatureCache
 
     cache, random = FeatureCache(folder), np.random.default_rng(0)
     rows = random.integers(0, 1 << 15, (ACTOR_ROWS, width), np.uint16)  # of a half of the width of float32
