@@ -5,7 +5,7 @@ PYTHON ?=
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0
 CANDIDATES := $(if $(PYTHON),"$(PYTHON)",python3.12 python3.11 python3.13 python3)
 FITS := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PIP_IS_NEW := import pip, sys; sys.exit(int(pip.__version__.split(".")[0]) < 23)

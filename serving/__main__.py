@@ -7,11 +7,11 @@ import importlib
 import json
 import logging
 import os
+import queue
 import shlex
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -131,17 +131,22 @@ def _wait_for_the_end(proxy: Address | None) -> None:
     Raises:
         FlowersError: Ray does not run any more, so that nothing would start a replica again, or the proxy has ended.
     """
-    stop = threading.Event()
+    heard: list[int] = []
+    told: queue.SimpleQueue[int] = queue.SimpleQueue()  # a handler may put to it; an event's lock may just be held
 
-    def told(number: int, _: object) -> None:
-        if stop.is_set() and number == signal.SIGINT:
+    def hear(number: int, _: object) -> None:
+        if heard and number == signal.SIGINT:
             raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait
-        stop.set()
+        heard.append(number)
+        told.put(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, told)
+        signal.signal(number, hear)
     refused = 0
-    while not stop.wait(_LOOK_S):
+    while True:
+        with suppress(queue.Empty):
+            told.get(timeout=_LOOK_S)
+            return
         what = lost()
         refused = refused + 1 if proxy and _refuses(proxy) else 0
         if refused == _REFUSED_LOOKS:

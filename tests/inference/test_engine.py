@@ -50,6 +50,32 @@ def trained(name: str, precision: str) -> Any:
     return classifier.join(network, head)
 
 
+_SIGNALS = """
+import os, signal, sys, tempfile
+import openvino
+from openvino import opset13
+from flowers.inference.openvino_engine import NETWORK, OpenVINOEngine
+
+pixels = opset13.parameter([-1, 8, 8, 3], openvino.Type.u8)
+network = openvino.Model([opset13.convert(pixels, "f32")], [pixels], "network")
+with tempfile.TemporaryDirectory() as folder:
+    openvino.save_model(network, os.path.join(folder, NETWORK[0]), compress_to_fp16=False)
+    engines = [OpenVINOEngine(folder, [1], "float32", 1) for _ in range(3)]
+heard = []
+signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+while engines:
+    del engines[0]  # the oldest first, as when a server takes another version
+    signal.raise_signal(signal.SIGTERM)
+print(len(heard))
+"""
+
+
+def test_signals_are_heard_when_engines_have_gone() -> None:
+    """Each OpenVINO of its own would leave a stack for signals behind that was freed."""
+    done = subprocess.run([sys.executable, "-c", _SIGNALS], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
 def photos(count: int, size: int) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(1).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
