@@ -182,9 +182,10 @@ class ListeningClassifier(Classifier):
         super().__init__(options)
         from serving.http.app import build
         from serving.http.listener import Listener
+        from serving.http.overload import EarlyRefusal
         from serving.http.port import take
 
-        self._listener = Listener(build(self), take(port), self.options.body_timeout_s)
+        self._listener = Listener(build(self), take(port), EarlyRefusal(self), self.options.body_timeout_s)
 
     async def check_health(self) -> None:
         """As above."""

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,11 +31,18 @@ class Listener:
     Args:
         app: answers.
         listening: a socket that is bound; closed at the end.
+        early: finds by the head of a request another app for it, which needs no body.
         silence_s: seconds after which a connection is closed if nothing, or no whole head of a request, has come.
     """
 
-    def __init__(self, app: ASGIApp, listening: socket.socket, silence_s: float = 20) -> None:
-        self._app = HeaderFilterMiddleware(app)
+    def __init__(
+        self,
+        app: ASGIApp,
+        listening: socket.socket,
+        early: Callable[[Scope], ASGIApp | None] = lambda scope: None,
+        silence_s: float = 20,
+    ) -> None:
+        self._app, self._early = HeaderFilterMiddleware(app), early
         self._ending = False
         self._server = _Server(_config(self._answer))
         self._task = asyncio.get_running_loop().create_task(self._server.serve([]))
@@ -79,6 +86,10 @@ class Listener:
 
         async def sending(message: Message) -> None:
             await send(_closing(message) if self._ending else message)
+
+        if early := self._early(scope):
+            await early(scope, receive, sending)
+            return
 
         async def cancel_when_gone() -> None:
             await whole.wait()

@@ -7,7 +7,6 @@ import ctypes
 import hmac
 import ipaddress
 import math
-import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import Any
@@ -23,13 +22,10 @@ from serving.inference.admission import Admission
 from serving.options import ServeOptions
 from serving.service import Overloaded, ServingError, TooLarge
 
+# Requests of these methods bring photos.
+PHOTO_METHODS = ("POST", "PUT")
 # What is open to all, tokens or not: probes, and the page, which asks for the token itself.
 _OPEN = ("/page/", "/v2/health/")
-
-
-# A refusal waits so long, and longer from so many a second on, up to a little more than clients are told to wait. Those
-# that come back at once, hundreds of them, would else keep a core busy with refusals alone; waiting costs nothing.
-_REFUSAL_S, _MANY_REFUSALS, _LONGEST_REFUSAL_S = 0.025, 50, 2.0
 
 
 # When a request of so many bytes is answered, what it took is given back to the system.
@@ -81,20 +77,6 @@ def read_tokens(path: str | None) -> tuple[bytes, ...]:
     return tokens
 
 
-class Refusals:
-    """How long a refusal waits: the more there are, the longer."""
-
-    def __init__(self) -> None:
-        self._rate = self._last = 0.0
-
-    def wait_s(self) -> float:
-        """Seconds for one that is to be sent now."""
-        now = time.monotonic()
-        self._rate = 1 + self._rate * math.exp(self._last - now)  # in the last second, more or less
-        self._last = now
-        return min(_LONGEST_REFUSAL_S, _REFUSAL_S * max(1.0, self._rate / _MANY_REFUSALS) ** 2)
-
-
 class RequestLimitsMiddleware:
     """ASGI middleware: refuses what is too large, too slow, too much or has no token.
 
@@ -109,7 +91,6 @@ class RequestLimitsMiddleware:
         self._tokens = read_tokens(options.tokens_file)
         self._admin = read_tokens(options.admin_token_file)
         self._hosts = options.hosts()
-        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
@@ -140,7 +121,7 @@ class RequestLimitsMiddleware:
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
                 if isinstance(error, Overloaded):
-                    await asyncio.sleep(self._refusals.wait_s())
+                    await asyncio.sleep(self._service.admission.refusals.wait_s())
                 set_error_code(scope, error)
                 response = error_response(path, error)
                 if isinstance(error, Unauthorized):
@@ -157,12 +138,17 @@ class RequestLimitsMiddleware:
             _check_token(headers, self._admin)
         elif self._tokens and path != "/" and not path.startswith(_OPEN):
             _check_token(headers, (*self._tokens, *self._admin))
-        length = headers.get("content-length", "0")
-        size = int(length[:20]) if length.isdecimal() else 0
+        size = content_length(headers)
         if size > self._options.max_request_bytes:
             raise TooLarge(f"received {size} bytes, at most {self._options.max_request_bytes} are taken")
-        if scope["method"] == "POST" and not path.startswith("/admin/"):
+        if scope["method"] in PHOTO_METHODS and not path.startswith("/admin/"):
             self._service.admission.check(size=size)  # before the body is read
+
+
+def content_length(headers: Headers) -> int:
+    """Bytes of the body that the head of a request announces; 0 if it does not, or no number."""
+    length = headers.get("content-length", "0")
+    return int(length[:20]) if length.isdecimal() else 0
 
 
 def give_back_memory() -> None:

@@ -12,6 +12,23 @@ from serving.service import Overloaded
 
 # Each batch changes the known pace by its share of so many photos: a slow one alone refuses nobody.
 _REMEMBERED = 128
+# A refusal waits so long, and longer from so many a second on, up to a little more than clients are told to wait. Those
+# that come back at once, hundreds of them, would else keep a core busy with refusals alone; waiting costs nothing.
+_REFUSAL_S, _MANY_REFUSALS, _LONGEST_REFUSAL_S = 0.025, 50, 2.0
+
+
+class Refusals:
+    """How long a refusal waits: the more there are, the longer."""
+
+    def __init__(self) -> None:
+        self._rate = self._last = 0.0
+
+    def wait_s(self) -> float:
+        """Seconds for one that is to be sent now."""
+        now = time.monotonic()
+        self._rate = 1 + self._rate * math.exp(self._last - now)  # in the last second, more or less
+        self._last = now
+        return min(_LONGEST_REFUSAL_S, _REFUSAL_S * max(1.0, self._rate / _MANY_REFUSALS) ** 2)
 
 
 class Admission:
@@ -24,6 +41,7 @@ class Admission:
     Attributes:
         waiting: photos that are taken and not answered yet.
         held: memory that requests take.
+        refusals: how long they wait.
         pace: seconds after which the next photo is answered while others wait, decoding included; it follows the
             batches that are run.
     """
@@ -31,6 +49,7 @@ class Admission:
     def __init__(self, options: ServeOptions, pace: float) -> None:
         self._options = options
         self.waiting = self.held = 0
+        self.refusals = Refusals()
         self.pace = pace
         self._busy_since = math.nan  # the end of the last batch, if photos waited then
 

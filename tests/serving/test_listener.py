@@ -61,11 +61,11 @@ class Running:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
-    def listen(self, app: Any, host: str, port: int, **more: float) -> Listener:
+    def listen(self, app: Any, host: str, port: int, **more: Any) -> Listener:
         with hold(host, port) as held:  # a listener keeps the port when the command has let go of it
             return self.take(app, held, **more)
 
-    def take(self, app: Any, port: Port, **more: float) -> Listener:
+    def take(self, app: Any, port: Port, **more: Any) -> Listener:
         async def start() -> Listener:
             return Listener(app, take(port.path), **more)
 

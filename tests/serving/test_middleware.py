@@ -20,9 +20,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
-from serving.http.middleware import Refusals, RequestLimitsMiddleware, read_tokens
+from serving.http.middleware import RequestLimitsMiddleware, read_tokens
 from serving.http.responses import error_response, route_path
-from serving.inference.admission import Admission
+from serving.inference.admission import Admission, Refusals
 from serving.options import ServeOptions
 from serving.service import Overloaded
 

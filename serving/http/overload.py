@@ -1,0 +1,50 @@
+"""Overload: what would be refused anyway is refused at the head of its request.
+
+A refusal on the usual way costs a fifteenth of an answer, most of it for tasks, routes and middlewares that do nothing
+for it: at 5 times the capacity, four refusals for each answer take a quarter of the machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.http.middleware import PHOTO_METHODS, content_length
+from serving.http.responses import error_response, set_error_code
+from serving.service import Overloaded
+
+
+class EarlyRefusal:
+    """Finds by the head of a request that its photos would have to wait too long.
+
+    Args:
+        service: `serving.replica.Classifier`.
+    """
+
+    def __init__(self, service: Any) -> None:
+        self._service = service
+
+    def __call__(self, scope: Scope) -> ASGIApp | None:
+        """The app that refuses a request; None if its photos may come, or the usual way knows more about it."""
+        if scope["method"] not in PHOTO_METHODS or "/admin/" in scope["path"]:
+            return None
+        headers = Headers(scope=scope)
+        size = content_length(headers)
+        if "origin" in headers or size > self._service.options.max_request_bytes:
+            return None
+        try:
+            self._service.admission.check(size=size)
+        except Overloaded as error:
+            return functools.partial(self._refuse, error)
+        return None
+
+    async def _refuse(self, error: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._service.metrics.request(scope) as seen:
+            await asyncio.sleep(self._service.admission.refusals.wait_s())
+            set_error_code(scope, error)
+            path = scope["path"].removeprefix(self._service.options.root_path)
+            await error_response(path, error)(scope, receive, seen(send))
