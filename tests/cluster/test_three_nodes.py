@@ -1,0 +1,181 @@
+"""Three real nodes of Ray, on this machine: the numbers of one process, each of which reads its part of the bytes."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import ray.train
+
+from flowers.config import TrainConfig
+from flowers.data import reading
+from flowers.features.cache import FeatureCache
+from flowers.features.parts import GROUP_ROWS
+from flowers.features.views import PLAIN
+from flowers.plan import Plan
+from flowers.training import trainer
+from flowers.training.loop import train_loop
+from jobs.train import main
+from tests.conftest import stop_ray
+from tests.e2e.conftest import WITH_TINY, Done, ran, wide, words
+from tests.parity.runs import TINY, Photos, Place, drawn, fit, lines_of, newest, wide_network
+
+CPUS = 2  # of each node
+
+
+def size(file: Path) -> int:
+    return file.stat().st_size
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """HOST:PORT of the head, whose files lie apart from those of other Ray sessions."""
+    from ray.cluster_utils import Cluster
+
+    stop_ray()
+    # Ray's sockets need a short path, so this is not pytest's folder.
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", scratch)
+        patch.setenv("PYTHONPATH", WITH_TINY[1].partition("=")[2])  # all processes build `wide_network`
+        node: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 << 20}
+        started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+        try:
+            for _ in range(2):
+                started.add_node(**node)
+            ray.init(address=started.address, log_to_driver=False)
+            yield str(started.address)
+        finally:
+            ray.shutdown()
+            started.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    with wide():
+        yield
+
+
+def counted_loop(folder: Path) -> Callable[[dict[str, Any]], None]:
+    """The training loop; each worker leaves its node and the bytes that it has read of the caches."""
+
+    class Counted(io.FileIO):
+        total = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size) or b""
+            Counted.total += len(data)
+            return data
+
+    def counted(self: FeatureCache, filesystem: Any, path: str) -> Any:
+        return pa.PythonFile(Counted(path), "r")
+
+    def loop(config: dict[str, Any]) -> None:
+        FeatureCache._file = counted  # type: ignore[method-assign]
+        train_loop(config)
+        rank = ray.train.get_context().get_world_rank()
+        found = {"node": ray.get_runtime_context().get_node_id(), "bytes": Counted.total}
+        (folder / str(rank)).write_text(json.dumps(found))
+
+    return loop
+
+
+@pytest.fixture(scope="module")
+def photos() -> Photos:
+    """Neither 32 nor the workers divide them."""
+    return drawn(32 * 50 + 13, 201, light=40)
+
+
+@pytest.fixture(scope="module")
+def place(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    network = wide_network("mobilenetv2", "random", TINY["image_size"], "float32")
+    return Place(tmp_path_factory.mktemp("storage"), photos, network)
+
+
+CONFIG = TrainConfig(**TINY, augment="flip", batch_size=32, head_epochs=2, epochs=2, learning_rate=0.003)
+
+
+@pytest.fixture(scope="module")
+def one(place: Place) -> Plan:
+    """The run of one process."""
+    plan = place.plan("one", CONFIG)
+    with wide():
+        assert fit(plan) == []
+    return plan
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize("workers", [2, 4])
+def test_the_numbers_of_one_process_from_a_part_of_the_bytes(
+    place: Place, one: Plan, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Head and tail, two epochs each."""
+    monkeypatch.setattr(trainer, "train_loop", counted_loop(tmp_path))
+    plan = place.plan(f"workers-{workers}", CONFIG, workers=workers, nodes=3, worker_cpus=2 * CPUS // workers)
+    assert fit(plan) == []
+
+    lines = lines_of(plan, "seconds")
+    assert [line["phase"] for line in lines] == ["head"] * 2 + ["tail"] * 2
+    for mine, other in zip(lines, lines_of(one, "seconds"), strict=True):
+        assert mine.pop("phase") == other.pop("phase")
+        assert mine == pytest.approx(other, rel=1e-5)
+    assert lines[-1]["loss"] < lines[0]["loss"] - 0.1, "something was learned, so equal numbers mean something"
+    ours, theirs = newest(plan).arrays, newest(one).arrays
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - {"validation"}:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(workers)]
+    assert len({each["node"] for each in found}) >= 2
+    # Pages hold photos of all subsets, and the plain view is read for training and for validation.
+    reads = [spec for spec in plan.features for _ in range(2 if spec.view == PLAIN else 1)]
+    part = sum(size(file) for spec in reads for file in Path(plan.cache(spec)).glob("rows-*")) / workers
+    # Each opening takes the digests and a footer, each reading these again and up to a row group more on both sides.
+    opening = (len(plan.features) + len(reads)) * (32 * len(place.photos.digests) + (70 << 10))
+    groups = len(reads) * 2 * GROUP_ROWS * (4 << 10)
+    for each in found:
+        assert 0.95 * part < each["bytes"] < part + opening + groups
+
+
+@pytest.mark.usefixtures("ray")
+def test_of_photos_only_their_rows_reach_the_job(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole job on real photos: features on all nodes, four workers; and in one process."""
+    passed: Counter[str] = Counter()
+    tables = reading.tables
+
+    def counted(*arguments: Any, **options: Any) -> Iterator[pa.Table]:
+        for table in tables(*arguments, **options):
+            passed["bytes"] += table.nbytes
+            passed["rows"] += table.num_rows
+            yield table
+
+    monkeypatch.setattr(reading, "tables", counted)
+    data = shared / "flower_photos"
+    options = ["--data", data, "--per-class", 20, "--backbone", "mobilenetv2", "--weights", "random"]
+    options += ["--image-size", 64, "--precision", "float32", "--trainable", "block_15", "--epochs", 2]
+
+    def trained(name: str, *more: object) -> Done:
+        """In a storage of its own, so that all features are computed."""
+        text = ran(main, *words(tmp_path / name, name, *options, *more))
+        return Done(0, text, "", tmp_path / name / name)
+
+    many = trained("many", "--workers", 4, "--cpus-per-worker", 1, "--feature-actors", 3)
+    assert "workers   4" in many.out
+    assert passed["rows"] >= 100
+    assert passed["bytes"] < 1000 * passed["rows"] < sum(map(size, data.glob("*/*0.jpg"))) / 10
+    alone = trained("alone", "--workers", 1, "--feature-actors", 0)
+    for mine, other in zip(many.metrics(), alone.metrics(), strict=True):
+        assert mine.pop("phase") == other.pop("phase")
+        assert mine == pytest.approx(other, rel=1e-4)
+    for subset in ("validation", "test"):
+        mine, other = (done.report[subset]["log_loss"]["value"] for done in (many, alone))
+        assert mine == pytest.approx(other, rel=1e-4)
