@@ -242,10 +242,11 @@ class TrainConfig(DataOptions):
         f"{trainable_help()}.",
         group="Training",
     )
-    augment: Literal["none", "flip", "standard", "strong"] | None = deciding(
+    augment: Literal["none", "flip", "crops", "standard", "strong"] | None = deciding(
         None,
-        "Varied views of the training photos: flip (mirrored), standard (random crop, flip, colour), strong (also "
-        "RandAugment, erasing, mixup or cutmix). The last two need --trainable deeper than head.",
+        "Varied views of the training photos: flip (mirrored), crops (also eight crops that stay the same, fewer if "
+        "there are more than 10,000 photos), standard (random crop, flip, colour), strong (also RandAugment, erasing, "
+        "mixup or cutmix). The last two need --trainable deeper than head, and decode photos in every epoch.",
         absent=f"none; {TAIL_AUGMENT} in the second phase",
     )
     epochs: int | None = deciding(
@@ -374,8 +375,8 @@ class TrainConfig(DataOptions):
             raise wrong(
                 "augment",
                 self.augment,
-                "none or flip while only the head is trained (its input is computed once a photo); or go deeper with "
-                "--trainable",
+                "none, flip or crops while only the head is trained (its input is computed once a photo); or go deeper "
+                "with --trainable",
             )
         if self.gpus_per_worker and self.device == "cpu":
             raise wrong("gpus_per_worker", self.gpus_per_worker, "none, or 0, beside --device cpu")

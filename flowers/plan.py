@@ -19,7 +19,8 @@ from flowers.cluster.placement import (
 )
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.features.spec import FLIP, PLAIN, FeatureSpec, hashes_key
+from flowers.features.spec import FeatureSpec, hashes_key
+from flowers.features.views import PLAIN, views_of
 from flowers.model.registry import BACKBONES, POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS
 from flowers.runs import Run
@@ -80,6 +81,7 @@ class Plan:
             are augmented or their cached outputs at the cut would be too large.
         validation_streamed: the same of the validation photos, which are never augmented.
         inputs_reason: why.
+        photos: files that are listed; 0 if that is not known.
         head_alone: whether the job's own process trains the head, because it has done so before workers have started.
     """
 
@@ -103,6 +105,7 @@ class Plan:
     streamed: bool = False
     validation_streamed: bool = False
     inputs_reason: str = ""
+    photos: int = 0
     head_alone: bool = False
 
     @property
@@ -117,7 +120,7 @@ class Plan:
     @property
     def views(self) -> tuple[str, ...]:
         """The views of a training photo that are cached."""
-        return (PLAIN, FLIP) if self.config.augmentation == "flip" else (PLAIN,)
+        return views_of(self.config.augmentation, self.photos)
 
     @property
     def head_views(self) -> tuple[str, ...]:
@@ -226,6 +229,7 @@ def make_plan(config: TrainConfig, facts: Facts) -> Plan:
         streamed=streamed,
         validation_streamed=validation_streamed,
         inputs_reason=reason,
+        photos=facts.photos,
         head_alone=_head_alone(config, placement.workers, len(facts.nodes), facts.photos),
     )
 
@@ -262,7 +266,7 @@ def choose_inputs(config: TrainConfig, cut: str, photo_bytes: int, photos: int) 
     if cut == POOL:
         return False, False, ""
     budget = config.cache_budget * 1e9
-    views = 2 if config.augmentation == "flip" else 1
+    views = len(views_of(config.augmentation, photos))
     whole, validation = photos * views * photo_bytes, photos * config.split[1] * photo_bytes
     size = f"{photos} photos x {f'{views} views x ' if views > 1 else ''}{photo_bytes / 1e3:.0f} kB = {_gb(whole)}"
     limit = f"--cache-budget {config.cache_budget:g} GB"

@@ -97,10 +97,13 @@ def test_a_number_of_workers_that_changes_is_refused_with_the_reason(workers: st
 
 @pytest.mark.parametrize("augment", ["standard", "strong"])
 def test_the_head_alone_takes_no_random_views(augment: Literal["standard", "strong"]) -> None:
-    with pytest.raises(InputError, match=f"--augment: received '{augment}', required is none or flip .*--trainable"):
+    with pytest.raises(
+        InputError, match=f"--augment: received '{augment}', required is none, flip or crops .*--trainable"
+    ):
         TrainConfig(augment=augment)
     TrainConfig(augment=augment, trainable="stage5")
     TrainConfig(augment="flip")
+    TrainConfig(augment="crops")
 
 
 @pytest.mark.parametrize(("device", "gpus", "wanted"), [("cpu", 0.5, "none, or 0"), ("gpu", 0, "none, or more than 0")])

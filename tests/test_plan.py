@@ -17,7 +17,9 @@ from flowers.runs import Run
 STAGE5 = "conv4_block6_out"
 
 
-def planned(cut: str = "pool", streamed: bool = False, validation: bool = False, **options: Any) -> Plan:
+def planned(
+    cut: str = "pool", streamed: bool = False, validation: bool = False, photos: int = 0, **options: Any
+) -> Plan:
     config = TrainConfig(**{"trainable": "head" if cut == "pool" else "stage5", "augment": "none", **options})
     return Plan(
         config=config,
@@ -29,6 +31,7 @@ def planned(cut: str = "pool", streamed: bool = False, validation: bool = False,
         cut=cut,
         streamed=streamed,
         validation_streamed=validation,
+        photos=photos,
     )
 
 
@@ -53,6 +56,11 @@ def planned(cut: str = "pool", streamed: bool = False, validation: bool = False,
         (planned(STAGE5, True, augment="strong"), [("pool", "plain")], [(STAGE5, "plain")]),
         (planned(STAGE5, True, augment="flip"), [("pool", "plain"), ("pool", "flip")], [(STAGE5, "plain")]),
         (planned(STAGE5, True, True, augment="standard"), [("pool", "plain")], []),
+        (
+            planned(STAGE5, True, augment="crops", photos=30_000),
+            [("pool", "plain"), ("pool", "flip"), ("pool", "crop-0")],
+            [(STAGE5, "plain")],
+        ),
     ],
 )
 def test_what_is_cached(plan: Plan, targets: list[tuple[str, str]], validation: list[tuple[str, str]]) -> None:
@@ -172,13 +180,15 @@ SPLIT = (0.7, 0.2, 0.1)
         ("flip", 2.0, False, False),
         ("flip", 1.999, True, False),
         ("flip", 0.2, True, False),
+        ("crops", 10.0, False, False),
+        ("crops", 9.999, True, False),
         ("standard", 1.0, True, False),
         ("strong", 0.2, True, False),
         ("strong", 0.199, True, True),
     ],
 )
 def test_photos_are_streamed_where_caching_takes_too_much_or_makes_no_sense(
-    augment: Literal["none", "flip", "standard", "strong"], budget: float, streamed: bool, validation: bool
+    augment: Literal["none", "flip", "crops", "standard", "strong"], budget: float, streamed: bool, validation: bool
 ) -> None:
     """10,000 photos of 100 kB: 1 GB a view, of which validation photos take a fifth."""
     config = TrainConfig(trainable="stage5", augment=augment, cache_budget=budget, split=SPLIT)

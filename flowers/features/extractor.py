@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowers.features.frozen import FrozenNetwork
-from flowers.features.spec import FLIP, FeatureSpec
+from flowers.features.spec import FeatureSpec
+from flowers.features.views import seen
 from flowers.model.registry import PIXELS, POOL
 
 
@@ -33,10 +34,10 @@ class FeatureExtractor:
         """What the specs are for uint8 [n, size, size, 3], n at least 1: an array [n, width] each."""
         made: dict[tuple[str, str], npt.NDArray[Any]] = {}
         for view in {spec.view: None for spec in self.specs}:
-            seen = np.ascontiguousarray(photos[:, :, ::-1]) if view == FLIP else photos
-            made[view, PIXELS] = seen
+            shown = seen(photos, view)
+            made[view, PIXELS] = shown
             if self._engine is not None:
-                made |= {(view, cut): rows for cut, rows in zip(self._computed, self._engine(seen), strict=True)}
+                made |= {(view, cut): rows for cut, rows in zip(self._computed, self._engine(shown), strict=True)}
         return [_rows(made[spec.view, spec.cut], spec) for spec in self.specs]
 
 

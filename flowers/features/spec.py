@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from flowers.data import near_duplicates
 from flowers.data.images import DECODER_VERSION
 from flowers.features.parts import FORMAT
+from flowers.features.views import PLAIN
 
-PLAIN, FLIP = "plain", "flip"
 BATCH = 32  # photos that go through the network at once
 
 
@@ -20,7 +20,7 @@ class FeatureSpec:
 
     Attributes:
         cut: where the output is taken (`flowers.model.registry.cut_of`).
-        view: "plain", or "flip" for the mirrored photo.
+        view: what the network is shown of the photo (`flowers.features.views.seen`).
         backbone: name of the network.
         weights: key of its weights (`flowers.model.weights.weights_key`).
         image_size: height and width of the input, in pixels.

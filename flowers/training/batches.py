@@ -23,15 +23,19 @@ class EpochBatches:
         indices: int64 [S, b], the photos, by their place among all of the subset.
         real: bool [S, b], False where a photo only fills up the last batch.
         rows: float32 [S], real photos in the global batch.
-        mirrored: bool [S, b], whether the photo is seen mirrored (--augment flip).
-        draws: float64 [S, b, 4], uniform numbers in [0, 1) for its random crop.
+        choices: float64 [S, b], uniform numbers in [0, 1), by which one of its views is chosen.
+        draws: float64 [S, b, 4], the same for its random crop.
     """
 
     indices: npt.NDArray[np.int64]
     real: npt.NDArray[np.bool_]
     rows: npt.NDArray[np.float32]
-    mirrored: npt.NDArray[np.bool_]
+    choices: npt.NDArray[np.float64]
     draws: npt.NDArray[np.float64]
+
+    def views(self, count: int) -> npt.NDArray[np.int64]:
+        """Which of so many views each photo is seen in: int64 [S, b], from 0 to count - 1."""
+        return count - 1 - np.floor(self.choices * count).astype(np.int64)
 
 
 def share(total: int, rank: int, workers: int) -> slice:
@@ -58,7 +62,7 @@ def epoch_batches(config: TrainConfig, epoch: int, total: int, rank: int, worker
     steps = -(-total // size)
     random = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))
     keys = random.random((size, steps))
-    mirrored = random.random((steps, size)) < 0.5
+    choices = random.random((steps, size))
     draws = random.random((steps, size, 4))
     starts = np.arange(size + 1) * total // size
     counts = np.diff(starts)
@@ -71,7 +75,7 @@ def epoch_batches(config: TrainConfig, epoch: int, total: int, rank: int, worker
         indices=np.where(real, first + order, filling).T.copy(),
         real=real.T.copy(),
         rows=(np.arange(steps)[:, None] < counts).sum(axis=1).astype(np.float32),
-        mirrored=mirrored[:, mine],
+        choices=choices[:, mine],
         draws=draws[:, mine],
     )
 

@@ -17,6 +17,7 @@ from flowers.data.crops import random_resized_crop
 from flowers.data.ledger import Ledger
 from flowers.data.reading import read_bytes
 from flowers.errors import BadImage, FlowersError
+from flowers.features.views import seen
 from flowers.model.augmentation import Augmenter
 from flowers.plan import Plan
 from flowers.training.inputs import CROP_SCALE
@@ -31,9 +32,8 @@ def write_sheet(plan: Plan, ledger: Ledger) -> None:
     indices = np.linspace(0, photos.num_rows - 1, min(PHOTOS, photos.num_rows)).astype(int)
     contents = [_content(photos["path"][index].as_py()) for index in indices.tolist()]
     columns = [_decoded(plan, contents, None)]
-    if plan.config.augmentation == "flip":
-        columns.append(columns[0][:, :, ::-1])
-    else:
+    columns += [seen(columns[0], view) for view in plan.views[1 : VARIANTS + 1]]
+    if plan.config.augmentation in CROP_SCALE:
         columns += _augmented(plan, contents)
     rows = [[column[row] for column in columns] for row in range(len(contents))]
     storage.write(plan.run.contact_sheet, contact_sheet(rows))

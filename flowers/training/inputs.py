@@ -18,6 +18,7 @@ from flowers.data.crops import RandomCrops
 from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
 from flowers.features.cache import FeatureCache
+from flowers.features.views import seen
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training.batches import EpochBatches
@@ -81,7 +82,7 @@ class Cached:
     Args:
         plan: of the run.
         cut: where the outputs were taken.
-        views: one or two views of each photo; the second is the mirrored one.
+        views: of each photo, the plain one first.
         subset: the photos.
         shape: of one input.
         opened: caches that are open, by URI; others are added: opening one reads all of its digests.
@@ -111,12 +112,13 @@ class Cached:
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
         at_once = steps_at_once(self.views[0][:1].nbytes * order.indices.shape[1])
+        views = order.views(len(self.views))
         for start in range(0, len(order.indices), at_once):
             indices = order.indices[start : start + at_once] - self._first
             chosen = self.views[0][indices]
-            if len(self.views) > 1:
-                mirrored = order.mirrored[start : start + at_once]
-                chosen[mirrored] = self.views[1][indices[mirrored]]
+            for number, view in enumerate(self.views[1:], 1):
+                there = views[start : start + at_once] == number
+                chosen[there] = view[indices[there]]
             yield chosen
 
     def rows(self) -> Iterator[npt.NDArray[Any]]:
@@ -147,12 +149,12 @@ class Streamed:
         size = self._plan.image_size
         at_once = steps_at_once(size * size * 3 * local_batch)
         indices = order.indices.reshape(-1) - self._subset.part.start
-        rows = self._pixels(indices, draws, at_once * local_batch)
+        rows, views = self._pixels(indices, draws, at_once * local_batch), order.views(len(self._plan.views))
         for start in range(0, steps, at_once):
             chunk = next(rows).reshape(-1, local_batch, size, size, 3)
-            if augment == "flip":
-                mirrored = order.mirrored[start : start + at_once]
-                chunk[mirrored] = chunk[mirrored][:, :, ::-1]
+            for number, view in enumerate(self._plan.views[1:], 1):
+                there = views[start : start + at_once] == number
+                chunk[there] = seen(chunk[there], view)
             yield chunk
 
     def rows(self) -> Iterator[npt.NDArray[Any]]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flowers.evaluation.metrics import Counts
 from flowers.features.cache import FeatureCache
-from flowers.features.spec import PLAIN
+from flowers.features.views import PLAIN
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
 from flowers.model.gradients import speed_up

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from flowers.features.spec import PLAIN
+from flowers.features.views import PLAIN
 from flowers.model import cuts
 from flowers.model.registry import POOL
 from flowers.plan import Plan

@@ -21,12 +21,12 @@ def whole(epoch: int, total: int, workers: int, **changes: Any) -> EpochBatches:
     """The global batches, from the parts of all workers put together again."""
     parts = [epoch_batches(options(**changes), epoch, total, rank, workers) for rank in range(workers)]
     for part in parts:
-        assert part.indices.shape == part.real.shape == part.mirrored.shape == part.draws.shape[:2]
+        assert part.indices.shape == part.real.shape == part.choices.shape == part.draws.shape[:2]
         assert part.indices.shape[1] * workers == options(**changes).batch_size
         np.testing.assert_array_equal(part.rows, parts[0].rows)  # known to each worker without asking the others
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts], axis=1)
-        for name in ("indices", "real", "mirrored", "draws")
+        for name in ("indices", "real", "choices", "draws")
     }
     return EpochBatches(rows=parts[0].rows, **joined)
 
@@ -82,7 +82,7 @@ def test_any_number_of_workers_sees_the_same_batches(total: int) -> None:
 
 def test_order_and_views_change_with_epoch_and_seed_alone() -> None:
     orders = [whole(epoch, 101, 1, seed=seed) for seed in (0, 1, (1 << 31) - 1) for epoch in (0, 1, 2)]
-    for name in ("indices", "mirrored", "draws"):
+    for name in ("indices", "choices", "draws"):
         assert len({getattr(order, name).tobytes() for order in orders}) == len(orders), name
     again = whole(0, 101, 1, trainable="all", augment="strong", epochs=3, learning_rate=0.5)
     for name in vars(again):
@@ -91,7 +91,9 @@ def test_order_and_views_change_with_epoch_and_seed_alone() -> None:
 
 def test_views_are_drawn_evenly() -> None:
     order = whole(0, 16 * 400, 1)
-    assert order.mirrored.mean() == pytest.approx(0.5, abs=0.02)
+    for count in (1, 2, 3, 10):
+        shares = np.bincount(order.views(count).ravel(), minlength=count) / order.choices.size
+        np.testing.assert_allclose(shares, 1 / count, atol=0.02)
     assert 0 <= order.draws.min() < 0.001
     assert 0.999 < order.draws.max() < 1
     np.testing.assert_allclose(order.draws.reshape(-1, 4).mean(axis=0), 0.5, atol=0.02)

@@ -87,15 +87,16 @@ def test_cached_steps_are_the_rows_of_their_photos(tmp_path: Path, dtype: Any) -
         np.testing.assert_array_equal(steps, rows[order.indices])
 
 
-def test_mirrored_photos_come_from_the_second_view(tmp_path: Path) -> None:
-    found, (plain, flipped) = cached(tmp_path, subset(23), ("plain", "flip"))
+@pytest.mark.parametrize("names", [("plain", "flip"), ("plain", "flip", "crop-0", "crop-1", "crop-2")])
+def test_each_photo_comes_from_the_view_that_is_drawn_for_it(tmp_path: Path, names: tuple[str, ...]) -> None:
+    found, views = cached(tmp_path, subset(23), names)
     order = order_of(23)
-    steps = joined(found.steps(order))
-    assert 5 < order.mirrored.sum() < 19
+    steps, chosen = joined(found.steps(order)), order.views(len(names))
+    assert set(chosen.ravel()) == set(range(len(names)))
     for step, index in np.ndindex(order.indices.shape):
-        rows = flipped if order.mirrored[step, index] else plain
+        rows = views[chosen[step, index]]
         np.testing.assert_array_equal(steps[step, index], rows[order.indices[step, index]])
-    np.testing.assert_array_equal(joined(found.rows()), plain)  # validation sees them as they are
+    np.testing.assert_array_equal(joined(found.rows()), views[0])  # validation sees them as they are
 
 
 @pytest.mark.parametrize("step_bytes", [1, 2 * BATCH * 24, 4 * BATCH * 24])
@@ -217,7 +218,7 @@ def cache_pixels(plan: Plan, photos: Subset) -> None:
 
 
 @pytest.mark.usefixtures("ray")
-@pytest.mark.parametrize("augment", ["none", "flip"])
+@pytest.mark.parametrize("augment", ["none", "flip", "crops"])
 def test_streamed_pixels_equal_cached_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, augment: str) -> None:
     """Of both workers, some steps at a time, and in another epoch."""
     photos, plan = pictures(tmp_path), plan_of(tmp_path, augment=augment)
@@ -232,7 +233,7 @@ def test_streamed_pixels_equal_cached_ones(tmp_path: Path, monkeypatch: pytest.M
         for one, other in zip(ours, theirs, strict=True):
             assert other.dtype == np.uint8
             np.testing.assert_array_equal(other, one)
-        assert (order.mirrored.any() and not order.mirrored.all()) or augment == "none"
+        assert len(np.unique(order.views(len(plan.views)))) >= min(len(plan.views), 5)
     half = photos.only(share(23, 1, 2))
     np.testing.assert_array_equal(joined(Streamed(plan, half, 0.5).rows()), kept.views[0][half.part])
     mine = Streamed(plan, photos.only(needed(23, BATCH, 1, 2)), 0.5)
