@@ -146,9 +146,11 @@ class _Protocol(HttpToolsProtocol):
         """See `asyncio.Protocol`."""
         if self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             self._head_timer = self.loop.call_later(self._head_s, self.transport.close)
-        if b"h2c" in data and _HEAD.match(data):
-            head, end, body = data.partition(b"\r\n\r\n")
-            data = _OFFER.sub(b"", head + end) + body
+        if _HEAD.match(data):
+            end = data.find(b"\r\n\r\n") + 4
+            head = data[:end] if end > 3 else data  # not the photo behind it, which is long
+            if b"h2c" in head:
+                data = _OFFER.sub(b"", head) + data[len(head) :]
         super().data_received(data)
 
     def on_headers_complete(self) -> None:

@@ -1,7 +1,7 @@
 """Overload: what would be refused anyway is refused at the head of its request.
 
-A refusal on the usual way costs a fifteenth of an answer, most of it for tasks, routes and middlewares that do nothing
-for it: at 5 times the capacity, four refusals for each answer take a quarter of the machine.
+On the usual way it would pass tasks, middlewares and routes that do nothing for it; at 5 times the capacity there are
+four refusals for each answer (`docs/decisions.md` has the figures).
 """
 
 from __future__ import annotations

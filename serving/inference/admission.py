@@ -14,7 +14,7 @@ from serving.service import Overloaded
 _REMEMBERED = 128
 # A refusal waits so long, and longer from so many a second on, up to a little more than clients are told to wait. Those
 # that come back at once, hundreds of them, would else keep a core busy with refusals alone; waiting costs nothing.
-_REFUSAL_S, _MANY_REFUSALS, _LONGEST_REFUSAL_S = 0.025, 50, 2.0
+_REFUSAL_S, _MANY_REFUSALS, _LONGEST_REFUSAL_S = 0.025, 1000, 2.0
 
 
 class Refusals:
@@ -28,7 +28,7 @@ class Refusals:
         now = time.monotonic()
         self._rate = 1 + self._rate * math.exp(self._last - now)  # in the last second, more or less
         self._last = now
-        return min(_LONGEST_REFUSAL_S, _REFUSAL_S * max(1.0, self._rate / _MANY_REFUSALS) ** 2)
+        return min(_LONGEST_REFUSAL_S, _REFUSAL_S * max(1.0, self._rate / _MANY_REFUSALS) ** 4)
 
 
 class Admission:

@@ -325,8 +325,8 @@ def test_refusals_wait_the_longer_the_more_there_are(monkeypatch: pytest.MonkeyP
     now = 100.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     refusals = Refusals()
-    assert [refusals.wait_s() for _ in range(50)] == [0.025] * 50
-    waits = [refusals.wait_s() for _ in range(1000)]
+    assert [refusals.wait_s() for _ in range(1000)] == [0.025] * 1000
+    waits = [refusals.wait_s() for _ in range(10_000)]
     assert waits == sorted(waits)
     assert waits[-1] == 2.0
     now += 10
