@@ -4,6 +4,7 @@
     python -m benchmarks.lost_nodes --kills 10 --job predict
     python -m benchmarks.lost_nodes --kills 10 --join 5          # another node comes 5 s later
     python -m benchmarks.lost_nodes --kills 1 --pause 60         # it is asleep for 60 s, and wakes up
+    python -m benchmarks.lost_nodes --kills 4 --head             # the head is lost: once more, on another one
 
 A node is a raylet of `ray.cluster_utils.Cluster` on this machine; the head computes nothing, two others have two CPUs
 each, and one of them is killed. An undisturbed run is the reference: exit code, split, ledger and metrics have to be
@@ -49,6 +50,9 @@ class Machines:
     """A head and two nodes."""
 
     def __init__(self) -> None:
+        self._start()
+
+    def _start(self) -> None:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": 200 << 20, "include_dashboard": False}
@@ -71,8 +75,7 @@ class Machines:
 
     def pause(self, number: int, seconds: float) -> None:
         """Nothing of a node moves for so long."""
-        processes = self._nodes[number].all_processes
-        raylets = [one.process.pid for kind in processes.values() for one in kind]
+        raylets = pids(self._nodes[number])
         stopped = [*raylets, *(child for pid in raylets for child in children(pid))]
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
@@ -82,8 +85,23 @@ class Machines:
                 os.kill(pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """Ends all nodes."""
+        """Kills all nodes."""
         self._cluster.shutdown()
+
+    def lose_head(self) -> None:
+        """Kills the head."""
+        for pid in pids(self._cluster.head_node):
+            end(pid)
+
+    def replace(self) -> None:
+        """Ends all that is left, and starts another head and other nodes."""
+        self.close()
+        self._start()
+
+
+def pids(node: Any) -> list[int]:
+    """The processes that Ray started for a node."""
+    return [one.process.pid for kind in node.all_processes.values() for one in kind]
 
 
 def children(pid: int) -> list[int]:
@@ -161,7 +179,9 @@ def trial(
             time.sleep(0.02)
         with suppress(subprocess.TimeoutExpired):
             return process.wait(more)
-        if options.pause:
+        if options.head:
+            machines.lose_head()
+        elif options.pause:
             threading.Thread(target=machines.pause, args=(number, options.pause), daemon=True).start()
         else:
             machines.lose(number)
@@ -204,6 +224,13 @@ def campaign(scratch: Path, machines: Machines, options: argparse.Namespace, mor
         began = time.monotonic()
         code = trial(machines, command(options.job, folder), folder, found[stage], options)
         took = time.monotonic() - began
+        if options.head:
+            print(
+                f"{number + 1:3d}  {stage:8}  {took:5.1f} s  exit code {code}: {last_line(folder / 'log')}", flush=True
+            )
+            machines.replace()
+            with running(command(options.job, folder), machines.address, folder / "log") as process:
+                code = process.wait()
         machines.fill()
         if code == 0:
             left = result(folder)
@@ -227,6 +254,7 @@ def main() -> int:
     parser.add_argument("--photos", type=int, default=800, help="how many are drawn")
     parser.add_argument("--join", type=float, help="seconds after which a new node takes the place of the lost one")
     parser.add_argument("--pause", type=float, help="stop the node for so many seconds instead of killing it")
+    parser.add_argument("--head", action="store_true", help="kill the head instead, and give the command once more")
     parser.add_argument("--limit", type=float, default=400, help="seconds that a job has after the loss")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options, more = parser.parse_known_args()
