@@ -41,6 +41,7 @@ def _terminate(*_: object) -> None:
 
 _PATIENCE_S = 1.5
 _SHOWN_LINES = 30
+_HEAD_LOST = "Failed to connect to GCS"  # Ray's C++ code says so and ends the process (2.60)
 _CHATTER = ("I0000", "W0000", "WARNING: All log messages before absl")
 
 
@@ -279,8 +280,9 @@ def _start_watchdog(resume: str) -> int:
     if not spoken and told:
         say(f"Stopped. {resume}".rstrip())
     elif not spoken:
-        for line in _log_lines():
+        lines, why = _log_lines(), "the program was killed, perhaps because memory ran out, or a library ended it"
+        if any(_HEAD_LOST in line for line in lines):
+            lines, why = [], "the head of Ray's cluster has not answered for a minute"
+        for line in [*lines, f"error: {why}. {resume}".rstrip()]:
             say(line)
-        why = "the program was killed, perhaps because memory ran out, or a library ended it"
-        say(f"error: {why}. {resume}".rstrip())
     os._exit(0)

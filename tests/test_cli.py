@@ -101,6 +101,14 @@ def test_an_unforeseen_end_says_where_and_then_why(body: str, said: str, verbose
     assert done.stderr.count("hidden words") == 1, "what a library said is shown now, and only once"
 
 
+def test_a_head_that_is_lost_is_named() -> None:
+    done = program("os.write(2, b'rpc_client.h:204: Failed to connect to GCS within 60 seconds.\\n'); os._exit(1)")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: the head of Ray's cluster has not answered for a minute. Go on.\n",
+    )
+
+
 @pytest.mark.parametrize("verbose", [[], ["--verbose"]], ids=["quiet", "verbose"])
 @pytest.mark.parametrize(("body", "code"), SUDDEN.values(), ids=SUDDEN)
 def test_a_sudden_end_is_told_by_another_process(body: str, code: int, verbose: list[str]) -> None:
