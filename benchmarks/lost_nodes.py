@@ -269,7 +269,8 @@ def main() -> int:
             same = campaign(Path(scratch), machines, options, more)
         finally:
             machines.close()
-        print(f"{same} of {options.kills} ended by themselves with the same result")
+        how = "by the same command again" if options.head else "by themselves"
+        print(f"{same} of {options.kills} ended {how} with the same result")
         if same < options.kills:
             logs = tempfile.mkdtemp(prefix="lost-nodes-kept-")
             for log in Path(scratch).glob("*/log"):
