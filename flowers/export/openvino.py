@@ -11,7 +11,7 @@ import openvino
 
 from flowers.bundle import Bundle
 from flowers.inference.engine import Photos
-from flowers.inference.openvino_engine import NETWORK, core
+from flowers.inference.openvino_engine import CORE, NETWORK
 
 IMPORTS = "import openvino"
 CALL = """\
@@ -22,7 +22,7 @@ scores = network(pixels)["probabilities"][0]"""
 def write(bundle: Bundle, path: str, quantize: str, calibration: Photos | None) -> None:
     """Takes the probabilities of the bundle's network; the weights go to a file of the same name that ends in .bin."""
     with bundle.network() as folder:
-        read = core().read_model(os.path.join(folder, NETWORK[0]))
+        read = CORE.read_model(os.path.join(folder, NETWORK[0]))
     probabilities, pixels = read.output(0), read.input()
     probabilities.set_names({"probabilities"})
     pixels.set_names({"pixels"})
@@ -48,5 +48,5 @@ def _quantized(network: Any, calibration: Photos | None) -> Any:
 def runner(path: str) -> Any:
     """See `flowers.export.formats`."""
     # Else a CPU that computes in bfloat16 would, and the rounding were taken for the export's.
-    network = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    network = CORE.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda pixels: np.array(network(pixels)["probabilities"])

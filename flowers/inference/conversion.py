@@ -15,7 +15,7 @@ import openvino
 import tensorflow as tf
 
 from flowers import storage
-from flowers.inference.openvino_engine import NETWORK, core
+from flowers.inference.openvino_engine import CORE, NETWORK
 
 # From a tensor uint8 [n, size, size, 3] to the outputs of a network.
 Function = Callable[[Any], Sequence[Any]]
@@ -35,7 +35,7 @@ def convert(model: Any, function_of: Callable[[Any], Function], image_size: int,
         file.write(frozen_graph(function_of(plain), plain.weights, image_size))
         file.flush()
         # `openvino.convert_model` of TensorFlow's objects would do the same, but fails on Python 3.13 (2026.4).
-        read = core().read_model(file.name)
+        read = CORE.read_model(file.name)
     named = {name: output for output in read.outputs for name in output.get_names()}
     wanted = itertools.takewhile(named.__contains__, (f"output_{number}:0" for number in itertools.count()))
     network = openvino.Model([named[name] for name in wanted], read.get_parameters(), "network")

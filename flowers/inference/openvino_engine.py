@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,18 +12,11 @@ from flowers.inference.engine import Engine, Outputs, Photos
 
 NETWORK = ("network.xml", "network.bin")
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
-
-
-@functools.cache
-def core() -> Any:
-    """OpenVINO itself, one of it for as long as this process runs.
-
-    Its plugin for CPUs gives the thread that makes it another stack for signals. When the older of two plugins goes
-    first, or one goes on another thread, the thread is left with a freed stack: the next signal is a crash (2026.4).
-    """
-    made = openvino.Core()
-    made.set_property({"ENABLE_MMAP": False})  # else a file stays in memory beside the weights made of it
-    return made
+# OpenVINO itself, one of it for as long as this process runs. Its plugin for CPUs gives the thread that loads it
+# another stack for signals. When the older of two plugins goes first, or one goes on another thread, the thread is left
+# with a stack that was freed, and the next signal is a crash (2026.4).
+CORE = openvino.Core()
+CORE.set_property({"ENABLE_MMAP": False})  # else a file stays in memory beside the weights made of it
 
 
 class OpenVINOEngine(Engine):
@@ -38,7 +30,7 @@ class OpenVINOEngine(Engine):
     """
 
     def __init__(self, folder: str, sizes: Sequence[int], precision: str, threads: int) -> None:
-        network = core().read_model(os.path.join(folder, NETWORK[0]))
+        network = CORE.read_model(os.path.join(folder, NETWORK[0]))
         super().__init__(network.input().partial_shape[1].get_length(), sizes)
         self.precision = precision
         self.outputs = [_without_batch(output) for output in network.outputs]
@@ -52,7 +44,7 @@ class OpenVINOEngine(Engine):
             # Several engines on one machine, each tied to the same cores, would wait for each other.
             "ENABLE_CPU_PINNING": False,
         }
-        self._request = core().compile_model(network, "CPU", options).create_infer_request()
+        self._request = CORE.compile_model(network, "CPU", options).create_infer_request()
 
     def _compute(self, photos: Photos) -> Outputs:
         self._request.infer({0: photos}, share_inputs=True)
