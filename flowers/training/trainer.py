@@ -31,12 +31,15 @@ _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
 
 
 class _Trainer(TensorflowTrainer):
-    """Leaves out what costs a run seconds and gives it nothing.
+    """Leaves out what costs a run seconds and gives it nothing, and leaves signals to the job.
 
     The workers read the caches themselves, so nobody asks the process that hands datasets out. On a Ray that is of this
     job alone, what a dead controller leaves ends with the job, and its cleaner would wait ten seconds at the end for a
     dashboard that is not there.
     """
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Does nothing: Ray's handler of Ctrl-C would exit with 0, and stays when the training has ended."""
 
     def _create_default_callbacks(self) -> list[Any]:
         left_out = {"DatasetsCallback"} | (set() if joined() else {"PlacementGroupCleanerCallback"})

@@ -30,7 +30,7 @@ class EarlyRefusal:
 
     def __call__(self, scope: Scope) -> ASGIApp | None:
         """The app that refuses a request; None if its photos may come, or the usual way knows more about it."""
-        if scope["method"] not in PHOTO_METHODS or "/admin/" in scope["path"]:
+        if scope.get("method") not in PHOTO_METHODS or "/admin/" in scope["path"]:
             return None
         headers = Headers(scope=scope)
         size = content_length(headers)

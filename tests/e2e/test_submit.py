@@ -71,7 +71,7 @@ def test_a_job_that_is_stopped_or_killed_says_so_and_goes_on(cluster: Head, tmp_
     assert (status()["state"], status()["why"]) == ("stopped", "the same command goes on")
     done = lines(run.metrics)
     with cluster.submitted(tmp_path, "second", *entry) as job:
-        job.until(lambda: lines(run.metrics) > done)
+        job.until(lambda: lines(run.metrics) > done and "going on after epoch" in job.out.read_text())
         assert run.killed() is None
         end(status()["pid"])
         assert job.wait() == 1

@@ -21,7 +21,7 @@ MORE = (os.cpu_count() or 1) + 1
         ({"workers": 3, "batch_size": 32}, "required is a multiple of --workers (3)"),
         ({"workers": "2..8"}, "--workers: received '2..8', required is one number: a number that changes"),
         ({"trainable": "stage5"}, "--trainable: received 'stage5', required for mobilenetv2 is one of head, block_16,"),
-        ({"trainable": "head", "augment": "strong"}, "--augment: received 'strong', required is none or flip"),
+        ({"trainable": "head", "augment": "strong"}, "--augment: received 'strong', required is none, flip or crops"),
     ],
     ids=["more workers than CPUs", "does not divide", "elastic", "no such stage", "augmented head"],
 )

@@ -60,7 +60,7 @@ BACKENDS: dict[str, Callable[[], Backend]] = {
 
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
-    monkeypatch.setattr(reading, "_ACTOR_ROWS", 8)  # so that the photos below are several batches
+    monkeypatch.setattr(reading, "ACTOR_ROWS", 8)  # so that the photos below are several batches
     return BACKENDS[request.param]()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,7 @@ def test_two_workers_equal_one(
     two = place.plan("two", config, precision=precision, workers=2, worker_cpus=1)
     assert fit(one) == []
     assert fit(two) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C is the job's"
 
     assert [line["phase"] for line in lines_of(two)] == ["head"] * 3 + ["tail"] * 3
     for mine, other in zip(lines_of(one, "seconds"), lines_of(two, "seconds"), strict=True):

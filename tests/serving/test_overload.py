@@ -67,6 +67,7 @@ def test_it_is_refused_as_on_the_usual_way(path: str, prefix: str) -> None:
         (head("/predict/a.jpg", "PUT"), True),
         (head(content_length="1000"), True),
         (head(method="GET"), False),
+        ({"type": "websocket", "path": "/predict", "headers": []}, False),
         (head("/admin/reload"), False),
         (head(origin="https://a.example"), False),  # its scripts would not be shown why
         (head(content_length="1001"), False),  # it would be too large at any time
