@@ -30,6 +30,7 @@ from tests.e2e.conftest import WITH_TINY, Done, ran, wide, words
 from tests.parity.runs import TINY, Photos, Place, drawn, fit, lines_of, newest, wide_network
 
 CPUS = 2  # of each node
+WORKERS = 4
 
 
 def size(file: Path) -> int:
@@ -114,13 +115,12 @@ def one(place: Place) -> Plan:
 
 
 @pytest.mark.usefixtures("ray")
-@pytest.mark.parametrize("workers", [2, 4])
 def test_the_numbers_of_one_process_from_a_part_of_the_bytes(
-    place: Place, one: Plan, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Place, one: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Head and tail, two epochs each."""
+    """Four workers, head and tail, two epochs each."""
     monkeypatch.setattr(trainer, "train_loop", counted_loop(tmp_path))
-    plan = place.plan(f"workers-{workers}", CONFIG, workers=workers, nodes=3, worker_cpus=2 * CPUS // workers)
+    plan = place.plan("four", CONFIG, workers=WORKERS, nodes=3, worker_cpus=1)
     assert fit(plan) == []
 
     lines = lines_of(plan, "seconds")
@@ -134,11 +134,11 @@ def test_the_numbers_of_one_process_from_a_part_of_the_bytes(
     for name in ours.keys() - {"validation"}:
         np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-4, err_msg=name)
 
-    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(workers)]
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(WORKERS)]
     assert len({each["node"] for each in found}) >= 2
     # Pages hold photos of all subsets, and the plain view is read for training and for validation.
     reads = [spec for spec in plan.features for _ in range(2 if spec.view == PLAIN else 1)]
-    part = sum(size(file) for spec in reads for file in Path(plan.cache(spec)).glob("rows-*")) / workers
+    part = sum(size(file) for spec in reads for file in Path(plan.cache(spec)).glob("rows-*")) / WORKERS
     # Each opening takes the digests and a footer, each reading these again and up to a row group more on both sides.
     opening = (len(plan.features) + len(reads)) * (32 * len(place.photos.digests) + (70 << 10))
     groups = len(reads) * 2 * GROUP_ROWS * (4 << 10)
@@ -148,7 +148,7 @@ def test_the_numbers_of_one_process_from_a_part_of_the_bytes(
 
 @pytest.mark.usefixtures("ray")
 def test_of_photos_only_their_rows_reach_the_job(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole job on real photos: features on all nodes, four workers; and in one process."""
+    """The whole job on real photos: features on all nodes, two workers; and in one process."""
     passed: Counter[str] = Counter()
     tables = reading.tables
 
@@ -168,8 +168,8 @@ def test_of_photos_only_their_rows_reach_the_job(shared: Path, tmp_path: Path, m
         text = ran(main, *words(tmp_path / name, name, *options, *more))
         return Done(0, text, "", tmp_path / name / name)
 
-    many = trained("many", "--workers", 4, "--cpus-per-worker", 1, "--feature-actors", 3)
-    assert "workers   4" in many.out
+    many = trained("many", "--workers", 2, "--cpus-per-worker", CPUS, "--feature-actors", 3)
+    assert "workers   2" in many.out
     assert passed["rows"] >= 100
     assert passed["bytes"] < 1000 * passed["rows"] < sum(map(size, data.glob("*/*0.jpg"))) / 10
     alone = trained("alone", "--workers", 1, "--feature-actors", 0)
