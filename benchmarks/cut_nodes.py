@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 
 from benchmarks.kill_resume import NAME
-from benchmarks.lost_nodes import OPTIONS, equal, last_line, stages, trained
+from benchmarks.lost_nodes import OPTIONS, compared, last_line, stages, trained
 from benchmarks.serve_nodes import DASHBOARD, Machine, cluster, machines, run
 from benchmarks.train_speed import ROOT
-from tests.e2e.conftest import WITH_TINY, draw
+from tests.e2e.conftest import TINY_PATH, draw
 from tests.e2e.head import RAY
 
 PATIENCE_S = 400
@@ -74,7 +74,7 @@ def main() -> int:
     if os.geteuid():
         sys.exit("network namespaces need root")
     random.seed(options.seed)
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), WITH_TINY[1].partition("=")[2]])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), TINY_PATH])
     same = trials = 0
     with tempfile.TemporaryDirectory(prefix="cut-") as name, machines(3) as made:
         scratch = Path(name)
@@ -98,8 +98,7 @@ def main() -> int:
                 continue
             trials += 1
             if not outcome:
-                left = trained(folder)
-                outcome = ", ".join(name for name in wanted if not equal(left[name], wanted[name])) or "same"
+                outcome = compared(trained(folder), wanted)
             print(f"{trials:3d}  {stage:8} {seconds:4.0f} s  {time.monotonic() - began:5.0f} s  {outcome}", flush=True)
             same += outcome == "same"
     print(f"{same} of {trials} ended by themselves with the same result")

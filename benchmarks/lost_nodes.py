@@ -34,7 +34,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.kill_resume import NAME, metrics
-from tests.e2e.conftest import WITH_TINY, draw
+from tests.e2e.conftest import TINY_PATH, WITH_TINY, draw
 from tests.faults.processes import end
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +151,11 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def compared(left: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """What of a result is not as wanted, or "same"."""
+    return ", ".join(name for name in wanted if not equal(left[name], wanted[name])) or "same"
+
+
 def last_line(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:150] if lines else "nothing said"
@@ -234,7 +239,7 @@ def campaign(scratch: Path, machines: Machines, options: argparse.Namespace, mor
         machines.fill()
         if code == 0:
             left = result(folder)
-            outcome = ", ".join(name for name in wanted if not equal(left[name], wanted[name])) or "same"
+            outcome = compared(left, wanted)
         else:
             outcome = f"exit code {code}: {last_line(folder / 'log')}"
         print(f"{number + 1:3d}  {stage:8}  {took:5.1f} s  {outcome}", flush=True)
@@ -261,7 +266,7 @@ def main() -> int:
     random.seed(options.seed)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the cluster is ended as well
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), WITH_TINY[1].partition("=")[2]])
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), TINY_PATH])
     with tempfile.TemporaryDirectory(prefix="lost-") as scratch:
         os.environ["RAY_TMPDIR"] = scratch
         machines = Machines()

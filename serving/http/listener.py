@@ -76,6 +76,12 @@ class Listener:
         await self._app(scope, receive, sending)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            await send(_closing(message) if self._ending else message)
+
+        if early := self._early(scope):
+            await early(scope, receive, sending)
+            return
         whole = asyncio.Event()  # the request has been read to its end
 
         async def receiving() -> Message:
@@ -83,13 +89,6 @@ class Listener:
             if message["type"] == "http.request" and not message.get("more_body", False):
                 whole.set()
             return message
-
-        async def sending(message: Message) -> None:
-            await send(_closing(message) if self._ending else message)
-
-        if early := self._early(scope):
-            await early(scope, receive, sending)
-            return
 
         async def cancel_when_gone() -> None:
             await whole.wait()

@@ -120,13 +120,7 @@ class RequestLimitsMiddleware:
                     raise
                 if isinstance(error, TimeoutError):
                     error = Overloaded(f"no answer within {self._options.timeout_s:g} s; try again")
-                if isinstance(error, Overloaded):
-                    await asyncio.sleep(self._service.admission.refusals.wait_s())
-                set_error_code(scope, error)
-                response = error_response(path, error)
-                if isinstance(error, Unauthorized):
-                    response.headers["WWW-Authenticate"] = "Bearer"
-                await response(scope, receive, seen(send))
+                await refuse(self._service, path, error, scope, receive, seen(send))
 
     def _check(self, scope: Scope) -> None:
         headers, path = Headers(scope=scope), route_path(scope)
@@ -143,6 +137,17 @@ class RequestLimitsMiddleware:
             raise TooLarge(f"received {size} bytes, at most {self._options.max_request_bytes} are taken")
         if scope["method"] in PHOTO_METHODS and not path.startswith("/admin/"):
             self._service.admission.check(size=size)  # before the body is read
+
+
+async def refuse(service: Any, path: str, error: ServingError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers a request with an error in the shape of its protocol, and not at once where that is for load."""
+    if isinstance(error, Overloaded):
+        await asyncio.sleep(service.admission.refusals.wait_s())
+    set_error_code(scope, error)
+    response = error_response(path, error)
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    await response(scope, receive, send)
 
 
 def content_length(headers: Headers) -> int:

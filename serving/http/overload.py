@@ -6,15 +6,13 @@ four refusals for each answer (`docs/decisions.md` has the figures).
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serving.http.middleware import PHOTO_METHODS, content_length
-from serving.http.responses import error_response, set_error_code
+from serving.http.middleware import PHOTO_METHODS, content_length, refuse
 from serving.service import Overloaded
 
 
@@ -44,7 +42,5 @@ class EarlyRefusal:
 
     async def _refuse(self, error: Overloaded, scope: Scope, receive: Receive, send: Send) -> None:
         with self._service.metrics.request(scope) as seen:
-            await asyncio.sleep(self._service.admission.refusals.wait_s())
-            set_error_code(scope, error)
             path = scope["path"].removeprefix(self._service.options.root_path)
-            await error_response(path, error)(scope, receive, seen(send))
+            await refuse(self._service, path, error, scope, receive, seen(send))

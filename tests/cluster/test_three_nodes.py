@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,8 +23,9 @@ from flowers.plan import Plan
 from flowers.training import trainer
 from flowers.training.loop import train_loop
 from jobs.train import main
-from tests.conftest import stop_ray
-from tests.e2e.conftest import WITH_TINY, Done, ran, wide, words
+from tests.cluster.clusters import STORE_BYTES, own_cluster
+from tests.e2e.conftest import TINY_PATH, Done, ran, wide, words
+from tests.features.counted import Counted, counting
 from tests.parity.runs import TINY, Photos, Place, drawn, fit, lines_of, newest, wide_network
 
 CPUS = 2  # of each node
@@ -39,24 +38,13 @@ def size(file: Path) -> int:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """HOST:PORT of the head, whose files lie apart from those of other Ray sessions."""
-    from ray.cluster_utils import Cluster
-
-    stop_ray()
-    # Ray's sockets need a short path, so this is not pytest's folder.
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", scratch)
-        patch.setenv("PYTHONPATH", WITH_TINY[1].partition("=")[2])  # all processes build `wide_network`
-        node: dict[str, Any] = {"num_cpus": CPUS, "object_store_memory": 100 << 20}
-        started = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        try:
+    """HOST:PORT of the head."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", TINY_PATH)  # all processes build `wide_network`
+        with own_cluster(CPUS) as (started, _):
             for _ in range(2):
-                started.add_node(**node)
-            ray.init(address=started.address, log_to_driver=False)
+                started.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES)
             yield str(started.address)
-        finally:
-            ray.shutdown()
-            started.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -69,22 +57,12 @@ def joined(cluster: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def counted_loop(folder: Path) -> Callable[[dict[str, Any]], None]:
     """The training loop; each worker leaves its node and the bytes that it has read of the caches."""
 
-    class Counted(io.FileIO):
-        total = 0
-
-        def read(self, size: int | None = -1) -> bytes:
-            data = super().read(size) or b""
-            Counted.total += len(data)
-            return data
-
-    def counted(self: FeatureCache, filesystem: Any, path: str) -> Any:
-        return pa.PythonFile(Counted(path), "r")
-
     def loop(config: dict[str, Any]) -> None:
-        FeatureCache._file = counted  # type: ignore[method-assign]
+        files: list[Counted] = []
+        FeatureCache._file = counting(files)  # type: ignore[method-assign]
         train_loop(config)
         rank = ray.train.get_context().get_world_rank()
-        found = {"node": ray.get_runtime_context().get_node_id(), "bytes": Counted.total}
+        found = {"node": ray.get_runtime_context().get_node_id(), "bytes": sum(file.count for file in files)}
         (folder / str(rank)).write_text(json.dumps(found))
 
     return loop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ from flowers.doctor.checks import State
 from flowers.errors import InputError
 from flowers.pipelines.doctor import doctor
 from flowers.prediction.scorer import Machine, Scorer
-from tests.conftest import stop_ray
+from tests.cluster.clusters import STORE_BYTES, own_cluster
 from tests.e2e.conftest import draw
 from tests.toys import saved_by_colour
 
@@ -35,31 +34,21 @@ OTHER = "0.0.1"
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[Any]:
-    """A Ray cluster whose files lie apart from those of other Ray sessions; its second node has another Pillow."""
-    from ray.cluster_utils import Cluster
-
-    stop_ray()
-    # Ray's sockets need a short path, so this is not pytest's folder.
-    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", scratch)
+    """A Ray cluster whose second node has another Pillow."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        other = Path(scratch, "packages", f"pillow-{OTHER}.dist-info")
-        other.mkdir(parents=True)
-        (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pillow\nVersion: {OTHER}\n", encoding="utf-8")
-        options = {"object_store_memory": 100 << 20, "include_dashboard": False}
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, **options})
-        try:
+        with own_cluster(2) as (cluster, scratch):
+            other = scratch / "packages" / f"pillow-{OTHER}.dist-info"
+            other.mkdir(parents=True)
+            text = f"Metadata-Version: 2.1\nName: pillow\nVersion: {OTHER}\n"
+            (other / "METADATA").write_text(text, encoding="utf-8")
             second = cluster.add_node(
                 num_cpus=1,
-                object_store_memory=100 << 20,
+                object_store_memory=STORE_BYTES,
                 node_name="second",
                 env_vars={"PYTHONPATH": str(other.parent)},
             )
-            ray.init(address=cluster.address, log_to_driver=False)
             yield cluster, second
-        finally:
-            ray.shutdown()
-            cluster.shutdown()
 
 
 def test_what_each_node_offers_and_writes(two_nodes: Any, tmp_path: Path) -> None:

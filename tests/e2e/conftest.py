@@ -25,8 +25,9 @@ from tests.conftest import start_ray
 from tests.parity.runs import tiny_network, wide_network
 
 ROOT = Path(__file__).resolve().parents[2]
-# Before a command: its process, and those that it starts, build `wide_network` in place of any backbone.
-WITH_TINY = ("env", f"PYTHONPATH={ROOT / 'tests' / 'tiny'}")
+# In PYTHONPATH: a process, and those that it starts, build `wide_network` in place of any backbone. Before a command:
+TINY_PATH = str(ROOT / "tests" / "tiny")
+WITH_TINY = ("env", f"PYTHONPATH={TINY_PATH}")
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from flowers.model import cuts
 from flowers.model.backbones import build_backbone
 from flowers.model.registry import POOL
 from flowers.training.batches import share
+from tests.features.counted import Counted, counting
 from tests.toys import extractor
 
 SIZE = 8
@@ -329,17 +329,6 @@ def test_no_photos_are_rows_of_the_same_width(cache: FeatureCache) -> None:
     assert cache.rows([]).dtype == np.float32
 
 
-class Counted(io.FileIO):
-    """A file whose bytes are counted as they are read."""
-
-    count = 0
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size) or b""
-        self.count += len(data)
-        return data
-
-
 def test_a_worker_reads_its_part_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening takes the digests alone, reading a range of hashes that range, and at most a row group more a part."""
     made, width, count = FeatureCache(str(tmp_path / "cache")).open(), 1000, 1024
@@ -350,16 +339,12 @@ def test_a_worker_reads_its_part_of_the_bytes(tmp_path: Path, monkeypatch: pytes
         )
     files: list[Counted] = []
 
-    def counted(self: FeatureCache, _: Any, path: str) -> pa.NativeFile:
-        files.append(Counted(path))
-        return pa.PythonFile(files[-1], "r")
-
     def taken() -> int:
         total = sum(file.count for file in files)
         files.clear()
         return total
 
-    monkeypatch.setattr(FeatureCache, "_file", counted)
+    monkeypatch.setattr(FeatureCache, "_file", counting(files))
     cache, whole = FeatureCache(made.uri).open(), 2 * count * width * 4
     opening = taken()
     assert len(cache._parts) == 2

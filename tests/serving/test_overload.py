@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ from serving.http.middleware import RequestLimitsMiddleware
 from serving.http.overload import EarlyRefusal
 from serving.inference.admission import Admission
 from serving.options import ServeOptions
-from tests.serving.test_listener import Running, Slow, ask, free_port, loop
+from tests.serving.test_listener import Slow, ask, free_port, loop
 from tests.serving.test_middleware import PATHS, NoMetrics
 
 FULL = 10**6
@@ -85,13 +84,7 @@ def test_memory_counts_by_the_length_that_is_announced() -> None:
     assert not EarlyRefusal(some)(head(content_length="999"))
 
 
-@pytest.fixture
-def running() -> Iterator[Running]:
-    with loop() as made:
-        yield made
-
-
-def test_the_connection_is_good_for_the_next_request(running: Running) -> None:
+def test_the_connection_is_good_for_the_next_request() -> None:
     """Whatever of the refused bodies came before the refusal and after it."""
     refusing = True
 
@@ -100,16 +93,17 @@ def test_the_connection_is_good_for_the_next_request(running: Running) -> None:
         await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
-    port = free_port("127.0.0.1")
-    listener = running.listen(Slow(), "127.0.0.1", port, early=lambda scope: refuse if refusing else None)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    for size in (0, 10, 1 << 20, 8 << 20):
-        connection.request("POST", "/", body=b"x" * size)
-        response = connection.getresponse()
-        assert (response.status, response.read()) == (503, b"")
-    refusing = False
-    assert ask(connection)[:2] == (200, b"ok")
-    refusing = True
-    running.loop.call_soon_threadsafe(setattr, listener, "_ending", True)
-    assert ask(connection)[::2] == (503, "close")
-    running.end(listener).result(30)
+    with loop() as running:
+        port = free_port("127.0.0.1")
+        listener = running.listen(Slow(), "127.0.0.1", port, early=lambda scope: refuse if refusing else None)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for size in (0, 10, 1 << 20, 8 << 20):
+            connection.request("POST", "/", body=b"x" * size)
+            response = connection.getresponse()
+            assert (response.status, response.read()) == (503, b"")
+        refusing = False
+        assert ask(connection)[:2] == (200, b"ok")
+        refusing = True
+        running.loop.call_soon_threadsafe(setattr, listener, "_ending", True)
+        assert ask(connection)[::2] == (503, "close")
+        running.end(listener).result(30)
