@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from flowers import storage
@@ -246,6 +247,21 @@ def after_loss(plan: Plan, nodes: Sequence[Node]) -> Plan:
         feature_gpus=pool.gpus,
         readers=reading_tasks(nodes, pool),
     )
+
+
+def fewer_workers(plan: Plan, nodes: Sequence[Node]) -> Plan | None:
+    """The plan with as many of its workers as the nodes that are left have room for; None if for none.
+
+    Global batches, and so the result, are the same for any number of them.
+    """
+    config = plan.config
+    for count in range(plan.workers, 0, -1):
+        with suppress(InputError):
+            check_workers(dataclasses.replace(plan, workers=count), plan.workers)
+            usable = on_device(nodes, config.device)
+            found = place(str(count), config.cpus_per_worker, plan.worker_gpus, config.batch_size, usable)
+            return dataclasses.replace(plan, workers=found.workers, nodes=len(nodes), worker_cpus=found.cpus)
+    return None
 
 
 def _head_alone(config: TrainConfig, workers: int, nodes: int, photos: int) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from flowers.cluster.placement import Node, on_device
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.plan import Facts, Plan, bundles, check_workers, choose_inputs, make_plan, placed
+from flowers.plan import Facts, Plan, bundles, check_workers, choose_inputs, fewer_workers, make_plan, placed
 from flowers.runs import Run
 
 STAGE5 = "conv4_block6_out"
@@ -233,3 +233,27 @@ def test_workers_without_a_photo_are_refused() -> None:
     check_workers(plan, 4)
     with pytest.raises(InputError, match=r"^--workers: received 4 for 3 training photos, .*; give at most 3$"):
         check_workers(plan, 3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "left"),
+    [
+        ([Node(0, 0), Node(2, 0)], {}, (2, 1)),
+        ([Node(0, 0), Node(2, 0)], {"cpus_per_worker": 2}, (1, 2)),
+        ([Node(2, 0), Node(2, 0), Node(2, 0)], {}, (4, 1)),  # 5 do not divide the batch
+        ([Node(3, 0)], {"augment": "strong", "trainable": "stage5", "batch_size": 12}, (3, 1)),
+        ([Node(3, 0)], {"augment": "strong", "trainable": "stage5", "batch_size": 18}, (3, 1)),
+        ([Node(3, 0)], {"augment": "strong", "trainable": "stage5", "batch_size": 10}, (1, 3)),  # 2 have an odd part
+        ([Node(8, 0)], {}, (8, 1)),  # all fit: they did not start for another reason
+        ([Node(0, 0)], {}, (1, 1)),  # the job's own process, which reserves nothing
+        ([], {"device": "gpu"}, None),
+    ],
+)
+def test_workers_that_are_left_room_for(
+    nodes: list[Node], options: dict[str, Any], left: tuple[int, int] | None
+) -> None:
+    config = TrainConfig(**{"batch_size": 32, **options})
+    plan = dataclasses.replace(planned(), config=config, workers=8, worker_cpus=1)
+    fewer = fewer_workers(plan, nodes)
+    assert (fewer and (fewer.workers, fewer.worker_cpus)) == left
+    assert fewer is None or fewer.in_process == (fewer.workers == len(nodes) == 1)

@@ -9,11 +9,13 @@ from typing import Any
 
 import ray.train
 from ray.train.tensorflow import TensorflowTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from flowers import storage
 from flowers.cluster.access import joined
-from flowers.errors import DamagedFile, FlowersError, OutOfMemory
-from flowers.plan import Plan
+from flowers.cluster.nodes import cluster_nodes
+from flowers.errors import DamagedFile, FlowersError, OutOfMemory, ProcessLost
+from flowers.plan import Plan, fewer_workers
 from flowers.runs import Run
 from flowers.training import checkpoints, failures
 from flowers.training.history import History
@@ -26,6 +28,8 @@ from flowers.training.rendezvous import RendezvousConfig
 _RAY_STATE = "checkpoint_manager_snapshot.json"
 _AS_PLANNED = Pace()
 _RAY_MARKER = ".validate_storage_marker"
+# What Ray raises where nodes are missing, or are lost while workers start; so often they are started in all.
+_NOT_STARTED, _STARTS = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError), 4
 # TensorFlow's words for an operation in which a worker waited for another one, in vain.
 _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
 
@@ -84,11 +88,7 @@ def fit(
     before = failures.microbatches(plan.run)
     failure = None
     for part, phases in _parts(plan, inner):
-        while True:
-            failure = _attempt(part, phases, classes, inner, pace)
-            if not isinstance(failure, OutOfMemory) or not failure.retry:
-                break
-            say(f"warning: {failure}")
+        failure = _persist(part, phases, classes, inner, pace, say)
         if failure is not None:
             break
     after, lost = failures.microbatches(plan.run), failures.losses(plan.run)
@@ -108,6 +108,29 @@ def _parts(plan: Plan, inner: Sequence[Plan]) -> list[tuple[Plan, list[str]]]:
         return [(plan, phases)]
     rest = [(plan, phases)] if len(phases) > 1 else []
     return [(plan.alone(), ["head"]), *rest]
+
+
+def _persist(
+    plan: Plan,
+    phases: list[str],
+    classes: tuple[str, ...],
+    inner: Sequence[Plan],
+    pace: Pace,
+    say: Callable[[str], None],
+) -> FlowersError | None:
+    """Attempts it until it is done, or until another attempt would end as the last one did."""
+    starts = 1
+    while True:
+        failure = _attempt(plan, phases, classes, inner, pace)
+        if isinstance(failure, OutOfMemory) and failure.retry:
+            say(f"warning: {failure}")
+            continue
+        left = fewer_workers(plan, cluster_nodes()) if isinstance(failure, ProcessLost) and starts < _STARTS else None
+        if left is None:
+            return failure
+        if left.workers < plan.workers:
+            say(f"warning: the nodes that are left have room for {left.workers} of {plan.workers} workers; these go on")
+        plan, starts = left, starts + 1
 
 
 def _attempt(
@@ -146,14 +169,21 @@ def _attempt(
             # Ray takes no checkpoint of another file system than its own, which would not ask a store again either.
             storage_filesystem=filesystem,
             storage_path=folder,
-            failure_config=ray.train.FailureConfig(max_failures=plan.config.max_failures, controller_failure_limit=3),
+            failure_config=ray.train.FailureConfig(max_failures=plan.config.max_failures, controller_failure_limit=0),
             callbacks=[Losses()],
         ),
     )
     try:
         return trainer.fit().return_value
     except ray.train.TrainingFailedError as error:
-        raise failures.noted(plan.run) or _cause(error) from error
+        if noted := failures.noted(plan.run):
+            raise noted from error
+        if isinstance(error, ray.train.ControllerError) and isinstance(error.controller_failure, _NOT_STARTED):
+            return ProcessLost(
+                "training failed: the cluster did not start the workers: others use its CPUs or GPUs, or nodes were "
+                "lost (python -m jobs.doctor looks); the same command goes on from the last finished epoch"
+            )
+        raise _cause(error) from error
     finally:
         storage.delete_file(storage.join(plan.run.uri, _RAY_MARKER))
 
