@@ -11,12 +11,29 @@ from tests.faults.processes import end, running
 TWO = {"workers": 2, "cpus_per_worker": 1}
 
 
-def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path) -> None:
+def test_without_another_try_it_says_how_to_go_on_and_with_one_it_does(
+    place: Place, reference: Done, tmp_path: Path
+) -> None:
+    """The same run twice: its second command finds what the first one left, and loses workers as well."""
     progress = Progress(place.storage / "workers")
-    with running(place.command("workers", **TWO), tmp_path) as job:
+    with running(place.command("workers", **TWO, max_failures=0), tmp_path) as job:
         job.until(lambda: progress.checkpoint() >= 1, pause=0.02)
         assert not job.train_workers(), "the head is trained before workers have started"
-        job.until(lambda: progress.in_the_middle(first=4), pause=0.02)
+        job.until(lambda: progress.checkpoint() > HEAD_EPOCHS and len(job.train_workers()) == 2, pause=0.02)
+        end(max(job.train_workers()))
+        code = job.wait()
+    out, err = job.out.read_text(), job.err.read_text()
+    assert code == 1, out + err
+    assert "workers   2; this process trains the head by itself" in out
+    assert err.count("\n") == 1, err
+    assert err.startswith("error: training failed: a worker ended unexpectedly")
+    assert "lower --batch-size" not in err
+    assert "the same command goes on from the last finished epoch" in err
+    assert not (progress.run / "report.json").exists()
+
+    before = len(progress.lines())
+    with running(place.command("workers", **TWO), tmp_path) as job:
+        job.until(lambda: len(progress.lines()) > before and progress.in_the_middle(first=before + 1), pause=0.02)
         first = job.train_workers()
         assert len(first) == 2
         end(min(first))
@@ -30,29 +47,10 @@ def test_the_job_goes_on_by_itself(place: Place, reference: Done, tmp_path: Path
     out, err = job.out.read_text(), job.err.read_text()
     assert code == 0, out + err
     assert err == ""
-    assert "workers   2; this process trains the head by itself" in out
+    assert "going on after epoch" in out
     assert "raylet" not in out, "Ray's own words reached the terminal"
     assert out.count("workers were lost; new ones went on from the newest checkpoint (1 x)") == 1
     assert not list(progress.run.glob(".*")), "a working file is left behind"
     again = Done(code, out, err, progress.run)
     assert again.report["workers"] == 2
-    assert nearly(result(again), result(reference))
-
-
-def test_without_another_try_it_says_how_to_go_on(place: Place, reference: Done, tmp_path: Path) -> None:
-    progress = Progress(place.storage / "no-more")
-    with running(place.command("no-more", **TWO, max_failures=0), tmp_path) as job:
-        job.until(lambda: progress.checkpoint() >= HEAD_EPOCHS and len(job.train_workers()) == 2, pause=0.02)
-        job.until(lambda: progress.checkpoint() > HEAD_EPOCHS, pause=0.02)
-        end(max(job.train_workers()))
-        code = job.wait()
-    err = job.err.read_text()
-    assert code == 1, job.out.read_text() + err
-    assert err.count("\n") == 1, err
-    assert err.startswith("error: training failed: a worker ended unexpectedly")
-    assert "lower --batch-size" not in err
-    assert "the same command goes on from the last finished epoch" in err
-    assert not (progress.run / "report.json").exists()
-    again = place.finish("no-more", workers=1)
-    assert "going on after epoch" in again.out
     assert nearly(result(again), result(reference))
