@@ -11,10 +11,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from flowers.cluster.access import access, joined
+from flowers.cluster.lean import data_of_one_machine, processes_of_one_machine
 from flowers.errors import FlowersError, first_line
 
 T = TypeVar("T")
@@ -80,26 +81,6 @@ def _check_temporary_folder() -> None:
             f"{name} is {folder!r}, {-room} bytes too long: the names of Ray's sockets in it would exceed the "
             f"{_SOCKET_NAME} bytes that the system allows; set RAY_TMPDIR to a short folder, such as RAY_TMPDIR=/tmp"
         )
-
-
-# Processes of Ray that a job on one machine has no use for, by the methods that start them: the dashboard's server,
-# which `ray.init` waits for, the autoscaler, and what copies the workers' logs. They take six seconds of CPU.
-_NEEDLESS = ("start_api_server", "start_monitor", "start_log_monitor")
-
-
-@contextmanager
-def _without(needless: tuple[str, ...]) -> Iterator[None]:
-    """Ray starts without some of its processes. It has an option for one of them only, and not in `ray.init` (2.60)."""
-    from ray._private.node import Node
-
-    methods = {name: getattr(Node, name) for name in needless}
-    for name in methods:
-        setattr(Node, name, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        for name, method in methods.items():
-            setattr(Node, name, method)
 
 
 def _start(options: dict[str, Any]) -> None:
@@ -208,7 +189,11 @@ def ray_session(verbose: bool, device: str = "auto", *, data: bool = True) -> It
     if not address:
         os.environ.pop("RAY_ADDRESS", None)  # empty, or "local"
         _check_temporary_folder()
-    with access(address) as place, _running(place, verbose):
+    with (
+        access(address) as place,
+        _running(place, verbose),
+        data_of_one_machine() if data and not place else nullcontext(),
+    ):
         yield
 
 
@@ -228,7 +213,7 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
     here = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM) if here else None
     try:
-        with _without(() if place or verbose else _NEEDLESS):
+        with nullcontext() if place or verbose else processes_of_one_machine():
             _start(options)
     except Exception as error:
         where = f"the cluster at {place}" if place else "Ray on this machine"

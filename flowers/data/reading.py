@@ -5,9 +5,11 @@ Whoever opens a photo by its path does it here: it may be a file, or a row of a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +38,8 @@ LOSSES = 3
 _HELD, BESIDE_ACTORS = 0.9, 0.05
 # Rows that an actor takes at once: its last batch, which is not full, then costs little.
 ACTOR_ROWS = 256
+# How long Ray Data rests before it looks again whether blocks that it holds back are wanted.
+_REST_S = 0.02
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -119,10 +123,28 @@ def stream_tables(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.raise_original_map_exception = True  # not one of Ray's, which does not say what it was
+    context.custom_execution_callback_classes = [_patient()]
     # Not from_arrow: it sends a task to measure each block, and the first photo would wait for all of them.
     listed = ray.data.from_blocks(list(blocks))
     pool = ray.data.TaskPoolStrategy(size=max(1, min(readers, len(blocks))))
     return listed.map_batches(function, batch_format="pyarrow", batch_size=None, compute=pool, num_cpus=num_cpus)
+
+
+@functools.cache
+def _patient() -> type:
+    """A callback for Ray Data's scheduling loop: it rests as long as it holds finished blocks back.
+
+    Without, the loop looks again at once (2.60), some hundred times a second, and takes a third of a CPU from a network
+    that runs in the same process and is what the blocks wait for.
+    """
+    from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+    class Patient(ExecutionCallback):
+        def on_execution_step(self, executor: Any) -> None:
+            if any(operator._in_task_output_backpressure for operator in executor._topology):
+                time.sleep(_REST_S)
+
+    return Patient
 
 
 def through_actors(

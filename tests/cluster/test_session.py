@@ -9,10 +9,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from flowers.cluster import lean
 from flowers.cluster.access import joined
 from flowers.cluster.session import background, node, ray_session
+from flowers.data.reading import stream_tables, tables
 from flowers.errors import FlowersError
 from tests.conftest import ROOT
 
@@ -47,7 +50,17 @@ def test_no_address_is_ray_of_its_own(address: str | None, monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("ray")
 def test_only_what_is_needed_runs() -> None:
+    import ray
+
     assert set(node().all_processes) == {"gcs_server", "raylet"}
+    photos = stream_tables([pa.table({"a": [1]}), pa.table({"a": [2]})], lambda block: block, readers=2)
+    assert [row for table in tables(photos) for row in table["a"].to_pylist()] == [1, 2]
+    assert ray.util.list_named_actors(all_namespaces=True) == []  # Ray Data starts two, which nobody asks anything
+
+
+def test_what_is_no_longer_there_is_not_left_out_in_silence() -> None:
+    with pytest.raises(KeyError), lean._replaced(lean, gone=1):
+        pass
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])

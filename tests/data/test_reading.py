@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,32 @@ def test_what_a_task_raises_on_purpose_is_raised_here(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)) as caught:
         list(reading.tables(reading.stream_blocks(listing("a", "b"), fail, readers=1)))
     assert (str(caught.value) == str(error)) is isinstance(error, FlowersError)
+
+
+@pytest.mark.usefixtures("ray")
+def test_ray_rests_while_nobody_takes_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks at once are more than the object store holds, and the first one is kept until Ray rests."""
+    import ray
+
+    rests: list[float] = []
+    sleep = time.sleep
+
+    def rest(seconds: float) -> None:
+        if seconds == reading._REST_S:
+            rests.append(seconds)
+        sleep(seconds)
+
+    monkeypatch.setattr("flowers.data.reading.time.sleep", rest)
+    each = int(ray.cluster_resources()["object_store_memory"]) // 8
+
+    def large(block: pa.Table) -> pa.Table:
+        return block.append_column("b", pa.array([bytes(each)], pa.large_binary()))
+
+    blocks = [pa.table({"a": [number]}) for number in range(16)]
+    deadline, found = time.monotonic() + 60, []
+    for table in reading.tables(reading.stream_tables(blocks, large, readers=2)):
+        while not rests:
+            assert time.monotonic() < deadline
+            sleep(0.01)
+        found += table["a"].to_pylist()
+    assert found == list(range(16))
