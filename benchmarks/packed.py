@@ -66,7 +66,10 @@ def one(data: str, decode: bool) -> None:
                 photos = reading.stream_pixels(listing, size=64, max_pixels=MAX_PIXELS, readers=usable_cpus())
             else:
                 photos = reading.stream_blocks(
-                    listing, lambda block: reading.read_block(block).drop_columns("bytes"), readers=usable_cpus()
+                    listing,
+                    lambda block: reading.read_block(block).drop_columns("bytes"),
+                    readers=usable_cpus(),
+                    most=reading.READ_ROWS,
                 )
             digests = {digest for table in reading.tables(photos) for digest in table["sha256"].to_pylist()}
             if len(digests) != listing.num_rows or None in digests:

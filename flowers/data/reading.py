@@ -40,6 +40,9 @@ _HELD, BESIDE_ACTORS = 0.9, 0.05
 ACTOR_ROWS = 256
 # How long Ray Data rests before it looks again whether blocks that it holds back are wanted.
 _REST_S = 0.02
+# Most rows of a block: of photos that are decoded, 150 kB each at 224 pixels, and of those that are read and hashed
+# only. A block takes Ray some 20 ms of CPU, as long as a thousand small photos take.
+DECODED_ROWS, READ_ROWS = 128, 512
 MAX_BYTES = 256 * 1024 * 1024
 
 # A photo as read: the listing's columns, its bytes (null where there is a `code`) and their SHA-256.
@@ -89,11 +92,17 @@ def stream_pixels(
         skipped = NONE_KNOWN if reference is None else ray.get(reference)
         return decode_block(read_block(block), size=size, max_pixels=max_pixels, known=skipped, crops=views)
 
-    return stream_blocks(listing, decode, readers=readers, num_cpus=num_cpus)
+    most = READ_ROWS if len(known) >= listing.num_rows else DECODED_ROWS
+    return stream_blocks(listing, decode, readers=readers, most=most, num_cpus=num_cpus)
 
 
 def stream_blocks(
-    listing: pa.Table, function: Callable[[pa.Table], pa.Table], *, readers: int, num_cpus: float = 1
+    listing: pa.Table,
+    function: Callable[[pa.Table], pa.Table],
+    *,
+    readers: int,
+    most: int = DECODED_ROWS,
+    num_cpus: float = 1,
 ) -> ray.data.Dataset:
     """Cuts a table into small blocks and maps each by a Ray task.
 
@@ -101,12 +110,13 @@ def stream_blocks(
         listing: one row a file, of any schema.
         function: from a block of `listing` to a table of as many rows.
         readers: tasks that run at once.
+        most: rows of a block.
         num_cpus: CPUs that Ray reserves for each task.
 
     Returns:
         A lazy dataset in the order of the listing.
     """
-    rows = int(np.clip(listing.num_rows // (readers * 16), 8, 128))
+    rows = int(np.clip(listing.num_rows // (readers * 16), 8, most))
     blocks = [listing.slice(start, rows).combine_chunks() for start in range(0, listing.num_rows, rows)]
     return stream_tables(blocks, function, readers=readers, num_cpus=num_cpus)
 

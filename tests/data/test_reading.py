@@ -268,3 +268,14 @@ def test_ray_rests_while_nobody_takes_its_blocks(monkeypatch: pytest.MonkeyPatch
             sleep(0.01)
         found += table["a"].to_pylist()
     assert found == list(range(16))
+
+
+@pytest.mark.usefixtures("ray")
+@pytest.mark.parametrize(("known", "largest"), [(20_000, reading.READ_ROWS), (19_999, reading.DECODED_ROWS)])
+def test_blocks_are_larger_where_all_photos_are_known(tmp_path: Path, known: int, largest: int) -> None:
+    missing = listing(*(tmp_path / f"{number}.jpg" for number in range(20_000)))
+    digests = digests_array([number.to_bytes(32) for number in range(known)])
+    photos = reading.stream_pixels(missing, size=SIZE, max_pixels=10, readers=2, known=digests)
+    found = list(reading.tables(photos))
+    assert max(table.num_rows for table in found) == largest
+    assert [path for table in found for path in table["path"].to_pylist()] == missing["path"].to_pylist()
