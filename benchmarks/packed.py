@@ -1,11 +1,12 @@
 """A folder of very many photos against its pack: seconds to list and read them, photos a second, peak memory.
 
     python -m benchmarks.packed --photos 20000 200000
+    python -m benchmarks.packed --photos 2000 --s3
 
 The photos are small ones made on the spot, each with other bytes, in a temporary folder. They are packed by jobs.pack;
 then folder and pack are listed, and read, hashed and (--decode) decoded by Ray Data, each in a process of its own, in
 turn, and once more in the same process, when Ray's workers have started. Memory is the peak of both times, measured as
-by benchmarks.scaling. The page cache is warm for both.
+by benchmarks.scaling. The page cache is warm for both. With --s3 both lie in a bucket: moto's server, here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
+from pyarrow import fs as pafs
 
 from benchmarks.scaling import ROOT, measured
+from flowers import storage
+from tests.s3.store import store
 
 CLASSES = 10
 
@@ -43,6 +50,23 @@ def make(folder: Path, count: int) -> None:
         if number < CLASSES:
             target.mkdir(parents=True)
         (target / f"{number:07}.jpg").write_bytes(seeds[number % len(seeds)] + number.to_bytes(4, "big"))
+
+
+@contextmanager
+def made(count: int, s3: bool) -> Iterator[dict[str, str]]:
+    """URIs of a folder of photos and of its pack, which are gone afterwards."""
+    with tempfile.TemporaryDirectory() as scratch, store() if s3 else nullcontext() as bucket:
+        make(Path(scratch, "photos"), count)
+        sources = {"folder": str(Path(scratch, "photos")), "pack": str(Path(scratch, "pack"))}
+        if bucket:
+            os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+            bucket.make_bucket("bucket")
+            sources = {name: bucket.uri(f"bucket/{name}") for name in sources}
+            filesystem, inside = storage.resolve(sources["folder"])
+            pafs.copy_files(str(Path(scratch, "photos")), inside, destination_filesystem=filesystem)
+        command = [sys.executable, "-m", "jobs.pack", "--data", sources["folder"], "--out", sources["pack"]]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        yield sources
 
 
 def one(data: str, decode: bool) -> None:
@@ -82,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, nargs="+", default=[20_000, 200_000])
     parser.add_argument("--decode", action="store_true", help="also decode them")
+    parser.add_argument("--s3", action="store_true", help="in a bucket, not on a disk")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--one", help="measure this source as it is (used by the script itself)")
     arguments = parser.parse_args()
@@ -91,11 +116,7 @@ def main() -> None:
     print("| photos | source | list s | read s | photos/s | again: list s | read s | photos/s | private MB | store |")
     print("|-:|-|-:|-:|-:|-:|-:|-:|-:|-:|")
     for count in arguments.photos:
-        with tempfile.TemporaryDirectory() as scratch:
-            sources = {"folder": str(Path(scratch, "photos")), "pack": str(Path(scratch, "pack"))}
-            make(Path(sources["folder"]), count)
-            command = [sys.executable, "-m", "jobs.pack", "--data", sources["folder"], "--out", sources["pack"]]
-            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        with made(count, arguments.s3) as sources:
             more = ["--decode"] if arguments.decode else []
             command = [sys.executable, "-m", "benchmarks.packed", *more, "--one"]
             rounds = [

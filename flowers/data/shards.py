@@ -320,9 +320,12 @@ def _read(shard: str, rows: Sequence[int]) -> Iterable[bytes | BadImage]:
             for group in range(file.num_row_groups):
                 after = first + file.metadata.row_group(group).num_rows
                 until = bisect_left(rows, after, done)
-                wanted = [row - first for row in rows[done:until]]
-                found |= {first + row: data for row, data in _read_group(file, group, photo, wanted, shard)}
+                if until > done:
+                    wanted = [row - first for row in rows[done:until]]
+                    found |= {first + row: data for row, data in _read_group(file, group, photo, wanted, shard)}
                 first, done = after, until
+                if done == len(rows):
+                    break
     except (OSError, ValueError, InputError, pa.ArrowException) as error:
         why = f"{storage.name(shard)} cannot be read: {_reason(error)}"
     return [found.get(row, BadImage("unreadable", why)) for row in rows]
@@ -333,8 +336,6 @@ def _read_group(
 ) -> Iterator[tuple[int, bytes | BadImage]]:
     """The photos at some rows of a row group, with their rows, some in memory at a time."""
     first, left = 0, list(wanted)
-    if not left:
-        return
     try:
         for batch in file.iter_batches(_AT_ONCE, row_groups=[group], columns=[photo]):
             column = batch.column(0)
