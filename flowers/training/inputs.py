@@ -18,7 +18,7 @@ from flowers.data.crops import RandomCrops
 from flowers.data.listing import listing_of
 from flowers.errors import FlowersError
 from flowers.features.cache import FeatureCache
-from flowers.features.views import seen
+from flowers.features.views import PLAIN, seen
 from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training.batches import EpochBatches
@@ -85,7 +85,7 @@ class Cached:
         views: of each photo, the plain one first.
         subset: the photos.
         shape: of one input.
-        opened: caches that are open, by URI; others are added: opening one reads all of its digests.
+        plain: rows of the plain view, if they are there already.
 
     Attributes:
         views: an array [n, ...] of each.
@@ -98,16 +98,12 @@ class Cached:
         views: tuple[str, ...],
         subset: Subset,
         shape: tuple[int, ...],
-        opened: dict[str, FeatureCache] | None = None,
+        plain: npt.NDArray[Any] | None = None,
     ) -> None:
-        opened = {} if opened is None else opened
         digests = subset.photos["sha256"].to_pylist()
         self._first = subset.part.start
-        self.views: list[npt.NDArray[Any]] = []
-        for view in views:
-            uri = plan.cache(plan.feature(cut, view))
-            cache = opened.setdefault(uri, FeatureCache(uri))
-            self.views.append(cache.open().rows(digests).reshape(len(digests), *shape))
+        rows = [plain if view == PLAIN and plain is not None else _rows(plan, cut, view, digests) for view in views]
+        self.views = [view.reshape(len(digests), *shape) for view in rows]
 
     def steps(self, order: EpochBatches) -> Iterator[npt.NDArray[Any]]:
         """See `Inputs`."""
@@ -127,6 +123,24 @@ class Cached:
         at_once = int(np.clip(CHUNK_BYTES // max(1, plain[:1].nbytes), 1, MOST_ROWS))
         for start in range(0, len(plain), at_once):
             yield plain[start : start + at_once]
+
+
+def cached_both(
+    plan: Plan, cut: str, views: tuple[str, ...], subsets: Sequence[Subset], shape: tuple[int, ...]
+) -> tuple[Cached, Cached]:
+    """Training photos in some views and validation photos in the plain one, which lie in the same pages: read once."""
+    train, validation = subsets
+    digests = [subset.photos["sha256"].to_pylist() for subset in subsets]
+    plain = _rows(plan, cut, PLAIN, [*digests[0], *digests[1]])
+    count = len(digests[0])
+    return (
+        Cached(plan, cut, views, train, shape, plain[:count]),
+        Cached(plan, cut, (PLAIN,), validation, shape, plain[count:]),
+    )
+
+
+def _rows(plan: Plan, cut: str, view: str, digests: Sequence[bytes]) -> npt.NDArray[Any]:
+    return FeatureCache(plan.cache(plan.feature(cut, view))).open().rows(digests)
 
 
 class Streamed:

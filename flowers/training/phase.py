@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flowers.evaluation.metrics import Counts
-from flowers.features.cache import FeatureCache
 from flowers.features.views import PLAIN
 from flowers.model import backbones, classifier, cuts
 from flowers.model.augmentation import Augmenter
@@ -20,7 +19,7 @@ from flowers.plan import Plan
 from flowers.training import failures
 from flowers.training.batches import share
 from flowers.training.checkpoints import Checkpoint
-from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Streamed, Subset
+from flowers.training.inputs import CROP_SCALE, Cached, Inputs, Streamed, Subset, cached_both
 from flowers.training.schedule import Phase
 from flowers.training.step import Step, Trained, summed
 
@@ -87,9 +86,7 @@ def prepare_phase(
         worker: this process.
     """
     if phase.name == "head":
-        opened: dict[str, FeatureCache] = {}
-        train = Cached(plan, POOL, plan.head_views, subsets[0], (-1,), opened)
-        validation = Cached(plan, POOL, (PLAIN,), subsets[1], (-1,), opened)
+        train, validation = cached_both(plan, POOL, plan.head_views, subsets, (-1,))
         measured = standard or _measured(train, subsets[0], worker)
         return PreparedPhase(
             phase, _step(plan, phase, lambda: _head(plan, measured, classes), worker), train, validation, measured
@@ -150,17 +147,11 @@ def _tail(plan: Plan, standard: Standard, classes: int, worker: Worker) -> Train
 
 def _at_cut(plan: Plan, subsets: Sequence[Subset], trained: Trained) -> tuple[Inputs, Inputs]:
     """The tail's inputs: cached outputs at the cut, or pixels where they are streamed."""
+    if not plan.streamed:
+        return cached_both(plan, plan.cut, plan.views, subsets, trained.body.input_shape[1:])
     # Workers hold the CPUs they were given: a reader that asked Ray for a whole one might wait for ever.
     cpus = 1.0 if plan.in_process else 0.0
-    opened: dict[str, FeatureCache] = {}
-    train: Inputs
-    validation: Inputs
-    if plan.streamed:
-        train = Streamed(plan, subsets[0], cpus)
-    else:
-        train = Cached(plan, plan.cut, plan.views, subsets[0], trained.body.input_shape[1:], opened)
+    train = Streamed(plan, subsets[0], cpus)
     if plan.validation_streamed:
-        validation = Streamed(plan, subsets[1], cpus)
-    else:
-        validation = Cached(plan, plan.cut, (PLAIN,), subsets[1], trained.validation_body.input_shape[1:], opened)
-    return train, validation
+        return train, Streamed(plan, subsets[1], cpus)
+    return train, Cached(plan, plan.cut, (PLAIN,), subsets[1], trained.validation_body.input_shape[1:])

@@ -18,7 +18,6 @@ from flowers.config import TrainConfig
 from flowers.data import reading
 from flowers.features.cache import FeatureCache
 from flowers.features.parts import GROUP_ROWS
-from flowers.features.views import PLAIN
 from flowers.plan import Plan
 from flowers.training import trainer
 from flowers.training.loop import train_loop
@@ -117,12 +116,11 @@ def test_the_numbers_of_one_process_from_a_part_of_the_bytes(
 
     found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(WORKERS)]
     assert len({each["node"] for each in found}) >= 2
-    # Pages hold photos of all subsets, and the plain view is read for training and for validation.
-    reads = [spec for spec in plan.features for _ in range(2 if spec.view == PLAIN else 1)]
-    part = sum(size(file) for spec in reads for file in Path(plan.cache(spec)).glob("rows-*")) / WORKERS
+    # Pages hold photos of all subsets: the plain view is read once for training and validation.
+    part = sum(size(file) for spec in plan.features for file in Path(plan.cache(spec)).glob("rows-*")) / WORKERS
     # Each opening takes the digests and a footer, each reading these again and up to a row group more on both sides.
-    opening = (len(plan.features) + len(reads)) * (32 * len(place.photos.digests) + (70 << 10))
-    groups = len(reads) * 2 * GROUP_ROWS * (4 << 10)
+    opening = 2 * len(plan.features) * (32 * len(place.photos.digests) + (70 << 10))
+    groups = len(plan.features) * 2 * GROUP_ROWS * (4 << 10)
     for each in found:
         assert 0.95 * part < each["bytes"] < part + opening + groups
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from flowers.plan import Plan
 from flowers.runs import Run
 from flowers.training import inputs
 from flowers.training.batches import EpochBatches, epoch_batches, needed, share
-from flowers.training.inputs import CROP_SCALE, Cached, Streamed, Subset, read_subsets, steps_at_once
+from flowers.training.inputs import CROP_SCALE, Cached, Streamed, Subset, cached_both, read_subsets, steps_at_once
 from tests.e2e.conftest import draw
 from tests.parity.runs import tiny_network
 from tests.toys import extractor
@@ -146,23 +146,30 @@ def test_a_photo_that_is_not_in_the_cache_is_reported(tmp_path: Path) -> None:
         Cached(plan_of(tmp_path, augment="flip"), "somewhere", ("plain",), subset(7), (2, 3))
 
 
-def test_caches_are_opened_once_for_both_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opening one reads all of its digests."""
+def test_caches_are_read_once_for_both_subsets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Opening one reads all of its digests, and the photos of both subsets lie in the same pages."""
     whole, (plain, _) = cached(tmp_path, subset(23), ("plain", "flip"))
-    held, opening = FeatureCache._held, []
+    held, rows = FeatureCache._held, FeatureCache.rows
+    opening: list[str] = []
+    reading: list[tuple[str, int]] = []
 
     def noted(self: FeatureCache, name: str) -> Any:
         opening.append(self.uri)
         return held(self, name)
 
+    def read(self: FeatureCache, digests: Sequence[bytes]) -> Any:
+        reading.append((self.uri, len(digests)))
+        return rows(self, digests)
+
     monkeypatch.setattr(FeatureCache, "_held", noted)
+    monkeypatch.setattr(FeatureCache, "rows", read)
     plan, photos = plan_of(tmp_path, augment="flip"), subset(23)
-    opened: dict[str, FeatureCache] = {}
     first = Subset.of(photos.photos.slice(0, 20), photos.labels[:20])
     last = Subset.of(photos.photos.slice(20), photos.labels[20:])
-    train = Cached(plan, "somewhere", ("plain", "flip"), first, (2, 3), opened)
-    validation = Cached(plan, "somewhere", ("plain",), last, (2, 3), opened)
+    train, validation = cached_both(plan, "somewhere", ("plain", "flip"), [first, last], (2, 3))
     assert len(opening) == len(set(opening)) == 2
+    plain_uri, flip_uri = (plan.cache(plan.feature("somewhere", view)) for view in ("plain", "flip"))
+    assert reading == [(plain_uri, 23), (flip_uri, 20)]
     np.testing.assert_array_equal(train.views, [view[:20] for view in whole.views])
     np.testing.assert_array_equal(validation.views[0], plain[20:])
 
