@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from flowers.errors import StoreFailed
+from flowers.text import plain
 
 _POLL_S = 0.25
 
@@ -22,6 +24,11 @@ class _Speed(TextColumn):
     def render(self, task: Task) -> Text:
         """See `TextColumn`."""
         return Text("" if task.speed is None else f"{task.speed:.1f} images/s")
+
+
+def warn(text: str, out: Console) -> None:
+    """Prints a warning."""
+    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "locks": ["errors", "storage"],
     "options": BASE,
     "cli": [*BASE, "options"],
-    "progress": ["errors"],
+    "progress": ["errors", "text"],
     "data": [*BASE, "bounded"],
     "model": [*BASE, "data"],
     "config": ["options", "storage", "data", "model"],

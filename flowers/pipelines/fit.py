@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from rich.console import Console
-from rich.markup import escape
 
 from flowers import storage
 from flowers.config import TrainConfig
@@ -21,8 +20,7 @@ from flowers.data.ledger import Ledger
 from flowers.data.listing import listing_of
 from flowers.evaluation.metrics import Counts
 from flowers.plan import Plan
-from flowers.progress import Stopwatch
-from flowers.text import plain
+from flowers.progress import Stopwatch, warn
 from flowers.training.inner import FoldCounts, Outcome, fold_counts, follow_inner, plan_fold, plan_trial, trial_of
 from flowers.training.pace import Pace, seconds_to_finish
 from flowers.training.search import Trial, best_of, changes, most_trials, others, searched
@@ -172,8 +170,3 @@ def _sample(plan: Plan, ledger: Ledger) -> npt.NDArray[np.uint8]:
     block = reading.decode_block(reading.read_block(rows), size=plan.image_size, max_pixels=plan.config.max_pixels)
     shape = (-1, plan.image_size, plan.image_size, 3)
     return np.frombuffer(b"".join(block["pixels"].drop_null().to_pylist()), np.uint8).reshape(shape)
-
-
-def warn(text: str, out: Console) -> None:
-    """Prints a warning."""
-    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)

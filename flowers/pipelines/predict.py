@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
-from rich.markup import escape
 
 from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
@@ -25,8 +24,7 @@ from flowers.pipelines.source import list_unlabelled
 from flowers.prediction.folders import Folders, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
-from flowers.progress import progress_bar
-from flowers.text import plain
+from flowers.progress import progress_bar, warn
 
 
 @dataclass
@@ -87,7 +85,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
 
                 machine = Machine.of(cluster_nodes(), options.engine, options.actors, options.device)
                 out.print(f"device    {machine.words}", highlight=False)
-                say = functools.partial(_warn, out)
+                say = functools.partial(warn, out=out)
                 scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown, say=say)
                 _predict(options, scorer, todo, target, found, out)
                 if options.sort_into:
@@ -160,8 +158,4 @@ def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
             gone += sort_into(place, list(folders.places(read_part(uri, ["path", "label", "score"]))), options.link)
             advance(1)
     if gone:
-        _warn(out, f"{gone} photos are not in --sort-into: they can no longer be read")
-
-
-def _warn(out: Console, text: str) -> None:
-    out.print(f"[yellow]warning[/]: {escape(plain(text))}", highlight=False)
+        warn(f"{gone} photos are not in --sort-into: they can no longer be read", out)

@@ -44,7 +44,7 @@ from flowers.inference.engine import resolve_engine, usable_cpus
 from flowers.model.precision import resolve_precision
 from flowers.model.registry import POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS, check_weights, weights_key
-from flowers.pipelines.fit import budget_of, cross_validate, fit, search, warn
+from flowers.pipelines.fit import budget_of, cross_validate, fit, search
 from flowers.pipelines.source import list_source
 from flowers.plan import (
     Facts,
@@ -58,7 +58,7 @@ from flowers.plan import (
     weights_of,
 )
 from flowers.predictor import Predictor
-from flowers.progress import Stopwatch, progress_bar
+from flowers.progress import Stopwatch, progress_bar, warn
 from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
@@ -331,7 +331,7 @@ def _hashes(plan: Plan, out: Console) -> FeatureCache | None:
 
 def _warn_of(damaged: list[str], out: Console) -> None:
     for name in damaged:
-        out.print(f"[yellow]warning[/]: the cache part {name} was damaged; its photos are computed again")
+        warn(f"the cache part {name} was damaged; its photos are computed again", out)
 
 
 def _open(plan: Plan, features: tuple[FeatureSpec, ...], out: Console) -> Caches:
