@@ -333,7 +333,8 @@ class TrainConfig(DataOptions):
     wait_s: int = neutral(
         0,
         "Seconds to wait for machines that an autoscaler adds, where fewer --workers fit now than were asked for; it "
-        "is asked to keep them until the run ends.",
+        "is asked to keep them until the run ends. In place of a lost one, another is waited for as long, but at least "
+        "a minute; then as many workers go on as there is room for.",
         ge=0,
     )
     max_failures: int = neutral(

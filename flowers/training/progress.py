@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.summary import scalar
 
 from flowers import storage
-from flowers.progress import polled
+from flowers.progress import polled, warn
 from flowers.runs import Run
 from flowers.training.choice import takes_over
 
@@ -99,9 +99,7 @@ class _Follower:
             yield
         except OSError as error:
             self._board = None
-            self._out.print(
-                f"[yellow]warning[/]: nothing more for TensorBoard: {error.strerror or error}", highlight=False
-            )
+            warn(f"nothing more for TensorBoard: {error.strerror or error}", self._out)
 
     def close(self) -> None:
         """Ends the TensorBoard file and puts it where the run is."""

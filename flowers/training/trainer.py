@@ -30,6 +30,7 @@ _AS_PLANNED = Pace()
 _RAY_MARKER = ".validate_storage_marker"
 # What Ray raises where nodes are missing, or are lost while workers start; so often they are started in all.
 _NOT_STARTED, _STARTS = (WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError), 4
+_ANOTHER_NODE_S = 60
 # TensorFlow's words for an operation in which a worker waited for another one, in vain.
 _WAITED = re.compile(r"\bCollective\w+V2\b|Collective ops is aborted")
 
@@ -144,6 +145,8 @@ def _attempt(
     storage.delete_file(storage.join(plan.run.uri, _RAY_STATE))
     # Ray's controller takes one report a poll, so its default would make every epoch last two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # So long workers wait for a node in place of a lost one, before fewer of them go on.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(max(_ANOTHER_NODE_S, plan.config.wait_s)))
     if plan.in_process:
         scaling = ray.train.ScalingConfig(num_workers=0)
     else:
