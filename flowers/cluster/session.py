@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
@@ -24,6 +26,9 @@ T = TypeVar("T")
 _OBJECT_STORE_BYTES = 1 << 30
 # A head that does not answer for so long has ended; on a busy machine it takes a second.
 _ANSWER_S = 6.0
+# Threads of Ray Data's passes over photos, by what their names begin with, and how long they may take to end.
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded", "ray-data-metadata-prefetch")
+_ENDS_S = 5.0
 # The longest name that Ray gives to a socket, and what Linux allows.
 _SOCKET = "ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _SOCKET_NAME = 107
@@ -191,8 +196,8 @@ def ray_session(verbose: bool, device: str = "auto", *, data: bool = True) -> It
         _check_temporary_folder()
     with (
         access(address) as place,
-        _running(place, verbose),
         data_of_one_machine() if data and not place else nullcontext(),
+        _running(place, verbose),
     ):
         yield
 
@@ -231,5 +236,27 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
                     handler.setLevel(least)
     try:
         yield
+    except BaseException as error:
+        _let_go(error)
+        raise
     finally:
+        _await_data()
         _stop()
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Ends what an error left in the middle, such as a pass over photos, while Ray is there.
+
+    The error's traceback keeps it; ended without Ray, Ray Data would start another one.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def _await_data() -> None:
+    """Waits for the threads of Ray Data: the process ends at once where one of them asks a Ray that has ended."""
+    deadline = time.monotonic() + _ENDS_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(max(0.0, deadline - time.monotonic()))
