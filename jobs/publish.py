@@ -7,7 +7,7 @@ from typing import Any
 from flowers import cli
 from flowers.config import PublishOptions
 from flowers.errors import InputError
-from flowers.options import flag
+from flowers.options import flag, wrong
 
 _HELP = """Publish the bundle of a run (or a bundle) as the next version of a model; servers of that model take it.
 
@@ -32,6 +32,11 @@ def main(**values: Any) -> None:
             f"received {' and '.join(asked) or 'nothing to do'}, required is one of RUN (what to publish), --list, "
             "--rollback, --pin, --unpin"
         )
+    for name in () if run else ("min_accuracy", "not_worse_than", "mlflow"):
+        if getattr(options, name) is not None:
+            raise wrong(
+                name, getattr(options, name), f"RUN, as it is of what is published; leave it out with {asked[0]}"
+            )
     from flowers.pipelines.publish import choose, describe, publish
 
     if run:

@@ -224,6 +224,14 @@ def settle(
             raise InputError(
                 f"the split leaves no photo for {subset}; change --split, the manifest or the --split-file"
             )
+    per_class = ledger.per_class()
+    untaught = [label for label in per_class if not per_class[label]["train"]]
+    if untaught:
+        count, others = sum(per_class[untaught[0]].values()), f"; the same holds for {few(untaught[1:])}"
+        raise InputError(
+            f"class {untaught[0]!r} has no photo to train on: its {count} are all for validation or testing"
+            f"{others if len(untaught) > 1 else ''}; give some of them to training, or remove the class"
+        )
     return ledger
 
 

@@ -5,6 +5,7 @@ A backbone here takes uint8 RGB pixels: the scaling its weights expect is its fi
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -99,13 +100,15 @@ def _load(body: Any, name: str, weights: str) -> None:
     row = BACKBONES[name]
     names = {name, row.weights or name}
     try:
-        if weights.endswith(".keras"):
-            body.set_weights(_body_of(keras.saving.load_model(weights, compile=False), names).get_weights())
-        else:
-            body.load_weights(weights)
+        with warnings.catch_warnings(action="ignore"):  # of what does not fit, which the error says
+            if weights.endswith(".keras"):
+                body.set_weights(_body_of(keras.saving.load_model(weights, compile=False), names).get_weights())
+            else:
+                body.load_weights(weights)
     except Exception as error:
+        why = first_line(error).partition(" Example error message")[0].rstrip(".:; ")
         raise InputError(
-            f"--weights {weights} do not fit {name}: {first_line(error)}; give the weights of keras.applications' "
+            f"--weights {weights} do not fit {name}: {why}; give the weights of keras.applications' "
             f"{row.constructor} with include_top=False"
         ) from error
     if not all(np.isfinite(value).all() for value in body.get_weights()):

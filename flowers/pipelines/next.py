@@ -67,6 +67,12 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
             "which photos the bundle was made from is not known, as its run is gone: some may be here"
         )
     folder = storage.absolute(options.out)
+    if count := tasks.filled_in(folder):
+        manifest = storage.join(options.out, tasks.MANIFEST)
+        raise InputError(
+            f"--out: {manifest} holds {count} labels that somebody filled in; train with it (--data {manifest}), and "
+            "give another folder, or remove it"
+        )
     announce(out)
     with held(folder), ray_session(options.verbose, options.device):
         from flowers.cluster.nodes import cluster_nodes

@@ -236,7 +236,7 @@ def _check_not_worse(origin: Origin, predictor: Predictor, than: str, folder: st
         raise GateNotMet(f"--not-worse-than: worse on {said}; nothing was published")
     if paired.n < 10 * paired.least_loss:
         out.print(
-            f"so few photos say little: a loss of fewer than {paired.least_loss} of {paired.n} is not told from chance",
+            f"so few photos say little: a loss of fewer than {paired.least_loss} is not told from chance",
             highlight=False,
         )
 

@@ -24,7 +24,7 @@ from flowers.data.folds import fold_splits
 from flowers.data.ledger import Ledger, settle
 from flowers.data.listing import Listing, listing_of, some
 from flowers.data.split import SUBSETS
-from flowers.errors import DamagedFile, InputError, ProcessLost
+from flowers.errors import DamagedFile, FlowersError, InputError, ProcessLost
 from flowers.evaluation.evaluate import evaluate_bundle
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import (
@@ -111,7 +111,28 @@ def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
         warn(f"{error}; it is made again", out)
         return None
     out.print(f"The run {run.name!r} is finished; --fresh starts it over.", highlight=False)
+    if text := _came_or_went(run, config):
+        warn(text, out)
     return report
+
+
+def _came_or_went(run: Run, config: TrainConfig) -> str:
+    """What is listed now and was not when a finished run read it, and the other way round; nothing if all is the same.
+
+    What is in the files is not looked at.
+    """
+    try:
+        before = set(runs.read_ledger(run)["path"].to_pylist())
+        found = set(list_source(config, config.storage).table["path"].to_pylist())
+    except FlowersError:  # its photos have gone: what the run found stays
+        return ""
+    if before == found:
+        return ""
+    return (
+        f"--data has {len(found - before)} files that the run did not read, and {len(before - found)} of its files "
+        "have gone; to train on what is there now choose another --name, with --split-file "
+        f"{run.split} for the same test photos"
+    )
 
 
 def _train(

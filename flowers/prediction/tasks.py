@@ -19,6 +19,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.bundle import Bundle
 from flowers.data import reading, shards
+from flowers.data.manifest import read_manifest
 from flowers.errors import BadImage, InputError
 from flowers.prediction.selection import Floats, uncertainty
 from flowers.text import spreadsheet_safe
@@ -69,6 +70,15 @@ def described(rows: pa.Table, scores: Floats, classes: Sequence[str]) -> list[Ta
         uncertainty(scores).tolist(),
     )
     return [Task(*values) for values in zip(*columns, strict=True)]
+
+
+def filled_in(folder: str) -> int:
+    """How many labels somebody filled into the next.csv of a folder."""
+    uri = storage.join(folder, MANIFEST)
+    if not storage.exists(uri):
+        return 0
+    rows, _ = read_manifest(uri)
+    return sum(code is None for *_, code, _ in rows)
 
 
 def write(folder: str, tasks: Sequence[Task], bundle: Bundle, files_root: str) -> None:

@@ -141,6 +141,13 @@ def test_what_to_label_next(tmp_path: Path, engine: str) -> None:
     if engine == "openvino":
         ran(choose_next, *words, "--out", out, "--count", 2, "--actors", 1)
         assert table(out / "next.csv") == rows
+        filled = (out / "next.csv").read_text().replace(f"{rows[0]['path']},", f"{rows[0]['path']},red", 1)
+        (out / "next.csv").write_text(filled)
+        assert [row["label"] for row in table(out / "next.csv")] == ["red", ""]
+        _, text = ran(choose_next, *words, "--out", out, "--count", 2, code=2)
+        assert "next.csv holds 1 labels that somebody filled in" in text
+        assert (out / "next.csv").read_text() == filled
+        (out / "next.csv").unlink()
         shutil.rmtree(pool)
         (tmp_path / "empty").mkdir()
         _, text = ran(choose_next, *words, "--data", tmp_path / "empty", "--out", out, code=2)

@@ -191,9 +191,22 @@ def test_damaged_features_are_found_by_training_and_computed_by_the_next_command
 
 def test_finished_run_does_nothing_and_another_one_is_refused(tiny_job: Job, first: Done) -> None:
     before = {path: path.stat().st_mtime_ns for path in first.run.rglob("*")}
-    assert "is finished" in again(tiny_job, first, "first").out
-    assert {path: path.stat().st_mtime_ns for path in first.run.rglob("*")} == before
     data = first.run.parent.parent / "data"
+    said = again(tiny_job, first, "first").out
+    assert "is finished" in said
+    assert "did not read" not in said
+    moved = next(data.glob("*/*"))
+    for place in (moved.with_name("new.jpg"), moved.with_name("another.jpg")):
+        shutil.copy(moved, place)
+    moved.rename(data.parent / moved.name)
+    try:
+        said = again(tiny_job, first, "first").out
+    finally:
+        (data.parent / moved.name).rename(moved)
+        for place in (moved.with_name("new.jpg"), moved.with_name("another.jpg")):
+            place.unlink()
+    assert "--data has 2 files that the run did not read, and 1 of its files have gone" in said
+    assert {path: path.stat().st_mtime_ns for path in first.run.rglob("*")} == before
     refused = tiny_job(first.run.parent, "first", "--data", data, *SMALL, "--epochs", 13, code=2)
     assert "--epochs was 12, now 13" in refused.err
     assert "--fresh" in refused.err
