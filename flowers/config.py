@@ -583,7 +583,11 @@ class PredictOptions(BulkOptions):
     top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
     scores: bool = deciding(False, "Write the scores of all classes, too.")
     unknown: float | None = unknown_option(result=True)
-    update: bool = neutral(False, "Predict the photos that were added since --out was complete.")
+    update: bool = neutral(
+        False,
+        "Predict the photos that were added since --out was complete. A file that has its row keeps it, also if its "
+        "content has changed: another --out predicts it again.",
+    )
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(
         None,

@@ -75,6 +75,11 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
     if options.unknown is not None:
         origin.bundle.typicality(options.unknown)  # refused before anything is read
     baseline = _origin(options.baseline) if options.baseline else None
+    if baseline is not None and not set(baseline.bundle.classes) & set(origin.bundle.classes):
+        raise InputError(
+            f"--baseline: {options.baseline} knows {few(baseline.bundle.classes)}, of which {options.bundle} knows "
+            "none; required is a bundle of the same classes"
+        )
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
     announce(out)

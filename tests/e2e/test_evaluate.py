@@ -21,7 +21,7 @@ from flowers.report.evaluation import EvaluationReport
 from flowers.runs import Run
 from jobs.evaluate import main
 from tests.conftest import start_ray
-from tests.toys import by_colour, coloured, trained
+from tests.toys import by_colour, coloured, saved_by_colour, trained
 
 CLASSES = ["=red", "green", "blue"]
 EACH, SIZE = 10, 8
@@ -226,6 +226,9 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "--out is missing" in text
         _, text = evaluated(place.wrong.uri, "--out", place.right.uri, code=2)
         assert "neither a run nor a bundle" in text
+        other = saved_by_colour(tmp_path / "other", ["cat", "dog", "cow"])
+        _, text = evaluated(place.wrong.uri, "--baseline", other, code=2)
+        assert text.startswith(f"error: --baseline: {other} knows 'cat', 'dog', 'cow', of which ")
         evaluated(bundle, "--data", place.manifest, "--out", tmp_path / "out", "--storage", tmp_path / "runs")
         found = report(tmp_path / "out")
         assert found["rows"]["evaluated"] == 30
