@@ -19,9 +19,9 @@ from flowers.config import PredictOptions
 from flowers.data import shards
 from flowers.data.listing import Listing
 from flowers.errors import InputError
-from flowers.options import wrong
+from flowers.options import flag, wrong
 from flowers.pipelines.source import list_unlabelled
-from flowers.prediction.folders import Folders, sort_into
+from flowers.prediction.folders import Folders, claim, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar, warn
@@ -66,12 +66,16 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     listing = _listing(options)
     target = Predictions(storage.absolute(options.out), options.format)
     identity = {"--bundle": bundle.sha256, "--data": listing.source} | {
-        f"--{name.replace('_', '-')}": getattr(options, name)
-        for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
+        flag(name): getattr(options, name) for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
     }
     announce(out)
     with held(target.uri), storage.enough_space(target.uri):
         target.open(identity, runs.now())
+        if options.sort_into:
+            how = {"bundle": bundle.sha256} | {
+                flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
+            }
+            claim(storage.absolute(options.sort_into), how)
         complete = storage.exists(target.summary)
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
         found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)

@@ -6,18 +6,19 @@ Names of classes and of files are other people's text: each becomes one plain na
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
 
 from flowers import storage
 from flowers.data.reading import read_bytes
-from flowers.errors import BadImage, InputError
+from flowers.errors import BadImage, InputError, first_line
 
-UNSURE, UNKNOWN = "unsure", "none-of-these"
+UNSURE, UNKNOWN, NOTE = "unsure", "none-of-these", ".sorted.json"
 # Bytes of the longest name; file systems allow 255, and a mark may follow.
 _LONGEST = 200
 # Copied at once by one task.
@@ -87,6 +88,32 @@ def _cut(name: str, stem: str = "", ending: str = "") -> str:
     """A name that is too long: its start, and a hash of all of it."""
     mark, ending = hashlib.sha256(name.encode("utf-8", "replace")).hexdigest()[:16], ending if len(ending) < 16 else ""
     return f"{(stem or name).encode('utf-8', 'replace')[: _LONGEST - 40].decode('utf-8', 'ignore')}-{mark}{ending}"
+
+
+def claim(target: str, how: Mapping[str, object]) -> None:
+    """Notes in a folder how photos are sorted into it; otherwise sorted, they would lie in two places there.
+
+    Args:
+        target: folder or URI that they are sorted into.
+        how: what decides where they go and in which form, by option.
+
+    Raises:
+        InputError: photos were sorted into it otherwise, or it cannot be written.
+    """
+    uri = storage.join(target, NOTE)
+    try:
+        before = json.loads(storage.read(uri)) if storage.exists(uri) else dict(how)
+        if before != how:
+            changes = [
+                f"{name} was {before.get(name)}, now {how[name]}" for name in how if before.get(name) != how[name]
+            ]
+            raise InputError(
+                f"--sort-into: photos were sorted into {target} otherwise ({'; '.join(changes)}); give another folder"
+            )
+        with storage.enough_space(target):
+            storage.write(uri, json.dumps(how).encode())
+    except (OSError, ValueError) as error:
+        raise InputError(f"--sort-into: {uri} cannot be read or written: {first_line(error)}") from error
 
 
 def sort_into(target: str, places: Sequence[Place], link: bool) -> int:
