@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,8 +56,9 @@ BUNDLE = (MODEL, "network.xml", "network.bin", LABELS)
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished run with all that it leaves, small and without a network."""
+    monkeypatch.setattr(train, "list_source", lambda *_: SimpleNamespace(table=ledger().table))
     config = TrainConfig(storage=str(tmp_path), name="mine")
     run = Run.of(config)
     run.open(config)
