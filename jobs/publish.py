@@ -32,8 +32,8 @@ def main(**values: Any) -> None:
             f"received {' and '.join(asked) or 'nothing to do'}, required is one of RUN (what to publish), --list, "
             "--rollback, --pin, --unpin"
         )
-    for name in () if run else ("min_accuracy", "not_worse_than", "mlflow"):
-        if getattr(options, name) is not None:
+    for name in ("min_accuracy", "not_worse_than", "mlflow"):
+        if not run and getattr(options, name) is not None:
             raise wrong(
                 name, getattr(options, name), f"RUN, as it is of what is published; leave it out with {asked[0]}"
             )

@@ -7,7 +7,7 @@ error as soon as Ray starts.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 # Processes, by the methods that start them: the dashboard's server, which `ray.init` waits for, the autoscaler, and
@@ -70,7 +70,8 @@ def data_of_one_machine() -> Iterator[None]:
         def get_total_resources(self) -> ExecutionResources:
             return self._all
 
-    with ExitStack() as held:
-        held.enter_context(_replaced(_StatsManager, **dict.fromkeys(_TOLD, staticmethod(_nothing))))
-        held.enter_context(_replaced(streaming_executor, create_cluster_autoscaler=lambda *_, **__: OneMachine()))
+    with (
+        _replaced(_StatsManager, **dict.fromkeys(_TOLD, staticmethod(_nothing))),
+        _replaced(streaming_executor, create_cluster_autoscaler=lambda *_, **__: OneMachine()),
+    ):
         yield

@@ -17,6 +17,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.data.reading import read_bytes
 from flowers.errors import BadImage, InputError, first_line
+from flowers.prediction.parts import changed
 
 UNSURE, UNKNOWN, NOTE = "unsure", "none-of-these", ".sorted.json"
 # Bytes of the longest name; file systems allow 255, and a mark may follow.
@@ -102,18 +103,15 @@ def claim(target: str, how: Mapping[str, object]) -> None:
     """
     uri = storage.join(target, NOTE)
     try:
-        before = json.loads(storage.read(uri)) if storage.exists(uri) else dict(how)
-        if before != how:
-            changes = [
-                f"{name} was {before.get(name)}, now {how[name]}" for name in how if before.get(name) != how[name]
-            ]
-            raise InputError(
-                f"--sort-into: photos were sorted into {target} otherwise ({'; '.join(changes)}); give another folder"
-            )
-        with storage.enough_space(target):
-            storage.write(uri, json.dumps(how).encode())
-    except (OSError, ValueError) as error:
+        if not storage.exists(uri):
+            with storage.enough_space(target):
+                storage.write(uri, json.dumps(how).encode())
+            return
+        before = dict(json.loads(storage.read(uri)))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--sort-into: {uri} cannot be read or written: {first_line(error)}") from error
+    if changes := changed(before, how):
+        raise InputError(f"--sort-into: photos were sorted into {target} otherwise ({changes}); give another folder")
 
 
 def sort_into(target: str, places: Sequence[Place], link: bool) -> int:

@@ -30,6 +30,15 @@ FORMATS: tuple[Format, ...] = ("parquet", "csv", "jsonl")
 _CONFIG, _SUMMARY = "_config.json", "_summary.json"
 
 
+def changed(before: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Which options are not what they were, in a line; nothing if all are."""
+    return "; ".join(
+        f"{name} was {before.get(name)!r}, now {options.get(name)!r}"
+        for name in sorted({*before, *options})
+        if before.get(name) != options.get(name)
+    )
+
+
 @dataclass(frozen=True)
 class Predictions:
     """A folder of predictions.
@@ -71,15 +80,9 @@ class Predictions:
             before = dict(json.loads(storage.read(self.config))["options"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"--out: {self.config} is damaged ({first_line(error)}); choose another --out") from error
-        changed = [
-            f"{name} was {before.get(name)!r}, now {options.get(name)!r}"
-            for name in sorted({*before, *options})
-            if before.get(name) != options.get(name)
-        ]
-        if changed:
+        if changes := changed(before, options):
             raise InputError(
-                f"--out: {self.uri} holds predictions made with other options ({'; '.join(changed)}); choose another "
-                "--out"
+                f"--out: {self.uri} holds predictions made with other options ({changes}); choose another --out"
             )
         storage.sweep(self.uri)
 
