@@ -31,12 +31,13 @@ from flowers.text import plain
 DONE, FAILED, WRONG_INPUT, NOT_MET, STOPPED, TERMINATED = 0, 1, 2, 3, 130, 143
 
 
-class Terminated(KeyboardInterrupt):
+_terminated: list[int] = []
+
+
+def _terminate(number: int, _: object) -> None:
     """SIGTERM, as `ray job stop`, a container's end and a batch system send it: it stops a program as Ctrl-C does."""
-
-
-def _terminate(*_: object) -> None:
-    raise Terminated
+    _terminated.append(number)  # what is raised here, Ray's C++ code replaces by a KeyboardInterrupt of its own
+    raise KeyboardInterrupt
 
 
 _PATIENCE_S = 1.5
@@ -213,11 +214,11 @@ def _explained(error: BaseException, name: str, resume: str) -> tuple[int, str]:
         code = next((code for kind, code in codes.items() if isinstance(error, kind)), FAILED)
         return code, plain(f"error: {_first(error)}")
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return TERMINATED if isinstance(error, Terminated) else STOPPED, f"Stopped. {resume}".rstrip()
+        return TERMINATED if _terminated else STOPPED, f"Stopped. {resume}".rstrip()
     for line in (*_log_lines(), *traceback.format_exception(error)):
         say(line.rstrip("\n"))
-    what = f"{type(error).__name__}: {first_line(error)}"
-    return FAILED, f"error: {plain(what)}. This was not foreseen: the lines above say where. {resume}".rstrip()
+    what = plain(f"{type(error).__name__}: {first_line(error)}").rstrip(".")
+    return FAILED, f"error: {what}. This was not foreseen: the lines above say where. {resume}".rstrip()
 
 
 def _first(error: FlowersError) -> FlowersError:

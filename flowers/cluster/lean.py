@@ -18,7 +18,7 @@ _TOLD = ("register_dataset_to_stats_actor", "update_execution_metrics", "update_
 
 
 @contextmanager
-def _replaced(owner: Any, **others: Any) -> Iterator[None]:
+def replaced(owner: Any, **others: Any) -> Iterator[None]:
     """Gives an object other attributes in place of some that it has."""
     before = {name: vars(owner)[name] for name in others}
     for name, other in others.items():
@@ -30,7 +30,7 @@ def _replaced(owner: Any, **others: Any) -> Iterator[None]:
             setattr(owner, name, own)
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def nothing(*_: Any, **__: Any) -> None:
     """In place of a method."""
 
 
@@ -39,7 +39,7 @@ def processes_of_one_machine() -> Iterator[None]:
     """Ray that is started meanwhile is a head and a node, and nothing else."""
     from ray._private.node import Node
 
-    with _replaced(Node, **dict.fromkeys(_PROCESSES, _nothing)):
+    with replaced(Node, **dict.fromkeys(_PROCESSES, nothing)):
         yield
 
 
@@ -71,7 +71,7 @@ def data_of_one_machine() -> Iterator[None]:
             return self._all
 
     with (
-        _replaced(_StatsManager, **dict.fromkeys(_TOLD, staticmethod(_nothing))),
-        _replaced(streaming_executor, create_cluster_autoscaler=lambda *_, **__: OneMachine()),
+        replaced(_StatsManager, **dict.fromkeys(_TOLD, staticmethod(nothing))),
+        replaced(streaming_executor, create_cluster_autoscaler=lambda *_, **__: OneMachine()),
     ):
         yield

@@ -7,7 +7,6 @@ import gc
 import importlib
 import logging
 import os
-import signal
 import threading
 import time
 import traceback
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 from flowers.cluster.access import access, joined
 from flowers.cluster.lean import data_of_one_machine, processes_of_one_machine
+from flowers.cluster.signals import signals_are_ours
 from flowers.errors import FlowersError, first_line
 
 T = TypeVar("T")
@@ -215,10 +215,8 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": False, "object_store_memory": store}
     # Ray's own default from a later version on; without it, 2.60 warns that it will change.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    here = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM) if here else None
     try:
-        with nullcontext() if place or verbose else processes_of_one_machine():
+        with signals_are_ours(), nullcontext() if place or verbose else processes_of_one_machine():
             _start(options)
     except Exception as error:
         where = f"the cluster at {place}" if place else "Ray on this machine"
@@ -226,8 +224,6 @@ def _running(place: str, verbose: bool) -> Iterator[None]:
             f"{where} did not answer in time or refused ({first_line(error)}); on a busy machine run the command "
             "again, elsewhere check RAY_ADDRESS; --verbose shows what Ray says"
         ) from error
-    if before is not None:  # Ray's own handler ends the process without a word
-        signal.signal(signal.SIGTERM, before)
     if not verbose:
         # They have handlers of their own. What Ray Data says of an error, with a trace, the job says or mends.
         for name, least in (("ray.data", logging.CRITICAL), ("ray.train", logging.ERROR)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from flowers.cluster.session import background, node, ray_session
 from flowers.data.reading import stream_tables, tables
 from flowers.errors import FlowersError
 from tests.conftest import ROOT
+from tests.faults.processes import members, running
 
 
 def refuse(**_: object) -> None:
@@ -62,7 +64,7 @@ def test_only_what_is_needed_runs() -> None:
 
 
 def test_what_is_no_longer_there_is_not_left_out_in_silence() -> None:
-    with pytest.raises(KeyError), lean._replaced(lean, gone=1):
+    with pytest.raises(KeyError), lean.replaced(lean, gone=1):
         pass
 
 
@@ -139,6 +141,38 @@ def test_what_is_left_when_a_session_ends_does_neither_end_the_process_nor_start
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (0, "alive False\n", "")
     assert not (tmp_path / ".ray").exists()  # a token there would be asked for by every `ray start` from then on
+
+
+STOPPED = """
+import click, ray, time
+from flowers import cli
+from flowers.cluster.session import ray_session
+
+@click.command()
+def main():
+    cli.console(verbose=False)
+    with ray_session(verbose=False):
+        task = ray.remote(lambda: time.sleep(60)).remote()
+        print("started", flush=True)
+        ray.get(task)
+
+cli.run_command(main, "stopped", "Go on.")
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("when", ["Ray starts", "a task runs"])
+def test_a_signal_to_all_processes_of_a_job_stops_it_like_one_to_the_job(when: str, tmp_path: Path) -> None:
+    """As `timeout` sends it, while Ray starts and later: Ray must not end before the job, nor answer in its place."""
+    with running([sys.executable, "-c", STOPPED], tmp_path) as job:
+        if when == "Ray starts":
+            job.until(lambda: any("gcs_server" in line for line in members(job.pid).values()))
+        else:
+            job.until(lambda: job.out.read_text() == "started\n")
+        os.killpg(job.pid, signal.SIGTERM)
+        assert job.wait() == 143
+        said = job.err.read_text()
+    assert said.removeprefix("Stopping. Go on.\n") == "Stopped. Go on.\n"
 
 
 def test_an_error_in_the_background_waits_in_the_future() -> None:
