@@ -39,6 +39,9 @@ class Acceptor:
         # One task a connection, and what tells it that its first bytes are here or its time is over.
         self._sorting: dict[asyncio.Task[None], asyncio.Event] = {}
         listening.setblocking(False)
+        # What is left of a server's connections for a minute does not keep the next one from the port. A port at which
+        # somebody listens is taken, whatever others set.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.listen(_BACKLOG)
         self._accepting = True
         self._loop.add_reader(listening, self._accept)

@@ -216,6 +216,19 @@ def test_a_port_is_held_alone(host: str) -> None:
     assert refused("no.such.host.invalid", port).endswith("; give an address of this machine")
 
 
+def test_the_next_server_gets_the_port_at_once(running: Running, host: str) -> None:
+    """What the server closed itself keeps its address for a minute, as every server that is stopped at work leaves."""
+    port = free_port(host)
+    for _ in range(3):
+        listener = running.listen(Slow(), host, port)
+        with socket.create_connection((host, port), timeout=30) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            while connection.recv(1000):
+                pass
+        assert refused(host, port).endswith("Address already in use; give another port")
+        running.end(listener).result(30)
+
+
 def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
     port = free_port("127.0.0.1")
     listener = running.listen(Slow(), "127.0.0.1", port)
