@@ -1,14 +1,15 @@
-"""The middleware of Ray Serve's own HTTP proxy: it drops the headers by which a client could command the proxy.
+"""The middlewares of Ray Serve's own HTTP proxy: what a client may not command, and what is not there yet or any more.
 
 Ray reads some headers as orders (a time-out of its own, not to notice a client that hangs up) and fails on bytes in
-them that are no text. `python -m serving` names this module in the environment variable `CALLBACK`; on a cluster it is
+them that are no text. While an application starts or ends, Ray says that its paths do not exist, which clients and
+caches take for good. `python -m serving` names this module in the environment variable `CALLBACK`; on a cluster it is
 set for `ray start`.
 """
 
 from __future__ import annotations
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.http.responses import error_response
 from serving.service import ServingError
@@ -30,6 +31,12 @@ class HeadTooLarge(ServingError):
     status, code = 431, "head_too_large"
 
 
+class NoApplication(ServingError):
+    """The proxy has no application for this path."""
+
+    status, code = 503, "no_application"
+
+
 class HeaderFilterMiddleware:
     """ASGI middleware of the proxy."""
 
@@ -47,9 +54,35 @@ class HeaderFilterMiddleware:
         await self._app({**scope, "headers": [line for line in lines if _passes(*line)]}, receive, send)
 
 
+class NoApplicationMiddleware:
+    """ASGI middleware of the proxy: its own "not found", a text as none of our answers is, becomes "try again"."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See the ASGI specification."""
+        refused = False
+
+        async def answer(message: Message) -> None:
+            nonlocal refused
+            if message["type"] == "http.response.start" and message["status"] == 404:
+                kinds = [value for name, value in message["headers"] if name.lower() == b"content-type"]
+                refused = any(kind.startswith(b"text/plain") for kind in kinds)
+                if refused:
+                    error = NoApplication(f"no application answers {scope['path']!r} here: it starts, or has ended")
+                    response = error_response(scope["path"], error)
+                    response.headers["Connection"] = "close"
+                    await response(scope, receive, send)
+            if not refused:
+                await send(message)
+
+        await self._app(scope, receive, answer)
+
+
 def middlewares() -> list[Middleware]:
     """What Ray Serve puts around its proxy."""
-    return [Middleware(HeaderFilterMiddleware)]
+    return [Middleware(HeaderFilterMiddleware), Middleware(NoApplicationMiddleware)]
 
 
 def _passes(name: bytes, value: bytes) -> bool:
