@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -12,7 +14,7 @@ from serving.http.proxy import middlewares
 MISSING = "Path '/predict' not found. Ping http://.../-/routes for available routes."  # Ray's own words (2.60)
 
 
-def answered(response: Response, path: str) -> TestClient:
+def answered(response: Response, path: str) -> Any:
     app = Starlette(middleware=middlewares())
     app.mount("/", response)
     return TestClient(app).post(path, content=b"photo")
