@@ -22,8 +22,9 @@ from pathlib import Path
 
 from benchmarks.kill_resume import NAME
 from benchmarks.lost_nodes import OPTIONS, compared, last_line, stages, trained
-from benchmarks.serve_nodes import DASHBOARD, Machine, cluster, machines, run
+from benchmarks.serve_nodes import DASHBOARD, cluster, run
 from benchmarks.train_speed import ROOT
+from tests.cluster.machines import Machine, machines
 from tests.e2e.conftest import TINY_PATH, draw
 from tests.e2e.head import RAY
 
@@ -32,9 +33,9 @@ PATIENCE_S = 400
 
 def cut(machine: Machine, seconds: float) -> None:
     """Nothing reaches a machine, or leaves it, for so long."""
-    run("ip", "link", "set", f"{machine.name}o", "down")
+    run("ip", "link", "set", machine.link, "down")
     time.sleep(seconds)
-    run("ip", "link", "set", f"{machine.name}o", "up")
+    run("ip", "link", "set", machine.link, "up")
 
 
 def submitted(head: Machine, env: dict[str, str], photos: Path, folder: Path) -> subprocess.Popen[bytes]:
@@ -89,7 +90,7 @@ def main() -> int:
             with cluster(made, own) as env:
                 outcome = trial(made, env, photos, folder, stage, seconds)
                 for machine in made:
-                    run("ip", "link", "set", f"{machine.name}o", "up")
+                    run("ip", "link", "set", machine.link, "up")
             if not stage:
                 if outcome:
                     sys.exit(f"the undisturbed run failed: {outcome}\n{(folder / 'log').read_text()[-3000:]}")

@@ -32,11 +32,11 @@ import requests
 import yaml
 
 from benchmarks.train_speed import ROOT
+from tests.cluster.machines import Machine, machines
 from tests.e2e.conftest import environment
 from tests.e2e.head import RAY
 from tests.faults.processes import end, members
 
-BRIDGE, SUBNET = "flowers0", "10.203.77"
 PORT, GCS, DASHBOARD = 8000, 6379, 8265
 CLASSES = ["red", "green", "blue"]
 # Beyond this a step has failed; they take seconds.
@@ -54,54 +54,6 @@ def run(*words: object, **more: Any) -> str:
     if done.returncode:
         sys.exit(f"{words} ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.stdout
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A network namespace with an address of its own."""
-
-    number: int
-
-    @property
-    def name(self) -> str:
-        """Of the namespace."""
-        return f"flowers{self.number}"
-
-    @property
-    def host(self) -> str:
-        """Its address."""
-        return f"{SUBNET}.{self.number}"
-
-    @property
-    def inside(self) -> list[str]:
-        """Words before a command that runs there."""
-        return ["ip", "netns", "exec", self.name]
-
-    def with_own(self, folder: Path) -> list[str]:
-        """The same; what the command writes into `folder` nobody else sees."""
-        return [*self.inside, "sh", "-c", 'mount -t tmpfs flowers "$0" && mkdir "$0/tmp" && exec "$@"', str(folder)]
-
-
-@contextmanager
-def machines(count: int) -> Iterator[list[Machine]]:
-    """Machines that reach each other and this process, and nothing else."""
-    made = [Machine(number) for number in range(1, count + 1)]
-    with ExitStack() as stack:
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-        stack.callback(run, "ip", "link", "del", BRIDGE)
-        run("ip", "address", "add", f"{SUBNET}.254/24", "dev", BRIDGE)
-        run("ip", "link", "set", BRIDGE, "up")
-        for machine in made:
-            outer, inner = f"{machine.name}o", f"{machine.name}i"
-            run("ip", "netns", "add", machine.name)
-            stack.callback(run, "ip", "netns", "del", machine.name)
-            run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", machine.name)
-            stack.callback(run, "ip", "link", "del", outer)
-            run("ip", "link", "set", outer, "master", BRIDGE, "up")
-            run(*machine.inside, "ip", "link", "set", "lo", "up")
-            run(*machine.inside, "ip", "address", "add", f"{machine.host}/24", "dev", inner)
-            run(*machine.inside, "ip", "link", "set", inner, "up")
-        yield made
 
 
 @contextmanager

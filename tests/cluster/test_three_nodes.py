@@ -22,7 +22,7 @@ from flowers.plan import Plan
 from flowers.training import trainer
 from flowers.training.loop import train_loop
 from jobs.train import main
-from tests.cluster.clusters import STORE_BYTES, own_cluster
+from tests.cluster.clusters import three_nodes
 from tests.e2e.conftest import TINY_PATH, Done, ran, wide, words
 from tests.features.counted import Counted, counting
 from tests.parity.runs import TINY, Photos, Place, drawn, fit, lines_of, newest, wide_network
@@ -40,10 +40,8 @@ def cluster() -> Iterator[str]:
     """HOST:PORT of the head."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", TINY_PATH)  # all processes build `wide_network`
-        with own_cluster(CPUS) as (started, _):
-            for _ in range(2):
-                started.add_node(num_cpus=CPUS, object_store_memory=STORE_BYTES)
-            yield str(started.address)
+        with three_nodes(CPUS) as address:
+            yield address
 
 
 @pytest.fixture(autouse=True)
