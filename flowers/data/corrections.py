@@ -17,7 +17,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.data.manifest import decoded
 from flowers.errors import InputError, few, first_line
-from flowers.text import spreadsheet_safe, spreadsheet_text
+from flowers.text import several, spreadsheet_safe, spreadsheet_text
 
 ACTIONS: Final = ("keep", "relabel", "drop")
 # `label` is what the data says, `suggested` what other photos say; `score` is the probability of the label, and
@@ -153,7 +153,7 @@ def read_corrections(uri: str, option: str = "--relabel") -> Corrections:
     decisions: dict[bytes, Decision] = {}
     for cells, line in lines[1:]:
         if len(cells) != len(names):
-            raise _wrong(source, line, f"{len(cells)} columns, the first line has {len(names)}", option)
+            raise _wrong(source, line, f"{several(len(cells), 'column')}, the first line has {len(names)}", option)
         row = {name: spreadsheet_text(cell) for name, cell in zip(names, cells, strict=True)}
         one = _decision(source, line, row, option)
         if one is None:

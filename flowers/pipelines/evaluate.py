@@ -37,6 +37,7 @@ from flowers.progress import progress_bar
 from flowers.report.evaluation import Comparison, EvaluationReport, Rows, compare, confusion_csv
 from flowers.report.evaluation_html import render_evaluation
 from flowers.report.findings import left_out
+from flowers.text import several
 from flowers.typicality import rejected
 
 PREDICTIONS, CONFUSION = "predictions.parquet", "confusion.csv"
@@ -184,9 +185,9 @@ def _evaluate(
     reasons = Counter(_column(pa.concat_tables(unusable), "reason"))
     if not rows.num_rows:
         raise InputError(
-            f"--data: none of {photos.table.num_rows} files can be evaluated: {seen.num_rows} photos were trained on, "
-            f"{strange.num_rows} have labels that the bundle does not know ({few(sorted(set(_column(strange))))}), "
-            f"{sum(reasons.values())} are unusable or have no label; the bundle knows {few(sorted(classes))}"
+            f"--data: none of {several(photos.table.num_rows, 'file')} can be evaluated: {seen.num_rows} trained on, "
+            f"{strange.num_rows} of labels that the bundle does not know ({few(sorted(set(_column(strange))))}), "
+            f"{sum(reasons.values())} unusable or without a label; the bundle knows {few(sorted(classes))}"
         )
     warnings += _doubts(rows, origin, options)
     answers = Answers(rows, scores_of(rows), classes)
@@ -294,17 +295,19 @@ def _doubts(rows: pa.Table, origin: Origin, options: EvaluateOptions) -> list[st
     """What one should know of the photos that count."""
     found, digests = [], rows["sha256"].to_pylist()
     if validated := sum(map(set(origin.photos("validation")["sha256"].to_pylist()).__contains__, digests)):
-        noun = "photo is a validation photo" if validated == 1 else "photos are validation photos"
-        found.append(f"{validated} {noun} of the run, which chose its epoch: a little too good")
+        said = several(validated, "photo is a validation photo", "photos are validation photos")
+        found.append(f"{said} of the run, which chose its epoch: a little too good")
     labels: dict[bytes, set[str]] = {}
     for digest, label in zip(digests, _column(rows), strict=True):
         labels.setdefault(digest, set()).add(label)
     if copies := len(digests) - len(labels):
-        found.append(f"{copies} files have the same bytes as another one; each counts")
+        found.append(f"{several(copies, 'file has', 'files have')} the same bytes as another one; each counts")
     if conflicts := sum(len(one) > 1 for one in labels.values()):
-        found.append(f"{conflicts} photos are there under two labels: one of them counts as wrong")
+        found.append(
+            f"{several(conflicts, 'photo is', 'photos are')} there under two labels: one of them counts as wrong"
+        )
     if len(digests) < 30:
-        found.append(f"only {len(digests)} photos: look at the interval, not at the value")
+        found.append(f"only {several(len(digests), 'photo')}: look at the interval, not at the value")
     if absent := sorted(set(origin.bundle.classes) - set(_column(rows))):
         found.append(f"no photo of: {few(absent)}")
     return found

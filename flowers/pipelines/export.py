@@ -30,7 +30,7 @@ from flowers.progress import progress_bar
 from flowers.published import answering
 from flowers.report.formatting import percent
 from flowers.runs import now
-from flowers.text import plain
+from flowers.text import plain, several
 
 RECORD = "export.json"
 # Photos that an export is tried on, and photos that int8 is calibrated with, at most.
@@ -249,7 +249,7 @@ def _say(record: Export, out: Console) -> None:
             f"most {decoded.largest_difference:.2g}"
         )
     if record.not_decoded:
-        lines.append(f"          {record.not_decoded} photos TensorFlow cannot decode")
+        lines.append(f"          {several(record.not_decoded, 'photo')} TensorFlow cannot decode")
     lines += [
         f"speed     {record.images_per_s:.0f} images/s ({record.runtime}), the bundle {record.bundle_images_per_s:.0f}",
         f"size      {record.bytes / 1e6:.1f} MB",

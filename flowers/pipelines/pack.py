@@ -27,7 +27,7 @@ from flowers.options import wrong
 from flowers.pipelines.source import list_labelled
 from flowers.prediction.parts import held
 from flowers.progress import progress_bar
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,14 @@ def pack(options: PackOptions, out: Console) -> Packed:
     files = listing.table
     if not files.num_rows:
         raise InputError(f"--data: found no files in {options.data!r}; give a folder, a manifest or an archive")
-    for text in (f"{files.num_rows} files of {listing.source}", *listing.notes):
+    for text in (f"{several(files.num_rows, 'file')} of {listing.source}", *listing.notes):
         out.print(plain(text), highlight=False, markup=False)
     folder = listing.folder or storage.absolute(options.root or storage.parent(listing.source))
     plan = _planned(files, folder, options.shard_mb)
     if not len(plan.packed):
-        raise InputError(f"--data: none of {files.num_rows} files of {options.data!r} is a photo by its place and name")
+        raise InputError(
+            f"--data: none of {several(files.num_rows, 'file')} of {options.data!r} is a photo by its place and name"
+        )
     announce(out)
     try:
         with held(target), storage.enough_space(f"the pack {target}"):
@@ -187,7 +189,7 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
         elif same:
             storage.sweep(target)
             there = [name for name in names if shards.has_its_name(name) and name != packs.INDEX]
-            out.print(f"goes on: {len(there)} shards are there", highlight=False)
+            out.print(f"goes on: {several(len(there), 'shard is', 'shards are')} there", highlight=False)
             return False
         out.print(plain(f"starts over: {why}"), highlight=False, markup=False)
         storage.delete(target, last=packs.SOURCE)

@@ -25,6 +25,7 @@ from flowers.prediction.folders import Folders, claim, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar, warn
+from flowers.text import several
 
 
 @dataclass
@@ -162,4 +163,4 @@ def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
             gone += sort_into(place, list(folders.places(read_part(uri, ["path", "label", "score"]))), options.link)
             advance(1)
     if gone:
-        warn(f"{gone} photos are not in --sort-into: they can no longer be read", out)
+        warn(f"{several(gone, 'photo is', 'photos are')} not in --sort-into: no longer readable", out)

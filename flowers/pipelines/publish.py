@@ -17,7 +17,7 @@ from flowers.predictor import Predictor
 from flowers.progress import progress_bar
 from flowers.report.formatting import interval, percent, value
 from flowers.runs import Run, now
-from flowers.text import plain
+from flowers.text import plain, several
 from flowers.tracking import Tracker
 
 # Photos that are in memory at a time.
@@ -115,7 +115,7 @@ def describe(options: PublishOptions) -> list[str]:
             manifest = load_bundle(uri).manifest
             said += [
                 record.published if record else f"saved {manifest.get('saved', '?')}",
-                f"{len(manifest['classes'])} classes",
+                several(len(manifest["classes"]), "class", "classes"),
             ]
         if record and record.accuracy:
             accuracy = record.accuracy
@@ -225,7 +225,7 @@ def _check_not_worse(origin: Origin, predictor: Predictor, than: str, folder: st
             advance(chunk.num_rows)
     paired = Paired.of(np.array(right[0]), np.array(right[1]))
     said = (
-        f"{paired.n} test photos: the new one has {paired.new_right} right, {uri} {paired.old_right}; "
+        f"{several(paired.n, 'test photo')}: the new one has {paired.new_right} right, {uri} {paired.old_right}; "
         f"{paired.gained} gained, {paired.lost} lost (p = {paired.p_worse:.3f} that chance alone loses as many)"
     )
     out.print(said, highlight=False, markup=False)

@@ -35,6 +35,7 @@ from flowers.report.files import read_report
 from flowers.report.record import Report
 from flowers.report.suspects import CARDS, Picture, Suspect, SuspectsFound, render_suspects
 from flowers.runs import Run
+from flowers.text import several
 
 # Photos of each of the two classes beside a suspect, and pixels a side of the suspect and of these.
 _NEIGHBOURS, _LARGE, _SMALL = 3, 224, 96
@@ -73,7 +74,7 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         probabilities = evaluation.out_of_sample(features, labels, kept_together(used), len(classes), report.seed)
     found = evaluation.find_suspects(labels, probabilities, options.count, np.array(looked_at, np.bool_))
     if lost := used.num_rows - found.judged:
-        warnings.append(f"of {lost} photos nothing can be said: too few others of their class")
+        warnings.append(f"of {several(lost, 'photo')} nothing can be said: too few others of their class")
     listed = _listed(used, found, classes, decided)
     listed = _with_pictures(listed, used["path"], found, features, labels, report, out)
     earlier = _earlier(ledger, decided, {one.sha256 for one in listed})
@@ -110,11 +111,11 @@ def _features(
         held = set(cache.digests())
         here = [digest in held for digest in digests]
         if lost := here.count(False):
-            warnings.append(f"{lost} photos changed or are gone since the run; left out")
+            warnings.append(f"{several(lost, 'photo')} changed or went since the run; left out")
         used = used.filter(pa.array(here))
         digests = used["sha256"].to_pylist()
         if not digests:
-            raise InputError(f"RUN: none of {len(here)} photos of {run.name!r} is there any more")
+            raise InputError(f"RUN: none of {several(len(here), 'photo')} of {run.name!r} is there any more")
     return used, np.asarray(cache.rows(digests), np.float32)
 
 

@@ -20,7 +20,7 @@ from flowers.data.listing import Listing
 from flowers.data.split import SUBSETS
 from flowers.report.findings import SHOWN, Finding, left_out, near_duplicates, shown
 from flowers.report.formatting import LARGE, count
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,8 @@ def render_check_text(found: DataCheck) -> Group:
     parts: list[Table | Text] = [_class_table(found.classes)]
     lines = [
         *found.notes,
-        f"{count(found.files)} files, {count(found.usable)} photos of {len(found.classes)} classes: "
+        f"{several(found.files, 'file')}, {several(found.usable, 'photo')} of "
+        f"{several(len(found.classes), 'class', 'classes')}: "
         + (", ".join(f"{count(number)} {form}" for form, number in found.formats.items()) or "none that can be read"),
     ]
     if found.sides:

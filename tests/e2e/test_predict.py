@@ -98,11 +98,11 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     assert {name: error.partition(":")[0] for name, error in errors.items()} == {
         "cut.jpg": "truncated", "empty.png": "empty", "notes.txt": "side_file",
     }  # fmt: skip
-    assert predicted(bundle, photos, out, *more).startswith(f"nothing to do: all of {FILES} files")
+    assert predicted(bundle, photos, out, *more).startswith(f"nothing to do: {FILES} files, each with its row in ")
     (photos / "b" / "new.png").write_bytes((photos / "a" / "000.png").read_bytes())
     before = {path: path.read_bytes() for path in out.glob("part-*")}
-    assert "1 files were added since, --update predicts them" in predicted(bundle, photos, out, *more)
-    assert predicted(bundle, photos, out, *more, "--update").startswith("1 photos, 0 errors, ")
+    assert "1 file was added since: see --update" in predicted(bundle, photos, out, *more)
+    assert predicted(bundle, photos, out, *more, "--update").startswith("1 photo, 0 errors, ")
     assert {path: path.read_bytes() for path in before} == before
     assert "--top was 2, now 1" in predicted(bundle, photos, out, *more[:3], "--top", 1, code=2)
     with locks.hold(str(photos / ".out.lock")):
@@ -164,7 +164,7 @@ def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
         Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(photos / f"{name}.png")
     (photos / "empty.png").touch()
     line = predicted(bundle, photos, tmp_path / "out", *more, "--sort-into", target)
-    assert line.startswith("5 photos, 1 errors, 2 none of the classes, ")
+    assert line.startswith("5 photos, 1 error, 2 none of the classes, ")
     telling = Predictor(load_bundle(str(bundle)), unknown=0.05)
     found = {Path(row["path"]).stem: row for row in rows(tmp_path / "out")}
     for name, answer in zip(
@@ -192,7 +192,7 @@ def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.jpg").write_bytes(b"x")
     text = predicted(bundle, tmp_path / "bad", tmp_path / "out", code=2)
-    assert "none of 1 files is a usable photo" in text
+    assert "none of 1 file is a usable photo" in text
     (tmp_path / "none").mkdir()
     assert "found no files" in predicted(bundle, tmp_path / "none", tmp_path / "out", code=2)
     assert "there is no bundle" in predicted(tmp_path / "none", tmp_path / "bad", tmp_path / "out", code=2)
