@@ -17,7 +17,7 @@ from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
 from flowers.model.weights import NAMED_WEIGHTS
-from flowers.options import OneOf, OptionSet, described, flag, option, wrong
+from flowers.options import OneOf, OptionSet, described, flag, option, said, wrong
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
@@ -48,10 +48,6 @@ def unknown_option(**more: Any) -> Any:
         lt=1,
         **more,
     )
-
-
-def _said(value: Any) -> str:
-    return "not given" if value is None else repr(value)
 
 
 def _meant(identity: dict[str, Any]) -> dict[str, Any]:
@@ -431,10 +427,10 @@ class TrainConfig(DataOptions):
         defaults = TrainConfig().identity()
         now, then = _meant(self.identity()), _meant({**defaults, **before})
         changed = [name for name in now if then[name] != now[name]]
-        found = [f"{flag(name)} was {_said(then[name])}, now {_said(now[name])}" for name in changed]
+        found = [f"{flag(name)} was {said(then[name])}, now {said(now[name])}" for name in changed]
         for name in sorted(before.keys() - described(TrainConfig).keys()):
             if name not in REMOVED or before[name] != REMOVED[name]:
-                found.append(f"{flag(name)} was {_said(before[name])}, now there is no such option")
+                found.append(f"{flag(name)} was {said(before[name])}, now there is no such option")
         return found
 
     def run_name(self) -> str:

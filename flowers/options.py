@@ -202,8 +202,16 @@ def check_path(option: str, value: str, words: str = "") -> None:
 
 
 def wrong(name: str, received: object, required: str) -> InputError:
-    """The error of an option that does not fit, alone or to another one."""
-    return InputError(f"{flag(name)}: received {_shown(received)}, required is {required}")
+    """The error of an option that does not fit, alone or to another one; of a flag nothing was received but itself."""
+    what = "" if received is True else f"received {_shown(received)}, "
+    return InputError(f"{flag(name)}: {what}required is {required}")
+
+
+def said(value: object) -> str:
+    """The value of an option as people gave it; a flag is given or not."""
+    if value is None or isinstance(value, bool):
+        return "given" if value else "not given"
+    return _shown(value)
 
 
 def _option(name: str, field: FieldInfo, extra: Mapping[str, Any]) -> Option:

@@ -203,7 +203,7 @@ def test_other_options_are_named_with_both_values(config: TrainConfig, folder: P
     before = contents(folder)
     text = refusal(other(config, epochs=3, split=(0.8, 0.1, 0.1), weights="random"))
     assert "--epochs was not given, now 3" in text
-    assert "--split was [0.7, 0.27, 0.03], now [0.8, 0.1, 0.1]" in text
+    assert "--split was '0.7 0.27 0.03', now '0.8 0.1 0.1'" in text
     assert "--weights was 'imagenet', now 'random'" in text
     assert "--seed" not in text
     assert "--fresh" in text

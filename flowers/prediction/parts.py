@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from flowers import locks, storage
 from flowers.errors import DamagedFile, InputError, first_line
+from flowers.options import said
 from flowers.text import spreadsheet_safe, spreadsheet_text
 from flowers.typicality import none_of_these
 
@@ -33,7 +34,7 @@ _CONFIG, _SUMMARY = "_config.json", "_summary.json"
 def changed(before: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """Which options are not what they were, in a line; nothing if all are."""
     return "; ".join(
-        f"{name} was {before.get(name)!r}, now {options.get(name)!r}"
+        f"{name} was {said(before.get(name))}, now {said(options.get(name))}"
         for name in sorted({*before, *options})
         if before.get(name) != options.get(name)
     )

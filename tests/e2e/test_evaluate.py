@@ -237,6 +237,9 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         strange = tmp_path / "strange.csv"
         strange.write_text(f"path,label\n{next(iter(place.photos))},purple\n")
         _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "out", code=2)
-        assert "none of 1 file can be evaluated: 0 trained on, 1 of labels that the bundle does not know ('purple')" in text
+        assert (
+            "none of 1 file can be evaluated: 0 trained on, 1 of labels that the bundle does not know ('purple')"
+            in text
+        )
     finally:
         bundle.rename(place.right.bundle)

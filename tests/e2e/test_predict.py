@@ -181,7 +181,7 @@ def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
     assert {path.stem for path in (target / "none-of-these").iterdir()} == {"grey", "black"}
     assert len([path for path in target.glob("*/*") if path.is_file()]) == 4
     text = predicted(bundle, photos, tmp_path / "out", *more[1:], "--sort-into", target, code=2)
-    assert "--unknown was 0.05, now None" in text
+    assert "--unknown was 0.05, now not given" in text
     text = predicted(bundle, photos, tmp_path / "few", "--unknown", 0.001, code=2)
     assert "required is 0.01 or more" in text
     assert not (tmp_path / "few").exists()

@@ -93,6 +93,8 @@ def test_a_folder_is_of_one_set_of_options(tmp_path: Path) -> None:
     out.open({"--bundle": "1", "--top": 5}, "later")
     with pytest.raises(InputError, match=r"other options \(--bundle was '1', now '2'; --top was 5, now 3\)"):
         out.open({"--bundle": "2", "--top": 3}, "later")
+    with pytest.raises(InputError, match=r"\(--scores was not given, now given; --top was 5, now not given\)"):
+        out.open({"--bundle": "1", "--top": None, "--scores": True}, "later")
     (tmp_path / "out" / "_config.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
         out.open({}, "later")
