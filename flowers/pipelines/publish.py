@@ -88,7 +88,7 @@ def choose(options: PublishOptions, out: Console) -> int:
             what = "all versions before it are damaged" if before else "there is none before it"
             raise InputError(f"--rollback: version {current} answers, and {what}")
     if number is not None and (damage := _damage(found[number]) if number in found else None):
-        raise InputError(f"--pin: version {number} is damaged: {damage}")
+        raise InputError(f"--pin: version {number} cannot answer: {damage}")
     try:
         published.pin(found, number)
     except OSError as error:
@@ -124,7 +124,7 @@ def describe(options: PublishOptions) -> list[str]:
         if number == (max(found) if pinned is None else pinned):
             said.append("answers" if pinned is None else "pinned: answers")
         if damage is not None:
-            said.append(f"DAMAGED: {damage}")
+            said.append(f"UNUSABLE: {damage}")
         lines.append(plain(f"{number:>4}  {'  '.join(said)}"))
     if pinned is not None and pinned not in found:
         lines.append(f"version {pinned} is pinned and not there: servers go on with what they have")

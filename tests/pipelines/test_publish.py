@@ -92,8 +92,11 @@ def test_versions_are_published_listed_and_rolled_back(tmp_path: Path, good: Run
     assert versions.refresh()
     assert versions.current.number == 3
     (model / "2" / "labels.txt").write_text("other\n")
-    assert "DAMAGED" in run("--to", model, "--list").splitlines()[1]
-    assert "is damaged" in run("--to", model, "--pin", 2, code=2)
+    why = f"{model}/2 is damaged: labels.txt has sha256 "
+    line = run("--to", model, "--list").splitlines()[1]
+    assert f"  UNUSABLE: {why}" in line
+    assert line.casefold().count("damaged") == 1
+    assert f"--pin: version 2 cannot answer: {why}" in run("--to", model, "--pin", 2, code=2)
     for gate in (("--min-accuracy", 0.9), ("--not-worse-than", model), ("--mlflow", "sqlite:///x.db")):
         assert f"{gate[0]}: received" in run("--to", model, "--rollback", *gate, code=2)
     assert "version 1 of" in run("--to", model, "--rollback"), "a damaged one is passed over"
