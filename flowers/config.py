@@ -18,6 +18,7 @@ from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
 from flowers.model.weights import NAMED_WEIGHTS
 from flowers.options import OneOf, OptionSet, described, flag, option, said, wrong
+from flowers.text import several
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
@@ -34,6 +35,15 @@ deciding, neutral = functools.partial(option, result=True), functools.partial(op
 
 # Share of photos of the classes that may be taken for none of them, where none is named.
 UNKNOWN = 0.05
+# Classes that are named for each photo, where nobody says how many.
+TOP = 5
+
+
+def top_said(top: int, classes: int) -> str:
+    """A line where somebody asked for more classes than a bundle has; "" if not."""
+    if top <= max(classes, TOP):
+        return ""
+    return f"--top {top}: the bundle has {several(classes, 'class', 'classes')}, all of them are named"
 
 
 def unknown_option(**more: Any) -> Any:
@@ -538,7 +548,10 @@ class EvaluateOptions(BulkOptions):
         names=_NAMED_SETS,
     )
     top: int = deciding(
-        5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
+        TOP,
+        "Classes to name for each photo in predictions.parquet, all if there are fewer; and largest k of top-k "
+        "accuracy.",
+        ge=1,
     )
     out: NotEmpty | None = neutral(
         None,
@@ -576,7 +589,7 @@ class PredictOptions(BulkOptions):
         path=True,
     )
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
-    top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
+    top: int = deciding(TOP, "Classes to name for each photo, the likeliest first; all if there are fewer.", ge=1)
     scores: bool = deciding(False, "Write the scores of all classes, too.")
     unknown: float | None = unknown_option(result=True)
     update: bool = neutral(

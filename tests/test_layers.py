@@ -42,7 +42,7 @@ FLOWERS_IMPORTS: dict[str, list[str]] = {
     "progress": ["errors", "text"],
     "data": [*BASE, "bounded"],
     "model": [*BASE, "data"],
-    "config": ["options", "storage", "data", "model"],
+    "config": ["text", "options", "storage", "data", "model"],
     "inference": [*BASE, "model"],
     "cluster": BASE,
     "doctor": [*BASE, "cluster"],

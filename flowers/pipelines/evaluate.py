@@ -19,7 +19,7 @@ from flowers import published, runs, storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
-from flowers.config import EvaluateOptions
+from flowers.config import EvaluateOptions, top_said
 from flowers.data import reading
 from flowers.data.corrections import in_words, read_corrections
 from flowers.data.listing import LISTING, listing_of
@@ -73,6 +73,8 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
         InputError: there is no bundle, or there are no photos that it can be evaluated on.
     """
     origin = _origin(options.bundle)
+    if fewer := top_said(options.top, len(origin.bundle.classes)):
+        out.print(fewer, highlight=False)
     if options.unknown is not None:
         origin.bundle.typicality(options.unknown)  # refused before anything is read
     baseline = _origin(options.baseline) if options.baseline else None

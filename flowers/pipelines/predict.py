@@ -15,7 +15,7 @@ from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
-from flowers.config import PredictOptions
+from flowers.config import PredictOptions, top_said
 from flowers.data import shards
 from flowers.data.listing import Listing
 from flowers.errors import InputError
@@ -62,6 +62,8 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         InputError: there are no photos, no bundle, or the target is of other options.
     """
     bundle = load_bundle(published.answering(storage.absolute(options.bundle)))
+    if fewer := top_said(options.top, len(bundle.classes)):
+        out.print(fewer, highlight=False)
     if options.unknown is not None:
         bundle.typicality(options.unknown)  # refused before anything is read
     listing = _listing(options)

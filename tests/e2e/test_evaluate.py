@@ -81,7 +81,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("ray")
 def test_a_wrong_bundle_is_reported_as_wrong(place: Place) -> None:
-    out, _ = evaluated(place.wrong.uri)
+    out, _ = evaluated(place.wrong.uri, "--top", 99)
+    assert out.startswith("--top 99: the bundle has 3 classes, all of them are named\n")
     found = report(Path(place.wrong.uri) / "evaluations" / "test")
     assert found["rows"] == {"found": 9, "evaluated": 9, "training": 0, "unknown": 0, "unusable": 0}
     assert found["summary"]["accuracy"]["value"] == pytest.approx(1 / 3)
