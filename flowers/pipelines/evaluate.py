@@ -23,6 +23,7 @@ from flowers.config import EvaluateOptions, top_said
 from flowers.data import reading
 from flowers.data.corrections import in_words, read_corrections
 from flowers.data.listing import LISTING, listing_of
+from flowers.data.look_alikes import did_you_mean
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
@@ -79,9 +80,10 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
         origin.bundle.typicality(options.unknown)  # refused before anything is read
     baseline = _origin(options.baseline) if options.baseline else None
     if baseline is not None and not set(baseline.bundle.classes) & set(origin.bundle.classes):
+        hint = did_you_mean(baseline.bundle.classes, origin.bundle.classes)
         raise InputError(
             f"--baseline: {options.baseline} knows {few(baseline.bundle.classes)}, of which {options.bundle} knows "
-            "none; required is a bundle of the same classes"
+            f"none; required is a bundle of the same classes{hint and f' ({hint})'}"
         )
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
@@ -185,12 +187,16 @@ def _evaluate(
         unusable.append(_reasons(rows.filter(pc.invert(same)), "changed"))
         rows = rows.filter(same)
     reasons = Counter(_column(pa.concat_tables(unusable), "reason"))
+    hint = did_you_mean(_column(strange), classes)
     if not rows.num_rows:
         raise InputError(
             f"--data: none of {several(photos.table.num_rows, 'file')} can be evaluated: {seen.num_rows} trained on, "
             f"{strange.num_rows} of labels that the bundle does not know ({few(sorted(set(_column(strange))))}), "
             f"{sum(reasons.values())} unusable or without a label; the bundle knows {few(sorted(classes))}"
+            f"{hint and f'; {hint}'}"
         )
+    if hint:
+        warnings.append(f"labels that the bundle does not know are left out; {hint}")
     warnings += _doubts(rows, origin, options)
     answers = Answers(rows, scores_of(rows), classes)
     auc, macro_auc = ranking.one_vs_rest(answers.labels, answers.scores, classes)

@@ -236,11 +236,14 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "is not known, as its run is gone" in " ".join(found["warnings"])
         assert found["calibration"]["temperature"] is None
         strange = tmp_path / "strange.csv"
-        strange.write_text(f"path,label\n{next(iter(place.photos))},purple\n")
+        first, second, third, *_ = place.photos
+        strange.write_text(f"path,label\n{first},purple\n{second},Green\n{third},green\n")
+        evaluated(bundle, "--data", strange, "--out", tmp_path / "out")
+        hint = "did you mean 'green' by 'Green'?"
+        assert f"labels that the bundle does not know are left out; {hint}" in report(tmp_path / "out")["warnings"]
+        strange.write_text(f"path,label\n{first},purple\n{second},Green\n")
         _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "out", code=2)
-        assert (
-            "none of 1 file can be evaluated: 0 trained on, 1 of labels that the bundle does not know ('purple')"
-            in text
-        )
+        assert "none of 2 files can be evaluated: 0 trained on, 2 of labels that the bundle does not know (" in text
+        assert text.endswith(f"; {hint}")
     finally:
         bundle.rename(place.right.bundle)
