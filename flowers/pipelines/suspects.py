@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -97,7 +98,7 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         storage.write(target.suspects, written(one.row for one in result.rows))
     except OSError as error:
         raise InputError(f"--out: {target.uri} cannot be written: {error.strerror or error}") from error
-    return result, target, _command(run, report, target)
+    return result, target, follow_up(report.command, run, target)
 
 
 def _features(
@@ -233,7 +234,25 @@ def _with_pictures(
     return [*cards, *listed[len(cards) :]]
 
 
-def _command(run: Run, report: Report, target: Run) -> str:
-    """The command that trains with the decisions, on the same split."""
-    words = ["--relabel", target.suspects, "--split-file", run.split, "--name", f"{run.name}-relabelled"]
-    return f"{report.command or 'python -m jobs.train ...'} {shlex.join(words)}"
+def follow_up(command: str, run: Run, target: Run) -> str:
+    """The command that trains with the decisions, on the same split.
+
+    Args:
+        command: how the run was trained, perhaps with earlier decisions; "" if that is not known.
+        run: that was.
+        target: where the decisions are.
+    """
+    changed = {"--relabel": target.suspects, "--split-file": run.split, "--name": _next_name(run.name)}
+    words, kept = iter(shlex.split(command) or ["python", "-m", "jobs.train", "..."]), list[str]()
+    for word in words:
+        if word in changed:
+            next(words, None)
+        elif word.partition("=")[0] not in changed and word != "--fresh":
+            kept.append(word)
+    return shlex.join([*kept, *(word for pair in changed.items() for word in pair)])
+
+
+def _next_name(name: str) -> str:
+    """The name of the run after that of a name: one, one-relabelled, one-relabelled-2, one-relabelled-3."""
+    found = re.fullmatch(r"(.+-relabelled)(?:-(\d+))?", name)
+    return f"{found[1]}-{int(found[2] or 1) + 1}" if found else f"{name}-relabelled"
