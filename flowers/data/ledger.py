@@ -369,15 +369,21 @@ def _first_alike(rows: pa.Table, alike: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def check_bad_fraction(rows: pa.Table, max_bad_fraction: float, found: int | None = None) -> None:
-    """Raises `InputError` if more than `max_bad_fraction` of the `found` files (by default all rows) are unusable."""
-    found = rows.num_rows if found is None else found
+    """Raises `InputError` if more than a fraction of the files is unusable.
+
+    Args:
+        rows: of the files, those that have been read.
+        max_bad_fraction: of them that may be (`HARMLESS` reasons do not count).
+        found: how many files there are; None: all have been read.
+    """
+    found, least = (rows.num_rows, "") if found is None else (found, "at least ")
     codes = Counter(code for code in rows["code"].to_pylist() if code is not None and code not in HARMLESS)
     bad = codes.total()
     if bad and bad / found > max_bad_fraction:  # the product 0.29 * 100 is below 29
         at = rows["code"].to_pylist().index(codes.most_common(1)[0][0])
         kinds = ", ".join(f"{count} {code}" for code, count in codes.most_common())
         raise InputError(
-            f"{bad} of {several(found, 'file')} {'is' if bad == 1 else 'are'} unusable ({kinds}; e.g. "
+            f"{least}{bad} of {several(found, 'file')} {'is' if bad == 1 else 'are'} unusable ({kinds}; e.g. "
             f"{rows['path'][at]}: {rows['detail'][at]}), allowed is a fraction of "
             f"{max_bad_fraction:g}; mend or remove them, or raise --max-bad-fraction"
         )

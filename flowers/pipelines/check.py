@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 
 import pyarrow as pa
 from rich.console import Console
@@ -12,7 +13,7 @@ from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
-from flowers.data.ledger import ROW, Ledger, settle
+from flowers.data.ledger import ROW, Ledger, mark_repeats, settle
 from flowers.data.listing import some
 from flowers.errors import InputError
 from flowers.inference.engine import usable_cpus
@@ -64,6 +65,10 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         )
     except InputError as error:
         refusal = str(error)
+        if options.corrections is not None:
+            with suppress(InputError):  # perhaps what is refused
+                rows, *_ = options.corrections.apply(rows)
+        rows = mark_repeats(rows)  # as the refusal counts them
     found = build_check(command, listing, rows, ledger, refusal, options.max_pixels)
     try:
         storage.write(storage.absolute(options.page), render_check(found).encode())

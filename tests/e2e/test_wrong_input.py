@@ -53,8 +53,9 @@ def test_too_many_bad_files_stop_the_run(job: Job, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", classes=2, each=20)
     for index in range(6):
         (data / "class0" / f"bad{index}.jpg").write_bytes(os.urandom(100))
+    os.link(data / "class0" / "000.jpg", data / "class1" / "conflict.jpg")
     done = job(tmp_path / "runs", "bad", "--data", data, *SMALL, code=2)
-    assert "6 of 46 files are unusable" in done.err
+    assert "8 of 47 files are unusable (6 not_a_photo, 2 conflict; " in done.err
     assert "--max-bad-fraction" in done.err
 
 
