@@ -8,8 +8,9 @@ from flowers import cli
 from flowers.config import PredictOptions
 from flowers.text import several
 
-_HELP = """Run a trained bundle on any number of photos, and write a row for each file: its class, its score, the
-likeliest classes, or why it is no usable photo.
+_HELP = """Run a trained bundle on any number of photos, and write a row for each file: label (the class that the
+bundle gives it; in predictions.parquet of jobs.evaluate that is predicted), its score, the likeliest classes, or why it
+is no usable photo.
 
 \b
 A folder of photos:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions

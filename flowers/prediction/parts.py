@@ -145,9 +145,10 @@ def predicted(
         unknown: share of photos of the classes that may be taken for none of them; None: every photo gets a label.
 
     Returns:
-        Columns path, sha256 (hexadecimal), label, score, top (a list of label and score), scores if wanted (K, in the
-        order of the classes), with `unknown` typicality and reason, and error ("code: detail"). Of score, top, scores
-        and error either the last is null or the others are; of label and reason either, of a good photo.
+        Columns path, sha256 (hexadecimal), label (what the network says), score, top (a list of label and score),
+        scores if wanted (K, in the order of the classes), with `unknown` typicality and reason, and error ("code:
+        detail"). Of score, top, scores and error either the last is null or the others are; of label and reason either,
+        of a good photo.
     """
     good = pc.is_valid(scored["scores"]).to_numpy()
     rows = scored.filter(pa.array(good))
