@@ -590,7 +590,7 @@ class PredictOptions(BulkOptions):
     )
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
     top: int = deciding(TOP, "Classes to name for each photo, the likeliest first; all if there are fewer.", ge=1)
-    scores: bool = deciding(False, "Write the scores of all classes, too.")
+    scores: bool = deciding(False, "Write the scores of all classes, too, in the order of `classes` in _config.json.")
     unknown: float | None = unknown_option(result=True)
     update: bool = neutral(
         False,

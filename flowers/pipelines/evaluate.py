@@ -339,7 +339,7 @@ def _temperature(scorer: Scorer, origin: Origin, out: Console) -> tuple[float | 
 
 
 def _rows_of(answers: Answers, top: int) -> pa.Table:
-    """A row for each photo: its label (what people say), `predicted` (what the network says), whether that is right, and what slices go by."""
+    """A row for each photo: its label, `predicted`: what is said of it, whether that is right, what slices go by."""
     said = predicted(answers.rows, answers.classes, top, scores=True)
     columns = {
         "path": said["path"],

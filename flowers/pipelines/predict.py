@@ -73,7 +73,7 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     }
     announce(out)
     with held(target.uri), storage.enough_space(target.uri):
-        target.open(identity, runs.now())
+        target.open(identity, bundle.classes, runs.now())
         if options.sort_into:
             how = {"bundle": bundle.sha256} | {
                 flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
@@ -98,7 +98,8 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
                 if options.sort_into:
                     _sort(options, target, out)
         if not complete or todo.num_rows:
-            target.finish({"files": found.files, "finished": runs.now(), "bundle": bundle.uri})
+            counts = target.counts(options.unknown is not None)
+            target.finish({"files": found.files, **counts, "finished": runs.now(), "bundle": bundle.uri})
     return found
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -54,16 +55,21 @@ class Predictions:
 
     @property
     def config(self) -> str:
-        """_config.json: the options that decide what the rows say."""
+        """_config.json: the options that decide what the rows say, and the classes in the order of their scores."""
         return storage.join(self.uri, _CONFIG)
 
     @property
     def summary(self) -> str:
-        """_summary.json, written last: what marks the folder as complete."""
+        """_summary.json, written last, which marks the folder as complete: what is in it, and when it was made."""
         return storage.join(self.uri, _SUMMARY)
 
-    def open(self, options: Mapping[str, Any], created: str) -> None:
+    def open(self, options: Mapping[str, Any], classes: Sequence[str], created: str) -> None:
         """Makes the folder, or finds that it is one of these options.
+
+        Args:
+            options: what decides the rows.
+            classes: in the order of all scores, which is noted beside them.
+            created: the time.
 
         Raises:
             InputError: it was made with others, or is none of predictions.
@@ -74,7 +80,7 @@ class Predictions:
                 raise InputError(
                     f"--out: {self.uri} holds {names[0]!r} and is no folder of predictions; choose another --out"
                 )
-            body = {"options": dict(options), "created": created}
+            body = {"options": dict(options), "classes": list(classes), "created": created}
             storage.write(self.config, json.dumps(body, indent=2).encode())
             return
         try:
@@ -106,6 +112,20 @@ class Predictions:
         name = f"part-{number:05}.{self.form}"
         with storage.enough_space(f"the predictions {self.uri}"):
             storage.write(storage.join(self.uri, name), encoded(table, self.form))
+
+    def counts(self, unknown: bool) -> dict[str, Any]:
+        """Rows of all parts; those with an error, by its code; and photos of none of the classes.
+
+        Args:
+            unknown: whether that was asked; else it is None.
+        """
+        rows, errors, strangers = 0, Counter[str](), 0
+        for uri in self.parts():
+            part = read_part(uri, ["error", "reason"] if unknown else ["error"])
+            rows += part.num_rows
+            errors.update(error.partition(":")[0] for error in part["error"].drop_null().to_pylist())
+            strangers += part.num_rows - part["reason"].null_count if unknown else 0
+        return {"rows": rows, "errors": dict(errors.most_common()), "unknown": strangers if unknown else None}
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes _summary.json."""
@@ -225,7 +245,7 @@ def _csv_row(row: Mapping[str, Any], classes: Sequence[str], top: int) -> Iterat
 
 
 def read_part(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some of the columns path, label, reason (text) and score (a number) of a part.
+    """Some of the columns path, sha256, label, reason, error (text) and score (a number) of a part.
 
     Raises:
         DamagedFile: it is none.

@@ -94,6 +94,10 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     assert sorted(path.name for path in out.iterdir()) == [
         *("_config.json", "_summary.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"),
     ]
+    assert json.loads((out / "_config.json").read_text())["classes"] == CLASSES
+    summary = json.loads((out / "_summary.json").read_text())
+    assert summary["errors"] == {"truncated": 1, "side_file": 1, "empty": 1}
+    assert (summary["files"], summary["rows"], summary["unknown"]) == (FILES, FILES, None)
     errors = {Path(row["path"]).name: row["error"] for row in rows(out) if row["error"]}
     assert {name: error.partition(":")[0] for name, error in errors.items()} == {
         "cut.jpg": "truncated", "empty.png": "empty", "notes.txt": "side_file",
@@ -165,6 +169,8 @@ def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
     (photos / "empty.png").touch()
     line = predicted(bundle, photos, tmp_path / "out", *more, "--sort-into", target)
     assert line.startswith("5 photos, 1 error, 2 none of the classes, ")
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
+    assert (summary["rows"], summary["errors"], summary["unknown"]) == (5, {"empty": 1}, 2)
     telling = Predictor(load_bundle(str(bundle)), unknown=0.05)
     found = {Path(row["path"]).stem: row for row in rows(tmp_path / "out")}
     for name, answer in zip(

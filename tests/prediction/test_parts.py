@@ -49,6 +49,7 @@ def test_every_format_says_the_same(form: Format, bucket: Path) -> None:
     assert table["label"].to_pylist() == ["=cmd()", None, "tulip"]
     assert table["score"].to_pylist() == [pytest.approx(0.7), None, 0.5]
     assert out.done().to_pylist() == [*(f"/photos/{index}.jpg" for index in range(3)), "/photos/0.jpg"]
+    assert out.counts(unknown=False) == {"rows": 4, "errors": {"truncated": 1}, "unknown": None}
     (bucket / first.removeprefix("mem://")).write_bytes(b"\xff broken")
     with pytest.raises(DamagedFile, match="remove it"):
         out.done()
@@ -89,16 +90,17 @@ def test_what_is_told_apart_from_a_formula_is_had_again(text: str) -> None:
 
 def test_a_folder_is_of_one_set_of_options(tmp_path: Path) -> None:
     out = Predictions(str(tmp_path / "out"), "csv")
-    out.open({"--bundle": "1", "--top": 5}, "now")
-    out.open({"--bundle": "1", "--top": 5}, "later")
+    out.open({"--bundle": "1", "--top": 5}, CLASSES, "now")
+    out.open({"--bundle": "1", "--top": 5}, CLASSES, "later")
+    assert json.loads(Path(out.config).read_text())["classes"] == CLASSES
     with pytest.raises(InputError, match=r"other options \(--bundle was '1', now '2'; --top was 5, now 3\)"):
-        out.open({"--bundle": "2", "--top": 3}, "later")
+        out.open({"--bundle": "2", "--top": 3}, CLASSES, "later")
     with pytest.raises(InputError, match=r"\(--scores was not given, now given; --top was 5, now not given\)"):
-        out.open({"--bundle": "1", "--top": None, "--scores": True}, "later")
+        out.open({"--bundle": "1", "--top": None, "--scores": True}, CLASSES, "later")
     (tmp_path / "out" / "_config.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
-        out.open({}, "later")
+        out.open({}, [], "later")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").touch()
     with pytest.raises(InputError, match=r"holds 'thesis.doc' and is no folder of predictions"):
-        Predictions(str(tmp_path / "mine"), "csv").open({}, "now")
+        Predictions(str(tmp_path / "mine"), "csv").open({}, [], "now")
