@@ -594,8 +594,8 @@ class PredictOptions(BulkOptions):
     unknown: float | None = unknown_option(result=True)
     update: bool = neutral(
         False,
-        "Predict the photos that were added since --out was complete. A file that has its row keeps it, also if its "
-        "content has changed: another --out predicts it again.",
+        "Predict the photos that were added since --out was complete, and look again at files that changed since, by "
+        "their times, and at those with an error: their rows are replaced. Rows of files that are gone stay.",
     )
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(

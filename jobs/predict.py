@@ -14,7 +14,7 @@ is no usable photo.
 
 \b
 A folder of photos:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions
-What was added since:    python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
+What is new or changed:  python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
 Not flowers at all:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions --unknown
 Into folders by class:   python -m jobs.predict --bundle runs/NAME --data photos --out predictions --sort-into sorted
 """
@@ -33,9 +33,11 @@ def main(**values: Any) -> None:
     speed = f", {found.looked / found.seconds:.1f} images/s" if found.looked and found.seconds else ""
     strangers = "" if found.unknown is None else f", {found.unknown} none of the classes"
     counts = f"{several(found.looked, 'photo')}, {several(found.errors, 'error')}{strangers}"
-    line = f"{counts}, {found.seconds:.1f} s{speed}, in {options.out}"
+    again = f"{several(found.again, 'file')} looked at again, {several(found.renewed, 'row')} renewed"
+    line = f"{counts}, {found.seconds:.1f} s{speed}, in {options.out}{f'; {again}' if found.again else ''}"
     if not found.looked:
         line = f"nothing to do: {several(found.files, 'file')}, each with its row in {options.out}"
+        line = f"{again}, in {options.out}" if found.again else line
     if found.waiting:
         added = several(found.waiting, "file was", "files were")
         line = f"{options.out} was complete; {added} added since: see --update"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +25,7 @@ from flowers.options import flag, wrong
 from flowers.pipelines.source import list_unlabelled
 from flowers.prediction.folders import Folders, claim, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
+from flowers.prediction.renewal import outdated
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar, warn
 from flowers.text import several
@@ -34,9 +37,11 @@ class Predicted:
 
     Attributes:
         files: of the source.
-        errors: files that are no usable photo, of those that were looked at now.
+        errors: files that are no usable photo, of those that were looked at for the first time.
         unknown: photos that are none of the classes, of these; None if that was not asked.
-        looked: files that were looked at now.
+        looked: files that were looked at for the first time.
+        again: files with a row that were looked at again.
+        renewed: rows of these that say something else now.
         seconds: that took, from the first file to the last.
         waiting: files that were added since all was complete, and wait for --update.
         example: what is wrong with a bad file.
@@ -46,13 +51,15 @@ class Predicted:
     errors: int = 0
     unknown: int | None = None
     looked: int = 0
+    again: int = 0
+    renewed: int = 0
     seconds: float = 0.0
     waiting: int = 0
     example: str = ""
 
 
 def predict(options: PredictOptions, out: Console) -> Predicted:
-    """Predicts every file of a source that has no prediction yet.
+    """Predicts every file of a source that has no prediction yet, and if asked those whose row may not hold any more.
 
     Args:
         options: which photos, by which bundle, and where predictions go.
@@ -72,21 +79,23 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         flag(name): getattr(options, name) for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
     }
     announce(out)
+    began = datetime.now(UTC)
     with held(target.uri), storage.enough_space(target.uri):
-        target.open(identity, bundle.classes, runs.now())
+        target.open(identity, bundle.classes, began.isoformat())
         if options.sort_into:
             how = {"bundle": bundle.sha256} | {
                 flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
             }
             claim(storage.absolute(options.sort_into), how)
-        complete = storage.exists(target.summary)
+        complete, since = storage.exists(target.summary), target.since()
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
         found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)
         if complete and not options.update:
             found.waiting, todo = todo.num_rows, todo.slice(0, 0)
-        if todo.num_rows:
+        again = outdated(target, listing.table) if options.update else []
+        if todo.num_rows or again:
             storage.delete_file(target.summary)
-        if todo.num_rows or options.sort_into:
+        if todo.num_rows or again or options.sort_into:
             with ray_session(options.verbose, options.device):
                 from flowers.cluster.nodes import cluster_nodes
 
@@ -95,11 +104,14 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
                 say = functools.partial(warn, out=out)
                 scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown, say=say)
                 _predict(options, scorer, todo, target, found, out)
+                _renew(options, scorer, again, target, found, out)
                 if options.sort_into:
                     _sort(options, target, out)
-        if not complete or todo.num_rows:
+        if not complete or todo.num_rows or options.update:
             counts = target.counts(options.unknown is not None)
-            target.finish({"files": found.files, **counts, "finished": runs.now(), "bundle": bundle.uri})
+            as_of = began if options.update else datetime.fromtimestamp(since, UTC)
+            times = {"began": as_of.isoformat(), "finished": runs.now()}
+            target.finish({"files": found.files, **counts, **times, "bundle": bundle.uri})
     return found
 
 
@@ -128,6 +140,8 @@ def _predict(
     options: PredictOptions, scorer: Scorer, todo: pa.Table, target: Predictions, found: Predicted, out: Console
 ) -> None:
     """Writes parts of all files in `todo`, the last one of fewer than the others."""
+    if not todo.num_rows:
+        return
     waiting: list[pa.Table] = []
     numbers = itertools.count(target.next())
     began = time.monotonic()
@@ -154,6 +168,35 @@ def _predict(
                 write(options.part_photos)
         if waiting:
             write(options.part_photos)
+
+
+def _renew(
+    options: PredictOptions,
+    scorer: Scorer,
+    again: Sequence[tuple[str, pa.Table]],
+    target: Predictions,
+    found: Predicted,
+    out: Console,
+) -> None:
+    """Looks at files again, and writes each part anew in which rows change: every file has one row at any moment."""
+    if not again:
+        return
+    listing, waiting, errors = pa.concat_tables([files for _, files in again]), list[pa.Table](), list[str | None]()
+    left = iter(again)
+    uri, files = next(left)
+    with progress_bar(out, "looking again", listing.num_rows, speed=True) as advance:
+        for table in scorer.tables(listing):
+            waiting.append(predicted(table, scorer.bundle.classes, options.top, options.scores, options.unknown))
+            advance(table.num_rows)
+            while files.num_rows and sum(one.num_rows for one in waiting) >= files.num_rows:
+                rows = pa.concat_tables(waiting)
+                errors += target.renew(uri, rows.slice(0, files.num_rows))
+                waiting[:] = [rows.slice(files.num_rows)]
+                uri, files = next(left, ("", files.slice(0, 0)))
+    found.again, found.renewed = listing.num_rows, len(errors)
+    if options.sort_into and (sorted_before := errors.count(None)):
+        said = several(sorted_before, "photo")
+        warn(f"{said} changed: what --sort-into has of {'it' if sorted_before == 1 else 'them'} from before stays", out)
 
 
 def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +31,8 @@ Format = Literal["parquet", "csv", "jsonl"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "jsonl")
 # Names that readers of a folder of Parquet files leave alone.
 _CONFIG, _SUMMARY = "_config.json", "_summary.json"
+# What of a row tells whether it says something new of a file.
+_SAME = ["path", "sha256", "error"]
 
 
 def changed(before: Mapping[str, Any], options: Mapping[str, Any]) -> str:
@@ -112,6 +115,35 @@ class Predictions:
         name = f"part-{number:05}.{self.form}"
         with storage.enough_space(f"the predictions {self.uri}"):
             storage.write(storage.join(self.uri, name), encoded(table, self.form))
+
+    def renew(self, uri: str, table: pa.Table) -> list[str | None]:
+        """Writes a part anew, whole or not at all, if files that it has look otherwise now: each keeps its place.
+
+        Args:
+            uri: of the part.
+            table: what `predicted` returns of some of its files.
+
+        Returns:
+            The errors that the rows had which changed; None for those that had none.
+        """
+        earlier = read_part(uri, _SAME)
+        before = {row["path"]: row for row in earlier.to_pylist()}
+        now = table.select(_SAME).to_pylist()
+        changed = [before[row["path"]] != row for row in now]
+        if any(changed):
+            with storage.enough_space(f"the predictions {self.uri}"):
+                storage.write(uri, _replaced(storage.read(uri), self.form, table.filter(pa.array(changed))))
+        return [before[row["path"]]["error"] for row, other in zip(now, changed, strict=True) if other]
+
+    def since(self) -> float:
+        """Unix time of which is known that no row is of older content: files that changed later may have others."""
+        try:
+            said = dict(json.loads(storage.read(self.config)))
+            if storage.exists(self.summary):
+                said |= json.loads(storage.read(self.summary))
+            return datetime.fromisoformat(said.get("began") or said["created"]).timestamp()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an earlier version, or damaged
+            return 0.0
 
     def counts(self, unknown: bool) -> dict[str, Any]:
         """Rows of all parts; those with an error, by its code; and photos of none of the classes.
@@ -221,6 +253,31 @@ def encoded(table: pa.Table, form: Format) -> bytes:
         writer.writerow(_csv_names(table, classes, top))
         writer.writerows(_csv_row(row, classes, top) for row in table.to_pylist())
     return text.getvalue().encode("utf-8", "replace")
+
+
+def _replaced(data: bytes, form: Format, table: pa.Table) -> bytes:
+    """A part in which the rows of some files are others."""
+    if form == "parquet":
+        old = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        new = {path: old.num_rows + index for index, path in enumerate(table["path"].to_pylist())}
+        order = [new.get(path, index) for index, path in enumerate(old["path"].to_pylist())]
+        return encoded(pa.concat_tables([old, table.cast(old.schema)]).take(pa.array(order)), form)
+    old_lines, new_lines = (_lines(part, form) for part in (data, encoded(table, form)))
+    kept = [new_lines.get(path, line) for path, line in old_lines.items()]
+    return "".join(kept).encode("utf-8", "replace")
+
+
+def _lines(data: bytes, form: Format) -> dict[str, str]:
+    """The lines of a part by the path that they begin with, in their order; of CSV the first one is that of names."""
+    text = data.decode()
+    if form == "jsonl":
+        return {json.loads(line)["path"]: f"{line}\n" for line in text.split("\n") if line}
+    found = dict[str, str]()
+    for row in csv.reader(io.StringIO(text, newline="")):
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow(row)
+        found[row[0]] = line.getvalue()
+    return found
 
 
 def _csv_names(table: pa.Table, classes: Sequence[str], top: int) -> Iterator[str]:

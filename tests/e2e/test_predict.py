@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from flowers import cli, locks
 from flowers.bundle import load_bundle
+from flowers.prediction.parts import Predictions
 from flowers.predictor import Prediction, Predictor
 from jobs.predict import main
 from tests.conftest import start_ray
@@ -106,7 +108,9 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     (photos / "b" / "new.png").write_bytes((photos / "a" / "000.png").read_bytes())
     before = {path: path.read_bytes() for path in out.glob("part-*")}
     assert "1 file was added since: see --update" in predicted(bundle, photos, out, *more)
-    assert predicted(bundle, photos, out, *more, "--update").startswith("1 photo, 0 errors, ")
+    line = predicted(bundle, photos, out, *more, "--update")
+    assert line.startswith("1 photo, 0 errors, ")
+    assert line.endswith(f" images/s, in {out}; 3 files looked at again, 0 rows renewed")
     assert {path: path.read_bytes() for path in before} == before
     assert "--top was 2, now 1" in predicted(bundle, photos, out, *more[:3], "--top", 1, code=2)
     with locks.hold(str(photos / ".out.lock")):
@@ -117,6 +121,47 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     for path in tmp_path.glob("part-*"):
         path.rename(tmp_path / "moved" / path.name)
     check(bundle, photos, tmp_path / "moved")
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_changed_or_failed_is_looked_at_again(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is replaced where it stands, so that no file has two or none when the job is stopped in between."""
+    data, out, more = tmp_path / "photos", tmp_path / "out", ("--part-photos", 2, "--scores", "--update")
+    data.mkdir()
+    red, green = (Image.new("RGB", (16, 16), colour) for colour in ((230, 20, 20), (20, 230, 20)))
+    for name in "abcdef":
+        red.save(data / f"{name}.png")
+    (data / "c.png").write_bytes(b"")
+    (data / "notes.txt").write_text("text")
+    predicted(bundle, data, out, *more)
+    before = {path: path.read_bytes() for path in out.glob("part-*")}
+    names = [Path(row["path"]).name for row in rows(out)]
+    assert predicted(bundle, data, out, *more) == f"2 files looked at again, 0 rows renewed, in {out}"
+    green.save(tmp_path / "old.png")
+    os.utime(tmp_path / "old.png", (1e9, 1e9))
+    (tmp_path / "old.png").rename(data / "a.png")  # its time is that of before
+    green.save(data / "c.png")
+    renew = Predictions.renew
+    with monkeypatch.context() as patch:
+
+        def stopped(self: Predictions, uri: str, table: Any) -> Any:
+            renew(self, uri, table)
+            raise KeyboardInterrupt
+
+        patch.setattr(Predictions, "renew", stopped)
+        predicted(bundle, data, out, *more, code=130)
+    assert not (out / "_summary.json").exists()
+    assert [row["label"] for row in rows(out)[:3]] == ["green", CLASSES[0], None]
+    assert predicted(bundle, data, out, *more[:-1]).startswith("nothing to do: 7 files")
+    assert predicted(bundle, data, out, *more) == f"3 files looked at again, 1 row renewed, in {out}"
+    assert [Path(row["path"]).name for row in rows(out)] == names
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"part-00000.parquet", "part-00001.parquet"}
+    assert json.loads((out / "_summary.json").read_text())["errors"] == {"side_file": 1}
+    check(bundle, data, out)
+    assert predicted(bundle, data, out, *more) == f"1 file looked at again, 0 rows renewed, in {out}"
 
 
 @pytest.mark.usefixtures("ray")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,6 +54,28 @@ def test_every_format_says_the_same(form: Format, bucket: Path) -> None:
     (bucket / first.removeprefix("mem://")).write_bytes(b"\xff broken")
     with pytest.raises(DamagedFile, match="remove it"):
         out.done()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_are_replaced_where_they_stand(form: Format, tmp_path: Path) -> None:
+    out, arguments = Predictions(str(tmp_path), form), (CLASSES, 2, True)
+    before = predicted(scored(), *arguments)
+    out.write(0, before)
+    whole = (tmp_path / f"part-00000.{form}").read_bytes()
+    assert out.renew(out.parts()[0], before.slice(1)) == []
+    assert (tmp_path / f"part-00000.{form}").read_bytes() == whole
+    now = scored().to_pylist()[:2]
+    now[0] |= {"scores": [0.0, 0.25, 0.75], "sha256": b"a" * 32}
+    now[1] |= {"scores": [1.0, 0.0, 0.0], "sha256": b"b" * 32, "code": None, "detail": None}
+    new = predicted(pa.Table.from_pylist(now[::-1], scored_schema(3)), *arguments)
+    assert out.renew(out.parts()[0], new) == ["truncated: ends early", None]
+    expected = predicted(pa.Table.from_pylist([*now, scored().to_pylist()[2]], scored_schema(3)), *arguments)
+    found = (tmp_path / f"part-00000.{form}").read_bytes()
+    if form == "parquet":  # whose bytes depend on how often it was read
+        table, wanted = (pq.read_table(io.BytesIO(data)) for data in (found, encoded(expected, form)))
+        assert table.equals(wanted, check_metadata=True)
+    else:
+        assert found == encoded(expected, form)
 
 
 def test_what_a_row_says() -> None:
