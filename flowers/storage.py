@@ -473,6 +473,22 @@ def _make_folders(path: str) -> None:
         _sync(os.path.dirname(folder))
 
 
+@contextmanager
+def no_empty_folders(uri: str) -> Iterator[None]:
+    """Removes the local folders that the block made for what was to lie at `uri`, if it fails and they are empty."""
+    absent, place = list[str](), absolute(uri)
+    while not is_remote(uri) and not os.path.lexists(place):
+        absent.append(place)
+        place = os.path.dirname(place)
+    try:
+        yield
+    except BaseException:
+        for folder in absent:
+            with suppress(OSError):  # never made, or something is in it
+                os.rmdir(folder)
+        raise
+
+
 def working_folder(uri: str) -> str:
     """A new local folder from which `publish` to `uri` is one rename where that is possible."""
     if is_remote(uri):

@@ -99,6 +99,7 @@ def test_a_new_run_then_the_same_again_then_finished(config: TrainConfig, folder
     [
         (None, "done", ""),
         (FlowersError("the disk is full"), "failed", "the disk is full"),
+        (InputError("the photos changed"), "failed", "the photos changed"),
         (KeyError("x"), "failed", "KeyError: 'x'"),
         (KeyboardInterrupt(), "stopped", "the same command goes on"),
     ],

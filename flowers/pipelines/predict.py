@@ -6,6 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -23,7 +24,7 @@ from flowers.data.listing import Listing
 from flowers.errors import InputError
 from flowers.options import flag, wrong
 from flowers.pipelines.source import list_unlabelled
-from flowers.prediction.folders import Folders, claim, sort_into
+from flowers.prediction.folders import Folders, claimed, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
 from flowers.prediction.renewal import outdated
 from flowers.prediction.scorer import Machine, Scorer
@@ -80,13 +81,15 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     }
     announce(out)
     began = datetime.now(UTC)
-    with held(target.uri), storage.enough_space(target.uri):
+    with ExitStack() as stack:
+        for context in (held(target.uri), storage.enough_space(target.uri), target.kept()):
+            stack.enter_context(context)
         target.open(identity, bundle.classes, began.isoformat())
         if options.sort_into:
             how = {"bundle": bundle.sha256} | {
                 flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
             }
-            claim(storage.absolute(options.sort_into), how)
+            stack.enter_context(claimed(storage.absolute(options.sort_into), how))
         complete, since = storage.exists(target.summary), target.since()
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
         found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)

@@ -116,6 +116,17 @@ class Predictions:
         with storage.enough_space(f"the predictions {self.uri}"):
             storage.write(storage.join(self.uri, name), encoded(table, self.form))
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Removes the _config.json that the block made if it fails before there is a part: nothing was predicted."""
+        before = storage.exists(self.config)
+        try:
+            yield
+        except BaseException:
+            if not before and not self.parts():
+                storage.delete_file(self.config)
+            raise
+
     def renew(self, uri: str, table: pa.Table) -> list[str | None]:
         """Writes a part anew, whole or not at all, if files that it has look otherwise now: each keeps its place.
 
@@ -172,6 +183,7 @@ def held(uri: str) -> Iterator[None]:
         InputError: another one is at it, or it cannot be written.
     """
     with ExitStack() as stack:
+        stack.enter_context(storage.no_empty_folders(uri))
         try:
             storage.make_folder(storage.parent(uri))
             stack.enter_context(locks.hold(locks.beside(uri)))

@@ -243,6 +243,8 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert f"labels that the bundle does not know are left out; {hint}" in report(tmp_path / "out")["warnings"]
         strange.write_text(f"path,label\n{first},purple\n{second},Green\n")
         _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "out", code=2)
+        _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "new" / "out", code=2)
+        assert not (tmp_path / "new").exists()
         assert "none of 2 files can be evaluated: 0 trained on, 2 of labels that the bundle does not know (" in text
         assert text.endswith(f"; {hint}")
     finally:

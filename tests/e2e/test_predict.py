@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -249,3 +250,12 @@ def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert "there is no bundle" in predicted(tmp_path / "none", tmp_path / "bad", tmp_path / "out", code=2)
     assert "--out: received" in predicted(bundle, tmp_path / "bad", tmp_path / "bad", code=2)
     assert "--min-score: received" in predicted(bundle, tmp_path / "bad", tmp_path / "out", "--min-score", 0.5, code=2)
+    shutil.rmtree(tmp_path / "out")
+    more = ("--sort-into", tmp_path / "new" / "sorted", "--device", "gpu")
+    assert "--device" in predicted(bundle, tmp_path / "bad", tmp_path / "new" / "out", *more, code=2)
+    for other in ("--top", 3), ("--format", "csv"):  # what another command has begun stays as it is
+        begun = Predictions(str(tmp_path / "out"), "parquet")
+        begun.open({}, [], "now")
+        assert "with other options" in predicted(bundle, tmp_path / "bad", tmp_path / "out", *other, code=2)
+        assert Path(begun.config).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "none", "out"]
