@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -199,6 +199,41 @@ def check_path(option: str, value: str, words: str = "") -> None:
             f"{option}: {words}{value!r} lies in Ray's temporary copy of the folder that the job was submitted with, "
             "which Ray deletes; give an absolute path outside of it that all nodes see, or s3://BUCKET/FOLDER"
         )
+
+
+def check_folder(option: str, uri: str, own: Collection[str], what: str) -> None:
+    """Refuses a folder to write to in which somebody else has put something; hidden files do not count.
+
+    Args:
+        option: that names it, as on the command line.
+        uri: the folder.
+        own: names of files, one of which is in each folder that this job has written to.
+        what: such a folder is.
+
+    Raises:
+        InputError: it holds other things, or is none.
+    """
+    try:
+        found = storage.entry(uri)
+        names = storage.names(uri) if found and found.folder else []
+    except OSError as error:
+        raise InputError(f"{option}: {uri} cannot be read: {error.strerror or error}") from error
+    if found and not found.folder:
+        raise InputError(f"{option}: {uri} is a file, required is a folder; choose another {option}")
+    others = [name for name in names if name[0] != "." and not storage.is_left_over(name)]
+    if others and not set(own) & set(names):
+        raise InputError(f"{option}: {uri} holds {others[0]!r} and is no {what}; choose another {option}")
+
+
+def check_file(option: str, uri: str, own: bytes, what: str) -> None:
+    """Refuses a file to write that somebody else has made: one without the bytes `own`; otherwise as `check_folder`."""
+    try:
+        found = storage.entry(uri)
+        ours = found is None or (not found.folder and own in storage.read(uri))
+    except OSError as error:
+        raise InputError(f"{option}: {uri} cannot be read: {error.strerror or error}") from error
+    if not ours:
+        raise InputError(f"{option}: {uri} is there and is no {what}; choose another {option}, or remove it")
 
 
 def wrong(name: str, received: object, required: str) -> InputError:

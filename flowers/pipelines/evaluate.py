@@ -29,7 +29,7 @@ from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
 from flowers.evaluation.gallery import small_pictures, worth_a_look
 from flowers.evaluation.unknown import Unknown
-from flowers.options import wrong
+from flowers.options import check_folder, wrong
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import list_labelled, list_unlabelled
 from flowers.prediction.parts import encoded, held, predicted
@@ -137,6 +137,7 @@ def _folder(options: EvaluateOptions, origin: Origin, source: str) -> str:
         folder = storage.absolute(options.out)
         if storage.exists(runs.Run(folder).config) or storage.exists(storage.join(folder, MANIFEST)):
             raise wrong("out", options.out, "a folder that is neither a run nor a bundle: it would lose its report")
+        check_folder("--out", folder, [PREDICTIONS], "evaluation")
         return folder
     if origin.run is None:
         raise InputError(f"--out is missing: the bundle {origin.bundle.uri} does not lie in a run; say where to write")

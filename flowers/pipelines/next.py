@@ -17,6 +17,7 @@ from flowers.cluster.session import ray_session
 from flowers.config import NextOptions
 from flowers.data import reading
 from flowers.errors import InputError
+from flowers.options import check_folder
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import list_unlabelled
 from flowers.prediction import tasks
@@ -68,6 +69,7 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
             "which photos the bundle was made from is not known, as its run is gone: some may be here"
         )
     folder = storage.absolute(options.out)
+    check_folder("--out", folder, [tasks.MANIFEST, tasks.CONFIG], "list of photos to label")
     if count := tasks.filled_in(folder):
         manifest = storage.join(options.out, tasks.MANIFEST)
         raise InputError(

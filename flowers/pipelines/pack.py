@@ -24,7 +24,7 @@ from flowers.data import reading, shards
 from flowers.data.listing import some
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import usable_cpus
-from flowers.options import wrong
+from flowers.options import check_folder, wrong
 from flowers.pipelines.source import list_labelled
 from flowers.prediction.parts import held
 from flowers.progress import progress_bar
@@ -177,11 +177,9 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
     Raises:
         InputError: it holds something else.
     """
-    names = [name for name in storage.names(target) if not storage.is_left_over(name)]
-    source = storage.join(target, packs.SOURCE)
-    if names:
-        if packs.SOURCE not in names:
-            raise InputError(f"--out: {target} holds {names[0]!r} and is no pack of this program; choose another --out")
+    check_folder("--out", target, [packs.SOURCE], "pack of this program")
+    names, source = storage.names(target), storage.join(target, packs.SOURCE)
+    if packs.SOURCE in names:
         whole, why = packs.MANIFEST in names, "the unfinished pack there was of other photos or options"
         try:
             same = json.loads(storage.read(source))["identity"] == plan.identity

@@ -12,6 +12,7 @@ from flowers.bundle import MANIFEST, Bundle, load_bundle
 from flowers.config import PublishOptions
 from flowers.errors import BadImage, FlowersError, GateNotMet, InputError, few, first_line
 from flowers.evaluation.paired import Paired
+from flowers.options import check_folder
 from flowers.pipelines.origin import Origin, contents
 from flowers.predictor import Predictor
 from flowers.progress import progress_bar
@@ -41,6 +42,9 @@ def publish(source: str, options: PublishOptions, out: Console) -> str:
         GateNotMet: it is not good enough; nothing is written.
     """
     folder = _model(options.to)
+    if not published.versions(folder):
+        numbers = [name for name in storage.names(folder) if name.isdecimal()]  # of versions that are not whole
+        check_folder("--to", folder, numbers, "model of this program")
     origin = Origin(load_bundle(storage.absolute(source)))
     predictor = Predictor(origin.bundle, origin.max_pixels)  # what cannot be loaded here is not published
     predictor.warm()

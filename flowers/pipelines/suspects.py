@@ -28,7 +28,7 @@ from flowers.evaluation.examples import thumbnail_of
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import fill
 from flowers.model.weights import NAMED_WEIGHTS, check_weights
-from flowers.options import described
+from flowers.options import check_folder, described
 from flowers.pipelines import train
 from flowers.plan import image_size, make_plan, weights_of
 from flowers.progress import progress_bar
@@ -62,6 +62,9 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         raise InputError(f"RUN: there is no finished run at {uri!r}; give the folder of one, runs/NAME")
     report = read_report(run)
     target = Run(storage.absolute(options.out)) if options.out else run
+    if target != run:
+        own = [storage.name(uri) for uri in (target.suspects, target.suspects_page)]
+        check_folder("--out", target.uri, own, "list of suspects")
     decided = read_corrections(target.suspects, "--out").decisions if storage.exists(target.suspects) else {}
     ledger = runs.read_ledger(run)
     used = ledger.filter(pc.not_equal(ledger["status"], "quarantined"))

@@ -18,6 +18,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.data.reading import read_bytes
 from flowers.errors import BadImage, InputError, first_line
+from flowers.options import check_folder
 from flowers.prediction.parts import changed
 
 UNSURE, UNKNOWN, NOTE = "unsure", "none-of-these", ".sorted.json"
@@ -103,8 +104,9 @@ def claimed(target: str, how: Mapping[str, object]) -> Iterator[None]:
         how: what decides where they go and in which form, by option.
 
     Raises:
-        InputError: photos were sorted into it otherwise, or it cannot be written.
+        InputError: it holds other things, photos were sorted into it otherwise, or it cannot be written.
     """
+    check_folder("--sort-into", target, [NOTE], "folder of sorted photos")
     uri = storage.join(target, NOTE)
     with storage.no_empty_folders(target):
         try:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from flowers import locks, storage
 from flowers.errors import DamagedFile, InputError, first_line
-from flowers.options import said
+from flowers.options import check_folder, said
 from flowers.text import spreadsheet_safe, spreadsheet_text
 from flowers.typicality import none_of_these
 
@@ -78,11 +78,7 @@ class Predictions:
             InputError: it was made with others, or is none of predictions.
         """
         if not storage.exists(self.config):
-            names = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
-            if names:
-                raise InputError(
-                    f"--out: {self.uri} holds {names[0]!r} and is no folder of predictions; choose another --out"
-                )
+            check_folder("--out", self.uri, [_CONFIG], "folder of predictions")
             body = {"options": dict(options), "classes": list(classes), "created": created}
             storage.write(self.config, json.dumps(body, indent=2).encode())
             return

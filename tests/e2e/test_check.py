@@ -76,3 +76,11 @@ def test_photos_that_training_would_refuse(tmp_path: Path) -> None:
     assert "Training would refuse these photos." in page.read_text()
     _, text = looked(tmp_path / "nowhere", page, code=2)
     assert "there is nothing at" in text
+    looked(data, page, "--max-bad-fraction", 1)  # which is a page of ours
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text("<html>mine")
+    _, text = looked(data, thesis, code=2)
+    assert text == (
+        f"error: --page: {thesis} is there and is no page of jobs.check; choose another --page, or remove it"
+    )
+    assert thesis.read_text() == "<html>mine"

@@ -227,6 +227,9 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "--out is missing" in text
         _, text = evaluated(place.wrong.uri, "--out", place.right.uri, code=2)
         assert "neither a run nor a bundle" in text
+        _, text = evaluated(place.wrong.uri, "--out", place.folder / "photos", code=2)
+        assert f"--out: {place.folder / 'photos'} holds " in text
+        assert "and is no evaluation; choose another --out" in text
         other = saved_by_colour(tmp_path / "other", ["cat", "dog", "cow"])
         _, text = evaluated(place.wrong.uri, "--baseline", other, code=2)
         assert text.startswith(f"error: --baseline: {other} knows 'cat', 'dog', 'cow', of which ")

@@ -251,6 +251,9 @@ def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert "--out: received" in predicted(bundle, tmp_path / "bad", tmp_path / "bad", code=2)
     assert "--min-score: received" in predicted(bundle, tmp_path / "bad", tmp_path / "out", "--min-score", 0.5, code=2)
     shutil.rmtree(tmp_path / "out")
+    text = predicted(bundle, tmp_path / "bad", tmp_path / "out", "--sort-into", bundle.parent, code=2)
+    assert f"--sort-into: {bundle.parent} holds 'best' and is no folder of sorted photos; choose another" in text
+    assert not (tmp_path / "out").exists()
     more = ("--sort-into", tmp_path / "new" / "sorted", "--device", "gpu")
     assert "--device" in predicted(bundle, tmp_path / "bad", tmp_path / "new" / "out", *more, code=2)
     for other in ("--top", 3), ("--format", "csv"):  # what another command has begun stays as it is
