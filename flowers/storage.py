@@ -475,18 +475,17 @@ def _make_folders(path: str) -> None:
 
 @contextmanager
 def no_empty_folders(uri: str) -> Iterator[None]:
-    """Removes the local folders that the block made for what was to lie at `uri`, if it fails and they are empty."""
+    """Removes those local folders that the block made for what was to lie at `uri` and left empty."""
     absent, place = list[str](), absolute(uri)
     while not is_remote(uri) and not os.path.lexists(place):
         absent.append(place)
         place = os.path.dirname(place)
     try:
         yield
-    except BaseException:
+    finally:
         for folder in absent:
             with suppress(OSError):  # never made, or something is in it
                 os.rmdir(folder)
-        raise
 
 
 def working_folder(uri: str) -> str:

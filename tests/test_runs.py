@@ -15,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from flowers import runs, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, Ledger, settle
 from flowers.data.split import SUBSETS
 from flowers.errors import FlowersError, InputError
+from flowers.pipelines.train import train
 from flowers.runs import Run
 
 FRACTIONS = (0.7, 0.27, 0.03)
@@ -172,7 +174,15 @@ def test_another_process_at_the_same_run_is_named(config: TrainConfig, folder: P
         with pytest.raises(InputError, match="in use"), run.held():
             pytest.fail("two hold it")
     assert run.used() is None
-    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    assert not folder.parent.exists(), "nothing was in it"
+
+
+def test_fresh_deletes_no_run_for_photos_that_are_not_there(config: TrainConfig, folder: Path) -> None:
+    begun(config)
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match="there is nothing at"):
+        train(other(config, fresh=True, data="/nowhere", weights="random"), Console(quiet=True), 0.0)
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])

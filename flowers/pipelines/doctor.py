@@ -40,7 +40,8 @@ def doctor(options: DoctorOptions, out: Console) -> list[Finding]:
     if options.out:
         check_file("--out", storage.absolute(options.out), b'"check": ', "list of findings")
     announce(out)
-    findings = _findings(options)
+    with storage.no_empty_folders(storage.absolute(options.storage)):  # each node writes there
+        findings = _findings(options)
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         state = (f"{finding.state.value:<8}", _STYLES[finding.state])

@@ -92,8 +92,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     if not config.fresh and (report := finished(run, config, out)) is not None:
         return report
     with run.held(), storage.enough_space(run.uri):
-        run.open(config)
-        return _train(config, run, known | run.assigned(), out, stopwatch, command)
+        if not config.fresh:
+            run.open(config)
+        return _train(config, run, known, out, stopwatch, command)
 
 
 def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
@@ -138,8 +139,11 @@ def _came_or_went(run: Run, config: TrainConfig) -> str:
 def _train(
     config: TrainConfig, run: Run, known: dict[bytes, int], out: Console, stopwatch: Stopwatch, command: str
 ) -> Report:
-    """Trains a run whose folder is open and held; see `train`."""
+    """Trains a run whose folder is held, and open unless --fresh is to delete it; see `train`."""
     listing = list_source(config, config.storage)
+    if config.fresh:  # what can be refused before anything is read is, by now
+        run.open(config)
+    known = known | run.assigned()
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
         warn(text, out)
