@@ -241,7 +241,7 @@ def _classes_above(below: Sequence[Parts], root: Parts) -> Layout | None:
     if not all(sides.values()) or "train" not in sides.values() or len(set(sides.values())) < 2:
         return None
     shown = ", ".join(_shown(name, side) for name, side in sides.items())
-    said = f"a split on disk: {shown} in each of {len(folders)} class folders"
+    said = f"a split on disk: {shown} in each of {several(len(folders), 'class folder')}"
     return Layout(root, {name: side for name, side in sides.items() if side}, classes_above=True, said=said)
 
 

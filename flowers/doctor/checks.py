@@ -300,8 +300,8 @@ def _workers(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("workers", State.WRONG, str(error))
         return
-    gpus = f" and {found.gpus:g} GPU" if found.gpus else ""
-    yield Finding("workers", State.OK, f"room for {found.workers}, each with {found.cpus} CPU{gpus}")
+    gpus = f" and {several(found.gpus, 'GPU')}" if found.gpus else ""
+    yield Finding("workers", State.OK, f"room for {found.workers}, each with {several(found.cpus, 'CPU')}{gpus}")
 
 
 def _findings(check: str, faults: list[str], fine: str) -> list[Finding]:

@@ -163,7 +163,7 @@ def render_suspects_text(found: SuspectsFound) -> Group:
     share = percent(found.estimated / found.judged if found.judged else None)
     lines = [
         f"{several(len(found.suspects), 'suspect')} of {several(found.judged, 'photo')}; about "
-        f"{several(found.estimated, 'wrong label')} ({share}), {percent(found.agreement)} are what the other photos say"
+        f"{several(found.estimated, 'wrong label')} ({share}), {percent(found.agreement)} of labels are what others say"
     ]
     if found.earlier:
         lines.append(f"{several(len(found.earlier), 'photo')} with earlier decisions below them")
