@@ -6,7 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -81,15 +81,10 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
     }
     announce(out)
     began = datetime.now(UTC)
-    with ExitStack() as stack:
-        for context in (held(target.uri), storage.enough_space(target.uri), target.kept()):
-            stack.enter_context(context)
+    how = {"bundle": bundle.sha256} | {flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")}
+    sorting = claimed(storage.absolute(options.sort_into), how) if options.sort_into else nullcontext()
+    with held(target.uri), storage.enough_space(target.uri), target.kept(), sorting:
         target.open(identity, bundle.classes, began.isoformat())
-        if options.sort_into:
-            how = {"bundle": bundle.sha256} | {
-                flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
-            }
-            stack.enter_context(claimed(storage.absolute(options.sort_into), how))
         complete, since = storage.exists(target.summary), target.since()
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
         found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)

@@ -143,12 +143,12 @@ class Predictions:
         return [before[row["path"]]["error"] for row, other in zip(now, changed, strict=True) if other]
 
     def since(self) -> float:
-        """Unix time of which is known that no row is of older content: files that changed later may have others."""
+        """Unix time at which no row was out of date: of files that changed later, it may be."""
         try:
-            said = dict(json.loads(storage.read(self.config)))
+            noted = dict(json.loads(storage.read(self.config)))
             if storage.exists(self.summary):
-                said |= json.loads(storage.read(self.summary))
-            return datetime.fromisoformat(said.get("began") or said["created"]).timestamp()
+                noted |= json.loads(storage.read(self.summary))
+            return datetime.fromisoformat(noted.get("began") or noted["created"]).timestamp()
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an earlier version, or damaged
             return 0.0
 
