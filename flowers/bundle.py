@@ -33,7 +33,7 @@ from flowers.data.images import CHANGES, DECODER_VERSION
 from flowers.errors import DamagedFile, FlowersError, InputError, first_line
 from flowers.inference.engine import CPU_BATCH, Engine, Photos, usable_cpus
 from flowers.runs import Run
-from flowers.text import plain
+from flowers.text import plain, several
 from flowers.typicality import Typicality
 
 SCHEMA = 1
@@ -217,7 +217,7 @@ class Bundle:
             least = math.ceil(1000 * found.least) / 1000
             raise InputError(
                 f"--unknown: received {unknown:g}, required is {least:g} or more for the bundle {self.uri}: it was "
-                f"validated on {found.validated} photos, among which a smaller share is none"
+                f"validated on {several(found.validated, 'photo')}, among which a smaller share is none"
             )
         return found
 
@@ -250,7 +250,8 @@ class Bundle:
     def _check_outputs(self, outputs: int) -> None:
         if outputs != len(self.classes):
             raise DamagedFile(
-                f"the bundle {self.uri} has {outputs} outputs, and its manifest names {len(self.classes)} classes"
+                f"the bundle {self.uri} has {several(outputs, 'output')}, and its manifest names "
+                f"{several(len(self.classes), 'class', 'classes')}"
             )
 
 

@@ -17,7 +17,8 @@ from flowers.data.groups import check_rule
 from flowers.data.images import MAX_PIXELS
 from flowers.model.registry import BACKBONES, trainable_help
 from flowers.model.weights import NAMED_WEIGHTS
-from flowers.options import OneOf, OptionSet, described, flag, option, wrong
+from flowers.options import OneOf, OptionSet, described, flag, option, said, wrong
+from flowers.text import several
 
 # Passes over the training photos at most: of the head, and of a deeper training's second phase.
 HEAD_EPOCHS, TAIL_EPOCHS = 60, 12
@@ -34,6 +35,15 @@ deciding, neutral = functools.partial(option, result=True), functools.partial(op
 
 # Share of photos of the classes that may be taken for none of them, where none is named.
 UNKNOWN = 0.05
+# Classes that are named for each photo, where nobody says how many.
+TOP = 5
+
+
+def top_said(top: int, classes: int) -> str:
+    """A line where somebody asked for more classes than a bundle has; "" if not."""
+    if top <= max(classes, TOP):
+        return ""
+    return f"--top {top}: the bundle has {several(classes, 'class', 'classes')}, all of them are named"
 
 
 def unknown_option(**more: Any) -> Any:
@@ -48,10 +58,6 @@ def unknown_option(**more: Any) -> Any:
         lt=1,
         **more,
     )
-
-
-def _said(value: Any) -> str:
-    return "not given" if value is None else repr(value)
 
 
 def _meant(identity: dict[str, Any]) -> dict[str, Any]:
@@ -431,10 +437,10 @@ class TrainConfig(DataOptions):
         defaults = TrainConfig().identity()
         now, then = _meant(self.identity()), _meant({**defaults, **before})
         changed = [name for name in now if then[name] != now[name]]
-        found = [f"{flag(name)} was {_said(then[name])}, now {_said(now[name])}" for name in changed]
+        found = [f"{flag(name)} was {said(then[name])}, now {said(now[name])}" for name in changed]
         for name in sorted(before.keys() - described(TrainConfig).keys()):
             if name not in REMOVED or before[name] != REMOVED[name]:
-                found.append(f"{flag(name)} was {_said(before[name])}, now there is no such option")
+                found.append(f"{flag(name)} was {said(before[name])}, now there is no such option")
         return found
 
     def run_name(self) -> str:
@@ -542,7 +548,10 @@ class EvaluateOptions(BulkOptions):
         names=_NAMED_SETS,
     )
     top: int = deciding(
-        5, "Classes to name for each photo in predictions.parquet, and largest k of top-k accuracy.", ge=1
+        TOP,
+        "Classes to name for each photo in predictions.parquet, all if there are fewer; and largest k of top-k "
+        "accuracy.",
+        ge=1,
     )
     out: NotEmpty | None = neutral(
         None,
@@ -580,13 +589,13 @@ class PredictOptions(BulkOptions):
         path=True,
     )
     format: Literal["parquet", "csv", "jsonl"] = deciding("parquet", "Form of the files in --out.")
-    top: int = deciding(5, "Classes to name for each photo, the likeliest first.", ge=1)
-    scores: bool = deciding(False, "Write the scores of all classes, too.")
+    top: int = deciding(TOP, "Classes to name for each photo, the likeliest first; all if there are fewer.", ge=1)
+    scores: bool = deciding(False, "Write the scores of all classes, too, in the order of `classes` in _config.json.")
     unknown: float | None = unknown_option(result=True)
     update: bool = neutral(
         False,
-        "Predict the photos that were added since --out was complete. A file that has its row keeps it, also if its "
-        "content has changed: another --out predicts it again.",
+        "Predict the photos that were added since --out was complete, and look again at files that changed since, by "
+        "their times, and at those with an error: their rows are replaced. Rows of files that are gone stay.",
     )
     part_photos: int = neutral(1000, "Files of --data in one file of --out; a killed job loses at most one.", ge=1)
     sort_into: str | None = neutral(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
@@ -201,9 +201,52 @@ def check_path(option: str, value: str, words: str = "") -> None:
         )
 
 
+def check_folder(option: str, uri: str, own: Collection[str], what: str) -> None:
+    """Refuses a folder to write to in which somebody else has put something; hidden files do not count.
+
+    Args:
+        option: that names it, as on the command line.
+        uri: the folder.
+        own: names of files, one of which is in each folder that this job has written to.
+        what: such a folder is.
+
+    Raises:
+        InputError: it holds other things, or is none.
+    """
+    try:
+        found = storage.entry(uri)
+        names = storage.names(uri) if found and found.folder else []
+    except OSError as error:
+        raise InputError(f"{option}: {uri} cannot be read: {error.strerror or error}") from error
+    if found and not found.folder:
+        raise InputError(f"{option}: {uri} is a file, required is a folder; choose another {option}")
+    others = [name for name in names if name[0] != "." and not storage.is_left_over(name)]
+    if others and not set(own) & set(names):
+        raise InputError(f"{option}: {uri} holds {others[0]!r} and is no {what}; choose another {option}")
+
+
+def check_file(option: str, uri: str, own: bytes, what: str) -> None:
+    """Refuses a file to write that somebody else has made: one without the bytes `own`; otherwise as `check_folder`."""
+    try:
+        found = storage.entry(uri)
+        ours = found is None or (not found.folder and own in storage.read(uri))
+    except OSError as error:
+        raise InputError(f"{option}: {uri} cannot be read: {error.strerror or error}") from error
+    if not ours:
+        raise InputError(f"{option}: {uri} is there and is no {what}; choose another {option}, or remove it")
+
+
 def wrong(name: str, received: object, required: str) -> InputError:
-    """The error of an option that does not fit, alone or to another one."""
-    return InputError(f"{flag(name)}: received {_shown(received)}, required is {required}")
+    """The error of an option that does not fit, alone or to another one; of a flag nothing was received but itself."""
+    what = "" if received is True else f"received {_shown(received)}, "
+    return InputError(f"{flag(name)}: {what}required is {required}")
+
+
+def said(value: object) -> str:
+    """The value of an option as people gave it; a flag is given or not."""
+    if value is None or isinstance(value, bool):
+        return "given" if value else "not given"
+    return _shown(value)
 
 
 def _option(name: str, field: FieldInfo, extra: Mapping[str, Any]) -> Option:

@@ -25,6 +25,7 @@ from flowers.features.views import PLAIN, views_of
 from flowers.model.registry import BACKBONES, POOL, cut_of
 from flowers.model.weights import NAMED_WEIGHTS
 from flowers.runs import Run
+from flowers.text import several
 
 # Seconds of the head's training for one photo in one epoch, and from the call of Ray Train until a group of workers has
 # its first step: both measured on two cores (docs/decisions.md), and only compared with each other.
@@ -304,8 +305,8 @@ def check_workers(plan: Plan, photos: int) -> None:
     config, per_worker = plan.config, plan.config.batch_size // plan.workers
     if photos < plan.workers:
         raise InputError(
-            f"--workers: received {plan.workers} for {photos} training photos, so that some would have none; give at "
-            f"most {photos}"
+            f"--workers: received {plan.workers} for {several(photos, 'training photo')}, so that some would "
+            f"have none; give at most {photos}"
         )
     if config.augment == "strong" and per_worker % 2:
         raise InputError(

@@ -146,7 +146,7 @@ def publish(bundle: Bundle, folder: str, record: Record) -> int:
     Raises:
         DamagedFile: a file of the bundle is not what was saved.
     """
-    with _copied(bundle, folder) as copy:
+    with storage.no_empty_folders(folder), _copied(bundle, folder) as copy:
         storage.write(storage.join(copy, RECORD), record.model_dump_json(indent=2).encode())
         while True:
             number = max(_numbers(folder), default=0) + 1

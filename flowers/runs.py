@@ -161,6 +161,7 @@ class Run:
             InputError: another one is at it, or the storage cannot be written.
         """
         with ExitStack() as stack:
+            stack.enter_context(storage.no_empty_folders(self.uri))
             with _writable(self.uri), storage.enough_space(self.lock):
                 storage.make_folder(storage.parent(self.uri))
                 try:
@@ -272,15 +273,17 @@ class Run:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Notes in status.json that the run is going on, and how that ended."""
+        """Notes in status.json that the run is going on, and how that ended; of one that is refused nothing stays."""
         self._note_status("running")
-        state: State = "failed"
+        state: State | None = "failed"
         why = ""
         try:
             yield
             state = "done"
         except FlowersError as error:
             why = str(error)
+            if isinstance(error, InputError) and not storage.exists(self.config):
+                state = None
             raise
         except Exception as error:
             why = f"{type(error).__name__}: {first_line(error)}"
@@ -290,7 +293,10 @@ class Run:
             raise
         finally:
             with suppress(OSError):  # a disk that is full, say: what ended the run is said all the same
-                self._note_status(state, why)
+                if state is None:
+                    storage.delete_file(self.status)
+                else:
+                    self._note_status(state, why)
 
     def killed(self) -> str | None:
         """Which process a run lost that says it is running, though nobody is at it; None of any other run."""

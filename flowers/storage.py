@@ -473,6 +473,21 @@ def _make_folders(path: str) -> None:
         _sync(os.path.dirname(folder))
 
 
+@contextmanager
+def no_empty_folders(uri: str) -> Iterator[None]:
+    """Removes those local folders that the block made for what was to lie at `uri` and left empty."""
+    absent, place = list[str](), absolute(uri)
+    while not is_remote(uri) and not os.path.lexists(place):
+        absent.append(place)
+        place = os.path.dirname(place)
+    try:
+        yield
+    finally:
+        for folder in absent:
+            with suppress(OSError):  # never made, or something is in it
+                os.rmdir(folder)
+
+
 def working_folder(uri: str) -> str:
     """A new local folder from which `publish` to `uri` is one rename where that is possible."""
     if is_remote(uri):

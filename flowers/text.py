@@ -13,6 +13,12 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
+def several(number: float, noun: str, plural: str = "") -> str:
+    """How many there are, as "1 photo" and "1,200 photos"; `plural` where that is not made with an s."""
+    shown = f"{number:,}" if isinstance(number, int) else f"{number:g}"
+    return f"{shown} {noun if number == 1 else plural or f'{noun}s'}"
+
+
 # What a spreadsheet takes for the start of a formula (OWASP, "CSV Injection").
 _FORMULA = "[=+\\-@\t\r\n＝＋－＠]"
 

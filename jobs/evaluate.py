@@ -10,7 +10,8 @@ from flowers import cli
 from flowers.config import EvaluateOptions
 
 _HELP = """Measure a trained bundle on labelled photos: everything of a training's report, calibration, slices, a row
-a photo, and what got better and worse than with another bundle.
+a photo, and what got better and worse than with another bundle. The rows, in predictions.parquet, have in label what
+the photo is labelled, and in predicted what the bundle says.
 
 \b
 On the run's test photos:    python -m jobs.evaluate --bundle runs/NAME

@@ -22,12 +22,12 @@ def main(**values: Any) -> None:
     out = cli.console(bool(values["verbose"]))
     options = NextOptions(**cli.given(values, NextOptions))
     from flowers.pipelines.next import choose_next
-    from flowers.text import plain
+    from flowers.text import plain, several
 
     found = choose_next(options, out)
-    left = {"known to the run": found.known, "copies": found.repeats, "unusable": found.unusable.total()}
+    left = {"known to the run": found.known, "copied": found.repeats, "unusable": found.unusable.total()}
     more = "".join(f", {number} {words}" for words, number in left.items() if number)
-    lines = [f"{len(found.rows)} of {found.files} files chosen{more}, in {options.out}"]
+    lines = [f"{len(found.rows)} of {several(found.files, 'file')} chosen{more}, in {options.out}"]
     lines += [f"{one.uncertainty:.3f}  {one.predicted} or {one.second}?  {one.path}" for one in found.rows[:5]]
     lines += [f"warning: {text}" for text in found.warnings]
     out.print("\n".join(map(plain, lines)), highlight=False, markup=False)

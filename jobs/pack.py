@@ -7,6 +7,7 @@ from typing import Any
 
 from flowers import cli
 from flowers.config import PackOptions
+from flowers.text import several
 
 _HELP = """Pack photos, with their labels, sides and groups, into Parquet shards: a few large files in place of many
 small ones. Whatever takes --data takes them, with the same results, and lists a million of them in seconds.
@@ -31,8 +32,8 @@ def main(**values: Any) -> None:
     left_out = f"; {found.left_out} left out ({reasons}), each in {found.list_of_left_out}" if reasons else ""
     done = "packed" if found.new else "nothing to do: all is packed,"
     out.print(
-        f"{done} {found.photos} photos of {found.files} files, {found.size / 1e6:.1f} MB in {found.shards} shards, in "
-        f"{options.out}{left_out}",
+        f"{done} {several(found.photos, 'photo')} of {several(found.files, 'file')}, {found.size / 1e6:.1f} MB in "
+        f"{several(found.shards, 'shard')}, in {options.out}{left_out}",
         highlight=False,
         markup=False,
     )

@@ -6,13 +6,15 @@ from typing import Any
 
 from flowers import cli
 from flowers.config import PredictOptions
+from flowers.text import several
 
-_HELP = """Run a trained bundle on any number of photos, and write a row for each file: its class, its score, the
-likeliest classes, or why it is no usable photo.
+_HELP = """Run a trained bundle on any number of photos, and write a row for each file: label (the class that the
+bundle gives it; in predictions.parquet of jobs.evaluate that is predicted), its score, the likeliest classes, or why it
+is no usable photo.
 
 \b
 A folder of photos:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions
-What was added since:    python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
+What is new or changed:  python -m jobs.predict --bundle runs/NAME --data photos --out predictions --update
 Not flowers at all:      python -m jobs.predict --bundle runs/NAME --data photos --out predictions --unknown
 Into folders by class:   python -m jobs.predict --bundle runs/NAME --data photos --out predictions --sort-into sorted
 """
@@ -30,14 +32,18 @@ def main(**values: Any) -> None:
     found = predict(options, out)
     speed = f", {found.looked / found.seconds:.1f} images/s" if found.looked and found.seconds else ""
     strangers = "" if found.unknown is None else f", {found.unknown} none of the classes"
-    line = f"{found.looked} photos, {found.errors} errors{strangers}, {found.seconds:.1f} s{speed}, in {options.out}"
+    counts = f"{several(found.looked, 'photo')}, {several(found.errors, 'error')}{strangers}"
+    again = f"{several(found.again, 'file')} looked at again, {several(found.renewed, 'row')} renewed"
+    line = f"{counts}, {found.seconds:.1f} s{speed}, in {options.out}{f'; {again}' if found.again else ''}"
     if not found.looked:
-        line = f"nothing to do: all of {found.files} files have their row in {options.out}"
+        line = f"nothing to do: {several(found.files, 'file')}, each with its row in {options.out}"
+        line = f"{again}, in {options.out}" if found.again else line
     if found.waiting:
-        line = f"{options.out} was complete; {found.waiting} files were added since, --update predicts them"
+        added = several(found.waiting, "file was", "files were")
+        line = f"{options.out} was complete; {added} added since: see --update"
     out.print(line, highlight=False, markup=False)
     if found.looked and found.errors == found.looked:
-        raise InputError(f"none of {found.looked} files is a usable photo: {found.example}")
+        raise InputError(f"none of {several(found.looked, 'file')} is a usable photo: {found.example}")
 
 
 if __name__ == "__main__":

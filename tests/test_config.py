@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowers import config as module
-from flowers.config import TrainConfig
+from flowers.config import TrainConfig, top_said
 from flowers.errors import InputError
 from flowers.model.registry import BACKBONES
 from flowers.options import described, flag
@@ -295,6 +295,11 @@ def test_options_of_the_second_phase_do_not_keep_the_head_from_going_on() -> Non
     before = TrainConfig(head_epochs=9, tail_learning_rate=0.5, layer_decay=0.5).identity()
     assert TrainConfig().differences(before) == []
     assert len(TrainConfig(trainable="stage5").differences({**before, "trainable": "stage5"})) == 3
+
+
+def test_more_classes_than_there_are() -> None:
+    assert [top_said(top, classes) for top, classes in ((5, 2), (7, 7), (6, 9))] == ["", "", ""]
+    assert top_said(7, 6) == "--top 7: the bundle has 6 classes, all of them are named"
 
 
 def test_a_config_travels_and_does_not_change() -> None:

@@ -15,7 +15,7 @@ from flowers import cli
 from flowers.config import TrainConfig
 from flowers.data.builtin.download import ARCHIVES
 from flowers.errors import InputError
-from flowers.options import OneOf, OptionSet, check_paths, described, option
+from flowers.options import OneOf, OptionSet, check_file, check_folder, check_paths, described, option
 
 
 class Inner(OptionSet):
@@ -197,3 +197,41 @@ def test_what_ray_would_delete_is_refused_first(
 def test_what_stays_is_not_refused(data: str, copy: Path) -> None:
     check_paths(TrainConfig, {"storage": "/runs", "data": data, "weights": "imagenet"})
     check_paths(TrainConfig, {"storage": "s3://bucket/runs", "data": data, "weights": "random"})
+
+
+def test_a_folder_to_write_to_holds_nothing_of_others(tmp_path: Path) -> None:
+    folder, own = tmp_path / "out", ["list.csv", "list.html"]
+
+    def check() -> None:
+        check_folder("--out", str(folder), own, "list")
+
+    check()
+    (folder / ".DS_Store").mkdir(parents=True)
+    check()
+    (folder / "rose.jpg").touch()
+    with pytest.raises(InputError, match=rf"^--out: {folder} holds 'rose.jpg' and is no list; choose another --out$"):
+        check()
+    (folder / "list.html").touch()
+    check()
+    with pytest.raises(InputError, match=r"rose.jpg is a file, required is a folder; choose another --out$"):
+        check_folder("--out", str(folder / "rose.jpg"), own, "list")
+
+
+def test_a_file_to_write_is_nobody_elses(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+
+    def check() -> None:
+        check_file("--page", str(page), b"<ours>", "page of ours")
+
+    check()
+    page.write_text("<html><ours>")
+    check()
+    page.write_text("<html>")
+    with pytest.raises(
+        InputError, match=rf"^--page: {page} is there and is no page of ours; choose another --page, or"
+    ):
+        check()
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(InputError, match=r"is no page of ours"):
+        check()

@@ -15,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from flowers import runs, storage
 from flowers.config import TrainConfig
 from flowers.data.ledger import ROW, Ledger, settle
 from flowers.data.split import SUBSETS
 from flowers.errors import FlowersError, InputError
+from flowers.pipelines.train import train
 from flowers.runs import Run
 
 FRACTIONS = (0.7, 0.27, 0.03)
@@ -99,6 +101,7 @@ def test_a_new_run_then_the_same_again_then_finished(config: TrainConfig, folder
     [
         (None, "done", ""),
         (FlowersError("the disk is full"), "failed", "the disk is full"),
+        (InputError("the photos changed"), "failed", "the photos changed"),
         (KeyError("x"), "failed", "KeyError: 'x'"),
         (KeyboardInterrupt(), "stopped", "the same command goes on"),
     ],
@@ -171,7 +174,15 @@ def test_another_process_at_the_same_run_is_named(config: TrainConfig, folder: P
         with pytest.raises(InputError, match="in use"), run.held():
             pytest.fail("two hold it")
     assert run.used() is None
-    assert [path.name for path in folder.parent.iterdir()] == ["mine"]
+    assert not folder.parent.exists(), "nothing was in it"
+
+
+def test_fresh_deletes_no_run_for_photos_that_are_not_there(config: TrainConfig, folder: Path) -> None:
+    begun(config)
+    before = sorted(folder.iterdir())
+    with pytest.raises(InputError, match="there is nothing at"):
+        train(other(config, fresh=True, data="/nowhere", weights="random"), Console(quiet=True), 0.0)
+    assert sorted(folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
@@ -203,7 +214,7 @@ def test_other_options_are_named_with_both_values(config: TrainConfig, folder: P
     before = contents(folder)
     text = refusal(other(config, epochs=3, split=(0.8, 0.1, 0.1), weights="random"))
     assert "--epochs was not given, now 3" in text
-    assert "--split was [0.7, 0.27, 0.03], now [0.8, 0.1, 0.1]" in text
+    assert "--split was '0.7 0.27 0.03', now '0.8 0.1 0.1'" in text
     assert "--weights was 'imagenet', now 'random'" in text
     assert "--seed" not in text
     assert "--fresh" in text

@@ -507,3 +507,28 @@ def test_what_was_moved_aside_when_its_process_was_killed_is_put_back(
     storage.sweep(str(tmp_path))
     assert (tmp_path / "best" / "a").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
+def test_folders_made_in_vain_are_removed(tmp_path: Path) -> None:
+    target = str(tmp_path / "a" / "b" / "c")
+
+    def fails(made: str) -> None:
+        with storage.no_empty_folders(target):
+            storage.make_folder(made)
+            raise InputError("no")
+
+    for made in (target, storage.parent(target), str(tmp_path)):
+        with pytest.raises(InputError):
+            fails(made)
+        assert tree(tmp_path) == []
+    (tmp_path / "a").mkdir()
+    with pytest.raises(InputError):
+        fails(target)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"], "what was there stays"
+    (tmp_path / "a" / "b" / "other").mkdir(parents=True)
+    with pytest.raises(InputError):
+        fails(target)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "b", "other"]
+    with storage.no_empty_folders(target):
+        storage.write(storage.join(target, "file"), b"")
+    assert os.listdir(target) == ["file"]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from flowers import cli
 from flowers.config import TrainConfig
 from flowers.errors import InputError
-from flowers.text import plain, secret_of, without_secrets
+from flowers.text import plain, secret_of, several, without_secrets
 
 ODD = ["a\x1b[31mb", "a\nb", "a\rb", "a\tb", "a\u202eb", "a\u2028b", "a\x07b", "a\x9bb", "a\ud800b"]
 
@@ -26,6 +26,12 @@ def test_what_is_shown_is_one_line_that_can_be_printed(text: str) -> None:
 def test_letters_stay_and_what_steers_goes() -> None:
     assert plain("Löwenzahn ☃ 花 [bold]x[/bold] <b>") == "Löwenzahn ☃ 花 [bold]x[/bold] <b>"
     assert {plain(text) for text in ODD} == {"a\ufffdb", "a\ufffd[31mb"}
+
+
+def test_one_is_not_several() -> None:
+    assert [several(number, "photo") for number in (0, 1, 1200)] == ["0 photos", "1 photo", "1,200 photos"]
+    assert [several(number, "class", "classes") for number in (1, 2)] == ["1 class", "2 classes"]
+    assert [several(number, "CPU") for number in (0.5, 1.0)] == ["0.5 CPUs", "1 CPU"]
 
 
 def test_an_error_is_one_line_whatever_it_is_about() -> None:

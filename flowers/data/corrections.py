@@ -15,9 +15,10 @@ from typing import Any, Final
 import pyarrow as pa
 
 from flowers import storage
+from flowers.data.look_alikes import did_you_mean
 from flowers.data.manifest import decoded
 from flowers.errors import InputError, few, first_line
-from flowers.text import spreadsheet_safe, spreadsheet_text
+from flowers.text import several, spreadsheet_safe, spreadsheet_text
 
 ACTIONS: Final = ("keep", "relabel", "drop")
 # `label` is what the data says, `suggested` what other photos say; `score` is the probability of the label, and
@@ -74,7 +75,9 @@ class Corrections:
         labels = {label for label in known if label is not None}
         for one in self.decisions.values():
             if one.action == "relabel" and one.new_label not in labels:
-                raise self.wrong(one, f"new_label is {one.new_label!r}, the classes are {few(sorted(labels))}")
+                hint = did_you_mean([one.new_label], labels)
+                what = f"new_label is {one.new_label!r}, the classes are {few(sorted(labels))}"
+                raise self.wrong(one, what + (f"; {hint}" if hint else ""))
 
     def wrong(self, one: Decision, what: str) -> InputError:
         """The error of a decision that does not fit the photos."""
@@ -153,7 +156,7 @@ def read_corrections(uri: str, option: str = "--relabel") -> Corrections:
     decisions: dict[bytes, Decision] = {}
     for cells, line in lines[1:]:
         if len(cells) != len(names):
-            raise _wrong(source, line, f"{len(cells)} columns, the first line has {len(names)}", option)
+            raise _wrong(source, line, f"{several(len(cells), 'column')}, the first line has {len(names)}", option)
         row = {name: spreadsheet_text(cell) for name, cell in zip(names, cells, strict=True)}
         one = _decision(source, line, row, option)
         if one is None:

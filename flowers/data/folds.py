@@ -14,6 +14,7 @@ from flowers.data.groups import kept_together
 from flowers.data.ledger import Ledger
 from flowers.data.split import SUBSETS, assign, key_of, place
 from flowers.errors import InputError
+from flowers.text import several
 
 
 def fold_of(
@@ -81,9 +82,9 @@ def fold_splits(ledger: Ledger, count: int, seed: int) -> list[pa.Table]:
         )
         if missing := [subset for at, subset in enumerate(SUBSETS) if not (subsets == at).any()]:
             raise InputError(
-                f"--folds: received {count} for {len(digests)} photos that are not test photos, in "
-                f"{len(set(groups.tolist()))} groups; fold {number + 1} would have none for {missing[0]}; give fewer "
-                "folds or more photos"
+                f"--folds: received {count} for {several(len(digests), 'photo')} besides the test photos, in "
+                f"{several(len(set(groups.tolist())), 'group')}; fold {number + 1} would have none for "
+                f"{missing[0]}; give fewer folds or more photos"
             )
         split = pa.array(np.asarray(SUBSETS, object)[subsets], pa.string())
         tables.append(rows.select(["sha256", "label", "path"]).add_column(2, "split", split))

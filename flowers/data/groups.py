@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from flowers.errors import InputError, few
+from flowers.text import several
 
 PARENT: Final = "parent"
 
@@ -95,7 +96,7 @@ def from_paths(paths: Sequence[str], labels: Sequence[str | None], rule: str) ->
         found = [match and (match[1] if match.re.groups else match[0]) for match in matches]
     photos = [(label, group) for label, group in zip(labels, found, strict=True) if label is not None]
     if photos and all(group is None for _, group in photos):
-        raise InputError(f"--group-by: {rule!r} matches none of {len(photos)} paths, such as {paths[0]!r}")
+        raise InputError(f"--group-by: {rule!r} matches none of {several(len(photos), 'path')}, such as {paths[0]!r}")
     groups: dict[str, set[str | None]] = {}
     for label, group in photos:
         groups.setdefault(label, set()).add(group)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from flowers.errors import InputError, few
+from flowers.text import several
 
 Parts = tuple[str, ...]
 
@@ -198,7 +199,7 @@ def _sides_above(below: Sequence[Parts], sides: Mapping[str, str | None], root: 
         f"; {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} cut from train by --split" if missing else ""
     )
     place = f" of {'/'.join(root)}/" if root else ""
-    said = f"a split on disk: {shown}{place} above {count} classes{cut}"
+    said = f"a split on disk: {shown}{place} above {several(count, 'class', 'classes')}{cut}"
     return Layout(root, {name: side for name, side in sides.items() if side}, inner, said=said)
 
 
@@ -240,7 +241,7 @@ def _classes_above(below: Sequence[Parts], root: Parts) -> Layout | None:
     if not all(sides.values()) or "train" not in sides.values() or len(set(sides.values())) < 2:
         return None
     shown = ", ".join(_shown(name, side) for name, side in sides.items())
-    said = f"a split on disk: {shown} in each of {len(folders)} class folders"
+    said = f"a split on disk: {shown} in each of {several(len(folders), 'class folder')}"
     return Layout(root, {name: side for name, side in sides.items() if side}, classes_above=True, said=said)
 
 

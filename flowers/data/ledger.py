@@ -17,6 +17,7 @@ from flowers.data.corrections import Corrections
 from flowers.data.groups import by_name, connected
 from flowers.data.split import SUBSETS, assign
 from flowers.errors import InputError, few
+from flowers.text import several
 
 REASONS = {
     "unlabelled": "lies in no class folder, or the manifest gives no label",
@@ -124,7 +125,7 @@ class Ledger:
             if missing:
                 found.append(f"no {subset} photo of: {_named(missing)}")
         if 0 < counts.get("test", 0) < 30:
-            found.append(f"only {counts['test']} test photos: look at the interval, not at the value")
+            found.append(f"only {several(counts['test'], 'test photo')}: look at the interval, not at the value")
         lost = sorted(set(self.table["label"].drop_null().to_pylist()) - set(self.classes))
         if lost:
             found.append(f"no usable photo of: {_named(lost)}; left out of the classes")
@@ -133,7 +134,7 @@ class Ledger:
             found.append(f"{conflicts} files have the same bytes under two labels; all are kept out")
         if leaks := reasons.get("leak", 0):
             found.append(
-                f"{leaks} {'file shows' if leaks == 1 else 'files show'} what is also on another side of the split: "
+                f"{several(leaks, 'file shows', 'files show')} what is also on another side of the split: "
                 "left out where it trains, kept where it tests"
             )
         return found
@@ -150,7 +151,7 @@ class Ledger:
 
 def _named(labels: list[str], most: int = 8) -> str:
     """Some classes by name, and how many more there are."""
-    more = f" and {len(labels) - most} more classes" if len(labels) > most else ""
+    more = f" and {several(len(labels) - most, 'more class', 'more classes')}" if len(labels) > most else ""
     return ", ".join(labels[:most]) + more
 
 
@@ -321,7 +322,7 @@ def _mark_near_duplicates(rows: pa.Table, near: Near) -> tuple[pa.Table, npt.NDA
         one = mixed[0][0]
         other = next(index for index in mixed[0] if labels[index] != labels[one])
         doubts.append(
-            f"{len(mixed)} {'picture seems' if len(mixed) == 1 else 'pictures seem'} to be there under two labels, "
+            f"{several(len(mixed), 'picture seems', 'pictures seem')} to be there under two labels, "
             f"e.g. {paths[one]} ({labels[one]}) and {paths[other]} ({labels[other]}); look which is right"
         )
     return _marked(rows, marks), alike, doubts
@@ -368,16 +369,23 @@ def _first_alike(rows: pa.Table, alike: npt.NDArray[np.int64]) -> pa.Array:
 
 
 def check_bad_fraction(rows: pa.Table, max_bad_fraction: float, found: int | None = None) -> None:
-    """Raises `InputError` if more than `max_bad_fraction` of the `found` files (by default all rows) are unusable."""
-    found = rows.num_rows if found is None else found
+    """Raises `InputError` if more than a fraction of the files is unusable.
+
+    Args:
+        rows: of the files, those that have been read.
+        max_bad_fraction: of them that may be (`HARMLESS` reasons do not count).
+        found: how many files there are; None: all have been read.
+    """
+    found, least = (rows.num_rows, "") if found is None else (found, "at least ")
     codes = Counter(code for code in rows["code"].to_pylist() if code is not None and code not in HARMLESS)
     bad = codes.total()
     if bad and bad / found > max_bad_fraction:  # the product 0.29 * 100 is below 29
         at = rows["code"].to_pylist().index(codes.most_common(1)[0][0])
         kinds = ", ".join(f"{count} {code}" for code, count in codes.most_common())
         raise InputError(
-            f"{bad} of {found} files are unusable ({kinds}; e.g. {rows['path'][at]}: {rows['detail'][at]}), "
-            f"allowed is a fraction of {max_bad_fraction:g}; mend or remove them, or raise --max-bad-fraction"
+            f"{least}{bad} of {several(found, 'file')} {'is' if bad == 1 else 'are'} unusable ({kinds}; e.g. "
+            f"{rows['path'][at]}: {rows['detail'][at]}), allowed is a fraction of "
+            f"{max_bad_fraction:g}; mend or remove them, or raise --max-bad-fraction"
         )
 
 
@@ -394,9 +402,13 @@ def check_classes(rows: pa.Table) -> None:
         names = few(sorted(usable)) or "none"
         unusable = sorted(files.keys() - usable.keys())
         why = f"; {_unusable(rows, unusable[0], files)}" if unusable else ""
-        others = f", and {len(unusable) - 1} more classes have none" if len(unusable) > 1 else ""
+        others = (
+            f", and {several(len(unusable) - 1, 'more class has', 'more classes have')} none"
+            if len(unusable) > 1
+            else ""
+        )
         raise InputError(
-            f"received usable photos of {len(usable)} class{'es' * (len(usable) != 1)} ({names}), required are two or "
+            f"received usable photos of {several(len(usable), 'class', 'classes')} ({names}), required are two or "
             f"more{why}{others}; put the photos of each class into a sub-folder of its own"
         )
     small = sorted(label for label, count in usable.items() if count < 2)
@@ -416,7 +428,7 @@ def _unusable(rows: pa.Table, label: str, files: Mapping[str, int]) -> str:
         if of == label and code is not None
     ]
     count = files[label]
-    text = f"{label!r} has {count} file{'s' * (count != 1)}"
+    text = f"{label!r} has {several(count, 'file')}"
     if not found:
         return text
     kinds = Counter(code for code, _, _ in found)

@@ -22,6 +22,7 @@ from flowers.data.ledger import check_classes
 from flowers.data.left_beside import left_beside
 from flowers.data.look_alikes import look_alikes
 from flowers.errors import InputError, few
+from flowers.text import several
 
 # What a listing says of a file; `code` is set where there is already a reason not to read it.
 LISTING = pa.schema(
@@ -124,7 +125,7 @@ def list_photos(
 def no_photos(found: Listing, data: str) -> InputError:
     """The error of a source without labelled photos."""
     return InputError(
-        f"--data: found no photos in {data!r} ({found.listed} files); "
+        f"--data: found no photos in {data!r} ({several(found.listed, 'file')}); "
         + (
             "put the photos of each class into a sub-folder of its own"
             if found.folder
@@ -231,10 +232,10 @@ def _list_shards(source: str, uris: list[str], labelled: bool, class_names: str 
     """The photos of shards, or of a pack, and a line on these."""
     if storage.name(uris[0]) == pack.MANIFEST:
         table, about = pack.list_pack(source, labelled=labelled)
-        said = f"a pack of {about['photos']} photos in {len(about['shards'])} shards"
+        said = f"a pack of {several(about['photos'], 'photo')} in {several(len(about['shards']), 'shard')}"
     else:
         table = shards.list_shards(uris, labelled=labelled)
-        said = f"{table.num_rows} photos in {len(uris)} shards"
+        said = f"{several(table.num_rows, 'photo')} in {several(len(uris), 'shard')}"
     if labelled and class_names is not None:
         labels = pa.array(manifest.named(table["label"].to_pylist(), class_names), pa.string())
         table = table.set_column(table.schema.get_field_index("label"), "label", labels)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+_PAIRS = 5
 
 
 def look_alikes(names: Sequence[str]) -> list[str]:
@@ -21,6 +23,15 @@ def look_alikes(names: Sequence[str]) -> list[str]:
         for group in alike.values()
         if len(group) > 1
     ]
+
+
+def did_you_mean(strange: Iterable[str], names: Iterable[str]) -> str:
+    """Which of `names` strange ones look like, as "did you mean 'tulips' by 'Tulips'?"; "" if none does."""
+    known = {_seen(name): name for name in names}
+    meant = {name: known[_seen(name)] for name in sorted(set(strange)) if _seen(name) in known}
+    pairs = [f"{_shown(right)} by {_shown(name)}" for name, right in meant.items()]
+    more = f" and so on for {len(pairs) - _PAIRS} more" if len(pairs) > _PAIRS else ""
+    return f"did you mean {', '.join(pairs[:_PAIRS])}{more}?" if pairs else ""
 
 
 def _seen(name: str) -> str:

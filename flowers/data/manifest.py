@@ -25,7 +25,7 @@ from flowers import storage
 from flowers.data import images
 from flowers.data.layout import side_of
 from flowers.errors import InputError, few, first_line
-from flowers.text import secret_of, without_secrets
+from flowers.text import secret_of, several, without_secrets
 
 SUFFIXES: Final = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
@@ -209,8 +209,8 @@ def _roles_by_content(source: str, table: _Table, width: int, labelled: bool) ->
         return _Roles(found["path"], split=found.get("split"), one_hot=tuple(rest))
     if len(rest) != 1:
         raise InputError(
-            f"--data: {source} has no header and {width} columns, the first row is {_shown(table.rows[0])}; put a "
-            "header above it that says which are path and label"
+            f"--data: {source} has no header and {several(width, 'column')}, the first row is "
+            f"{_shown(table.rows[0])}; put a header above it that says which are path and label"
         )
     return _Roles(found["path"], rest[0], found.get("split"))
 
@@ -220,7 +220,7 @@ def _labels(source: str, table: _Table, roles: _Roles, class_names: str | None) 
         names = [table.names[column].strip() for column in roles.one_hot] if table.names else []
         if not names and class_names is None:
             raise InputError(
-                f"--data: {source} has labels in {len(roles.one_hot)} columns without names; --class-names"
+                f"--data: {source} has labels in {several(len(roles.one_hot), 'column')} without names; --class-names"
             )
         chosen = [next(at for at, column in enumerate(roles.one_hot) if _is_one(row[column])) for row in table.rows]
         return named([str(at) for at in chosen], class_names) if class_names else [names[at] for at in chosen]
@@ -240,8 +240,8 @@ def named(labels: Sequence[str | None], class_names: str) -> list[str | None]:
     names = {key.lstrip("0") or "0": name for key, name in names.items()}
     if unknown := [number for number in numbers if (number.lstrip("0") or "0") not in names]:
         raise InputError(
-            f"--class-names: {class_names} names {len(names)} classes, but not {few(unknown)}; required is one name a "
-            "line in the order of the numbers, lines of number and name, or JSON"
+            f"--class-names: {class_names} names {several(len(names), 'class', 'classes')}, but not {few(unknown)}; "
+            "required is one name a line in the order of the numbers, lines of number and name, or JSON"
         )
     return [None if label is None else names[label.lstrip("0") or "0"] for label in labels]
 
@@ -371,7 +371,7 @@ def _of_text(text: str) -> _Table:
     width = len(names) or max(map(len, rows))
     for row, line in zip(rows, lines, strict=True):
         if len(row) > width or (names and len(row) < width):
-            raise ValueError(f"{line} has {len(row)} columns, the first has {width}: {_shown(row)}")
+            raise ValueError(f"{line} has {several(len(row), 'column')}, the first has {width}: {_shown(row)}")
     return _Table(names, rows, lines)
 
 

@@ -32,7 +32,7 @@ from flowers import storage
 from flowers.data import shards
 from flowers.data.reading import read_block
 from flowers.errors import InputError, first_line
-from flowers.text import spreadsheet_safe
+from flowers.text import several, spreadsheet_safe
 
 MANIFEST, INDEX, LEFT_OUT, SOURCE = "pack.json", "_index.parquet", "left_out.csv", "_source.json"
 CARD: Final = "README.md"
@@ -353,8 +353,8 @@ def _check(uri: str, named: Sequence[Mapping[str, Any]]) -> None:
     there = {entry.name: entry for entry in storage.entries(uri)}
     if missing := [shard["name"] for shard in named if shard["name"] not in there]:
         raise InputError(
-            f"--data: the pack {uri} lacks {missing[0]} ({len(missing)} of {len(named)} shards); copy it again, or "
-            "pack anew"
+            f"--data: the pack {uri} lacks {missing[0]} ({len(missing)} of {several(len(named), 'shard')}); copy it "
+            "again, or pack anew"
         )
 
     def differs(shard: Mapping[str, Any]) -> bool:

@@ -11,6 +11,7 @@ from flowers.cluster import placement
 from flowers.cluster.placement import few
 from flowers.doctor.report import CODE, Disk, Node, Survey
 from flowers.errors import InputError
+from flowers.text import several
 
 # Locks in a bucket, checkpoints and logs of several machines are compared by their times.
 _CLOCKS_S = 5.0
@@ -128,12 +129,14 @@ def _nodes(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
         f"{node.address}: {_advised(node.failure)}" for node in survey.nodes if node.alive and node.report is None
     ]
     if wanted.nodes and there < wanted.nodes:
-        faults.append(f"{there} of the {wanted.nodes} nodes that --nodes asks for are there; start the others")
+        faults.append(
+            f"{there} of the {several(wanted.nodes, 'node')} that --nodes asks for are there; start the others"
+        )
     if wanted.nodes and not faults:  # others have come for those
         yield from (Finding("nodes", State.ADVICE, text) for text in dead)
         dead = []
     yield from _findings(
-        "nodes", [*dead, *faults], f"{_counted(there)}: {few([node.address for node, _ in survey.answering])}"
+        "nodes", [*dead, *faults], f"{several(there, 'node')}: {few([node.address for node, _ in survey.answering])}"
     )
 
 
@@ -247,7 +250,7 @@ def _object_store(survey: Survey) -> Iterator[Finding]:
         wanted = max(_STORE, int(node.cpus) * _STORE_CPU)
         if node.object_store < wanted:
             faults.append(
-                f"{node.address}: {_gigabytes(node.object_store)} for {node.cpus:g} CPUs, wanted are "
+                f"{node.address}: {_gigabytes(node.object_store)} for {several(node.cpus, 'CPU')}, wanted are "
                 f"{_gigabytes(wanted)}; `ray start --object-store-memory={wanted}`"
             )
         elif report.shared_memory is not None and report.shared_memory < node.object_store:
@@ -297,8 +300,8 @@ def _workers(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("workers", State.WRONG, str(error))
         return
-    gpus = f" and {found.gpus:g} GPU" if found.gpus else ""
-    yield Finding("workers", State.OK, f"room for {found.workers}, each with {found.cpus} CPU{gpus}")
+    gpus = f" and {several(found.gpus, 'GPU')}" if found.gpus else ""
+    yield Finding("workers", State.OK, f"room for {found.workers}, each with {several(found.cpus, 'CPU')}{gpus}")
 
 
 def _findings(check: str, faults: list[str], fine: str) -> list[Finding]:
@@ -312,10 +315,6 @@ def _by_text(answers: Iterator[tuple[str, Node]]) -> list[tuple[str, list[str]]]
         if text:
             found[text].append(node.address)
     return list(found.items())
-
-
-def _counted(number: int) -> str:
-    return f"{number} node" if number == 1 else f"{number} nodes"
 
 
 def _gigabytes(size: float) -> str:

@@ -8,6 +8,7 @@ from flowers.data.split import SUBSETS
 from flowers.export.record import Agreement, Export
 from flowers.report.formatting import held_out, interval, metric_rows, percent, value
 from flowers.report.record import Report
+from flowers.text import several
 
 EXAMPLE, CARD, CONFIG = "example.py", "README.md", "config.pbtxt"
 _EXAMPLE = '''\
@@ -69,7 +70,7 @@ def card(export: Export, report: Report | None, start_weights: str, backbone: st
     return "\n".join(
         [
             "---\npipeline_tag: image-classification\ntags: [image-classification, flowers]\n---",
-            f"# An image classifier of {len(export.classes)} classes\n",
+            f"# An image classifier of {several(len(export.classes), 'class', 'classes')}\n",
             f"Classes, in the order of the outputs (`labels.txt`): {classes}.\n",
             f"- **Network**: {backbone or 'not known'}, for {export.runtime}; `{export.network}`, "
             f"{export.bytes / 1e6:.1f} MB, quantized: {export.quantize}.",
@@ -104,7 +105,7 @@ def _of_files(export: Export) -> list[str]:
     """How the signature that takes files compares."""
     if export.files_agreement is None:
         return []
-    lost = f" {export.not_decoded} photos it could not decode at all." if export.not_decoded else ""
+    lost = f" {several(export.not_decoded, 'photo')} it could not decode at all." if export.not_decoded else ""
     return [
         "`serve_bytes` takes whole files, which TensorFlow decodes by itself: it does not turn photos by their EXIF "
         "orientation, reads JPEG, PNG, WebP, BMP and GIF only and resizes a little differently. On the same photos: "

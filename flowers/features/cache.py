@@ -20,6 +20,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.errors import DamagedFile, few
 from flowers.features.parts import Digests, Part, encode, is_part, to_array, to_bytes
+from flowers.text import several
 
 PART_ROWS, PART_BYTES = 1024, 64 << 20
 IN_MEMORY_BYTES = 1 << 30
@@ -111,7 +112,8 @@ class FeatureCache:
         if missing.any() or result is None:
             why = f", as {few(self.damaged)} turned out to be damaged" if self.damaged else ""
             raise DamagedFile(
-                f"the feature cache {self.uri} lacks {missing.sum()} photos{why}; run the same command again"
+                f"the feature cache {self.uri} lacks {several(int(missing.sum()), 'photo')}{why}; run the same "
+                "command again"
             )
         return result if len(wanted) == len(digests) else result[first[inverse]]
 

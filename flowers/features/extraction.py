@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # The hash of a picture that is too flat to have one, as it is cached.
 _FLAT = bytes(near_duplicates.BYTES)
 
+# Files still to be read for which it pays to stop before all are counted.
+_WORTH_STOPPING = 1000
+
 Caches = dict[FeatureSpec, FeatureCache]
 # Makes the stream of decoded photos of a listing; those whose digests are given need no pixels.
 Photos = Callable[[pa.Table, list[bytes]], "ray.data.Dataset"]
@@ -285,14 +288,15 @@ def extract(
         backend: where the network runs.
         hashes: cache of perceptual hashes, opened; None where nobody asks for near-duplicates.
         settle: makes the ledger of all rows (schema `flowers.data.ledger.ROW`).
-        max_bad_fraction: stop as soon as more files than this fraction are certain to be unusable.
+        max_bad_fraction: stop as soon as more files than this fraction are certain to be unusable, if there are many
+            still to be read; else `settle` counts them, also those that only show beside all others.
         advance: told how many files are done.
 
     Raises:
         InputError: the data cannot be trained on; too many bad files are reported as soon as it is certain.
     """
     rows: list[pa.Table] = []
-    bad, hits, waited = 0, 0, 0.0
+    read, bad, hits, waited = 0, 0, 0, 0.0
     began = time.perf_counter()
     cached = _in_all(caches)
     hashed = set() if hashes is None else set(hashes.digests())
@@ -305,7 +309,8 @@ def extract(
             row = reading.detached(table, ROW.names)
             rows.append(row)
             bad += sum(code is not None and code not in HARMLESS for code in row["code"].to_pylist())
-            if bad > max_bad_fraction * listing.num_rows:
+            read += table.num_rows
+            if bad > max_bad_fraction * listing.num_rows and listing.num_rows - read >= _WORTH_STOPPING:
                 check_bad_fraction(pa.concat_tables(rows), max_bad_fraction, listing.num_rows)
             usable = row.filter(pc.is_null(row["code"]))
             hits += sum(digest in cached for digest in usable["sha256"].to_pylist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 
 import pyarrow as pa
 from rich.console import Console
@@ -12,14 +13,15 @@ from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
 from flowers.config import CheckOptions
 from flowers.data import quality, reading
-from flowers.data.ledger import ROW, Ledger, settle
+from flowers.data.ledger import ROW, Ledger, mark_repeats, settle
 from flowers.data.listing import some
 from flowers.errors import InputError
 from flowers.inference.engine import usable_cpus
+from flowers.options import check_file
 from flowers.pipelines.source import list_source
 from flowers.progress import progress_bar
 from flowers.report.check import DataCheck, build_check
-from flowers.report.check_html import render_check
+from flowers.report.check_html import MARK, render_check
 
 
 def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
@@ -34,8 +36,10 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         What was found. Its `refusal` says why training would refuse the photos, None if it would not.
 
     Raises:
-        InputError: there are no photos that could be listed at all, or the page cannot be written.
+        InputError: there are no photos that could be listed at all, or the page cannot be written, or is another's.
     """
+    page = storage.absolute(options.page)
+    check_file("--page", page, MARK.encode(), "page of jobs.check")
     listing = list_source(options, options.storage)
     known = runs.read_split(options.split_file) if options.split_file else {}
     examine = functools.partial(_examined, max_pixels=options.max_pixels)
@@ -64,9 +68,13 @@ def check(options: CheckOptions, out: Console, command: str = "") -> DataCheck:
         )
     except InputError as error:
         refusal = str(error)
+        if options.corrections is not None:
+            with suppress(InputError):  # perhaps what is refused
+                rows, *_ = options.corrections.apply(rows)
+        rows = mark_repeats(rows)  # as the refusal counts them
     found = build_check(command, listing, rows, ledger, refusal, options.max_pixels)
     try:
-        storage.write(storage.absolute(options.page), render_check(found).encode())
+        storage.write(page, render_check(found).encode())
     except OSError as error:
         raise InputError(f"--page: {options.page} cannot be written: {error.strerror or error}") from error
     return found

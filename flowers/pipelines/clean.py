@@ -11,7 +11,7 @@ from rich.console import Console
 from flowers import runs, storage
 from flowers.config import CleanOptions
 from flowers.errors import InputError
-from flowers.text import plain
+from flowers.text import plain, several
 
 _CACHES = {"features": "features", "phash": "hashes", "networks": "network"}
 _KEPT, _MAY_GO = "stays", "may go"
@@ -72,7 +72,7 @@ def clean(options: CleanOptions, out: Console) -> list[Item]:
     )
     said = "removed" if options.delete else "may go; --delete removes that"
     out.print(
-        f"{_size(total)} in {len(items)} items; {_size(total - left)} in {len(going)} ({why}) {said}",
+        f"{_size(total)} in {several(len(items), 'item')}; {_size(total - left)} in {len(going)} ({why}) {said}",
         highlight=False,
         markup=False,
     )

@@ -16,6 +16,7 @@ from flowers.config import DataOptions, DoctorOptions
 from flowers.data.listing import some
 from flowers.doctor.checks import Finding, State, Wanted, judge, unknown
 from flowers.errors import AccessDenied, FlowersError, InputError
+from flowers.options import check_file
 from flowers.pipelines.source import list_source
 from flowers.runs import killed_runs
 from flowers.text import plain
@@ -36,8 +37,11 @@ def doctor(options: DoctorOptions, out: Console) -> list[Finding]:
     Raises:
         InputError: RAY_ADDRESS names no cluster, or `out` cannot be written.
     """
+    if options.out:
+        check_file("--out", storage.absolute(options.out), b'"check": ', "list of findings")
     announce(out)
-    findings = _findings(options)
+    with storage.no_empty_folders(storage.absolute(options.storage)):  # each node writes there
+        findings = _findings(options)
     width = max(len(finding.check) for finding in findings)
     for finding in findings:
         state = (f"{finding.state.value:<8}", _STYLES[finding.state])

@@ -19,16 +19,17 @@ from flowers import published, runs, storage
 from flowers.bundle import MANIFEST, load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
-from flowers.config import EvaluateOptions
+from flowers.config import EvaluateOptions, top_said
 from flowers.data import reading
 from flowers.data.corrections import in_words, read_corrections
 from flowers.data.listing import LISTING, listing_of
+from flowers.data.look_alikes import did_you_mean
 from flowers.errors import FlowersError, InputError, few
 from flowers.evaluation import calibration, ranking
 from flowers.evaluation.answers import Answers
 from flowers.evaluation.gallery import small_pictures, worth_a_look
 from flowers.evaluation.unknown import Unknown
-from flowers.options import wrong
+from flowers.options import check_folder, wrong
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import list_labelled, list_unlabelled
 from flowers.prediction.parts import encoded, held, predicted
@@ -37,6 +38,7 @@ from flowers.progress import progress_bar
 from flowers.report.evaluation import Comparison, EvaluationReport, Rows, compare, confusion_csv
 from flowers.report.evaluation_html import render_evaluation
 from flowers.report.findings import left_out
+from flowers.text import several
 from flowers.typicality import rejected
 
 PREDICTIONS, CONFUSION = "predictions.parquet", "confusion.csv"
@@ -72,13 +74,16 @@ def evaluate(options: EvaluateOptions, out: Console, command: str = "") -> tuple
         InputError: there is no bundle, or there are no photos that it can be evaluated on.
     """
     origin = _origin(options.bundle)
+    if fewer := top_said(options.top, len(origin.bundle.classes)):
+        out.print(fewer, highlight=False)
     if options.unknown is not None:
         origin.bundle.typicality(options.unknown)  # refused before anything is read
     baseline = _origin(options.baseline) if options.baseline else None
     if baseline is not None and not set(baseline.bundle.classes) & set(origin.bundle.classes):
+        hint = did_you_mean(baseline.bundle.classes, origin.bundle.classes)
         raise InputError(
             f"--baseline: {options.baseline} knows {few(baseline.bundle.classes)}, of which {options.bundle} knows "
-            "none; required is a bundle of the same classes"
+            f"none; required is a bundle of the same classes{hint and f' ({hint})'}"
         )
     photos = _photos(options, origin)
     folder = _folder(options, origin, photos.source)
@@ -132,6 +137,7 @@ def _folder(options: EvaluateOptions, origin: Origin, source: str) -> str:
         folder = storage.absolute(options.out)
         if storage.exists(runs.Run(folder).config) or storage.exists(storage.join(folder, MANIFEST)):
             raise wrong("out", options.out, "a folder that is neither a run nor a bundle: it would lose its report")
+        check_folder("--out", folder, [PREDICTIONS], "evaluation")
         return folder
     if origin.run is None:
         raise InputError(f"--out is missing: the bundle {origin.bundle.uri} does not lie in a run; say where to write")
@@ -182,12 +188,16 @@ def _evaluate(
         unusable.append(_reasons(rows.filter(pc.invert(same)), "changed"))
         rows = rows.filter(same)
     reasons = Counter(_column(pa.concat_tables(unusable), "reason"))
+    hint = did_you_mean(_column(strange), classes)
     if not rows.num_rows:
         raise InputError(
-            f"--data: none of {photos.table.num_rows} files can be evaluated: {seen.num_rows} photos were trained on, "
-            f"{strange.num_rows} have labels that the bundle does not know ({few(sorted(set(_column(strange))))}), "
-            f"{sum(reasons.values())} are unusable or have no label; the bundle knows {few(sorted(classes))}"
+            f"--data: none of {several(photos.table.num_rows, 'file')} can be evaluated: {seen.num_rows} trained on, "
+            f"{strange.num_rows} of labels that the bundle does not know ({few(sorted(set(_column(strange))))}), "
+            f"{sum(reasons.values())} unusable or without a label; the bundle knows {few(sorted(classes))}"
+            f"{hint and f'; {hint}'}"
         )
+    if hint:
+        warnings.append(f"labels that the bundle does not know are left out; {hint}")
     warnings += _doubts(rows, origin, options)
     answers = Answers(rows, scores_of(rows), classes)
     auc, macro_auc = ranking.one_vs_rest(answers.labels, answers.scores, classes)
@@ -294,17 +304,19 @@ def _doubts(rows: pa.Table, origin: Origin, options: EvaluateOptions) -> list[st
     """What one should know of the photos that count."""
     found, digests = [], rows["sha256"].to_pylist()
     if validated := sum(map(set(origin.photos("validation")["sha256"].to_pylist()).__contains__, digests)):
-        noun = "photo is a validation photo" if validated == 1 else "photos are validation photos"
-        found.append(f"{validated} {noun} of the run, which chose its epoch: a little too good")
+        said = several(validated, "photo is a validation photo", "photos are validation photos")
+        found.append(f"{said} of the run, which chose its epoch: a little too good")
     labels: dict[bytes, set[str]] = {}
     for digest, label in zip(digests, _column(rows), strict=True):
         labels.setdefault(digest, set()).add(label)
     if copies := len(digests) - len(labels):
-        found.append(f"{copies} files have the same bytes as another one; each counts")
+        found.append(f"{several(copies, 'file has', 'files have')} the same bytes as another one; each counts")
     if conflicts := sum(len(one) > 1 for one in labels.values()):
-        found.append(f"{conflicts} photos are there under two labels: one of them counts as wrong")
+        found.append(
+            f"{several(conflicts, 'photo is', 'photos are')} there under two labels: one of them counts as wrong"
+        )
     if len(digests) < 30:
-        found.append(f"only {len(digests)} photos: look at the interval, not at the value")
+        found.append(f"only {several(len(digests), 'photo')}: look at the interval, not at the value")
     if absent := sorted(set(origin.bundle.classes) - set(_column(rows))):
         found.append(f"no photo of: {few(absent)}")
     return found
@@ -328,7 +340,7 @@ def _temperature(scorer: Scorer, origin: Origin, out: Console) -> tuple[float | 
 
 
 def _rows_of(answers: Answers, top: int) -> pa.Table:
-    """A row for each photo: its label, what is said of it, whether that is right, and what slices go by."""
+    """A row for each photo: its label, `predicted`: what is said of it, whether that is right, what slices go by."""
     said = predicted(answers.rows, answers.classes, top, scores=True)
     columns = {
         "path": said["path"],

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from flowers.progress import progress_bar
 from flowers.published import answering
 from flowers.report.formatting import percent
 from flowers.runs import now
-from flowers.text import plain
+from flowers.text import plain, several
 
 RECORD = "export.json"
 # Photos that an export is tried on, and photos that int8 is calibrated with, at most.
@@ -65,44 +66,51 @@ def export(options: ExportOptions, out: Console) -> Export:
     tried = _photos_to_try(options, origin)
     calibrating = _photos_to_calibrate(options, origin)
     network = form.layouts.get(options.layout, form.file)
-    try:
-        folder = storage.working_folder(uri)
-    except OSError as error:
-        raise InputError(f"--to: {uri} cannot be written: {error.strerror or error}") from error
-    try:
-        with storage.enough_space(uri):
-            path = os.path.join(folder, network)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            out.print(f"exporting {plain(origin.bundle.uri)} as {options.format}", highlight=False, markup=False)
-            made.write(origin.bundle, path, options.quantize, calibrating.pixels if calibrating else None)
-            hashes = {name: storage.file_sha256(os.path.join(folder, name)) for name in _files(folder)}
-            record = Export(
-                created=now(),
-                format=options.format,
-                quantize=options.quantize,
-                layout=options.layout,
-                network=network,
-                bundle=origin.bundle.uri,
-                bundle_sha256=origin.bundle.manifest.get("sha256", ""),
-                classes=list(origin.bundle.classes),
-                image_size=origin.bundle.image_size,
-                takes=form.takes,
-                gives=form.gives,
-                bytes=sum(os.path.getsize(os.path.join(folder, name)) for name in hashes),
-                sha256=hashes,
-                photos=tried.what,
-                calibration=calibrating.what if calibrating else None,
-                runtime=f"{form.runtime} {form.version}",
-                **_tried(made, path, origin, tried, out),
-            )
-            _say(record, out)
-            _check(record, options.min_agreement)
-            _write_texts(folder, record, made, origin, storage.name(uri))
-            storage.publish(folder, uri, last=RECORD)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with _workplace(uri) as folder, storage.enough_space(uri):
+        path = os.path.join(folder, network)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        out.print(f"exporting {plain(origin.bundle.uri)} as {options.format}", highlight=False, markup=False)
+        made.write(origin.bundle, path, options.quantize, calibrating.pixels if calibrating else None)
+        hashes = {name: storage.file_sha256(os.path.join(folder, name)) for name in _files(folder)}
+        record = Export(
+            created=now(),
+            format=options.format,
+            quantize=options.quantize,
+            layout=options.layout,
+            network=network,
+            bundle=origin.bundle.uri,
+            bundle_sha256=origin.bundle.manifest.get("sha256", ""),
+            classes=list(origin.bundle.classes),
+            image_size=origin.bundle.image_size,
+            takes=form.takes,
+            gives=form.gives,
+            bytes=sum(os.path.getsize(os.path.join(folder, name)) for name in hashes),
+            sha256=hashes,
+            photos=tried.what,
+            calibration=calibrating.what if calibrating else None,
+            runtime=f"{form.runtime} {form.version}",
+            **_tried(made, path, origin, tried, out),
+        )
+        _say(record, out)
+        _check(record, options.min_agreement)
+        _write_texts(folder, record, made, origin, storage.name(uri))
+        storage.publish(folder, uri, last=RECORD)
     out.print(f"written   {plain(uri)}", highlight=False, markup=False)
     return record
+
+
+@contextmanager
+def _workplace(uri: str) -> Iterator[str]:
+    """A folder to fill and publish at `uri`, gone afterwards; if that fails, so is what was made for it."""
+    with storage.no_empty_folders(uri):
+        try:
+            folder = storage.working_folder(uri)
+        except OSError as error:
+            raise InputError(f"--to: {uri} cannot be written: {error.strerror or error}") from error
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Taken:
@@ -249,7 +257,7 @@ def _say(record: Export, out: Console) -> None:
             f"most {decoded.largest_difference:.2g}"
         )
     if record.not_decoded:
-        lines.append(f"          {record.not_decoded} photos TensorFlow cannot decode")
+        lines.append(f"          {several(record.not_decoded, 'photo')} TensorFlow cannot decode")
     lines += [
         f"speed     {record.images_per_s:.0f} images/s ({record.runtime}), the bundle {record.bundle_images_per_s:.0f}",
         f"size      {record.bytes / 1e6:.1f} MB",

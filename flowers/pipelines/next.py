@@ -17,6 +17,7 @@ from flowers.cluster.session import ray_session
 from flowers.config import NextOptions
 from flowers.data import reading
 from flowers.errors import InputError
+from flowers.options import check_folder
 from flowers.pipelines.origin import Origin
 from flowers.pipelines.source import list_unlabelled
 from flowers.prediction import tasks
@@ -24,6 +25,7 @@ from flowers.prediction.parts import held
 from flowers.prediction.scorer import Machine, Scorer, scores_of
 from flowers.prediction.selection import choose, least_sure, uncertainty
 from flowers.progress import progress_bar
+from flowers.text import several
 
 
 @dataclass
@@ -67,11 +69,12 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
             "which photos the bundle was made from is not known, as its run is gone: some may be here"
         )
     folder = storage.absolute(options.out)
+    check_folder("--out", folder, [tasks.MANIFEST, tasks.CONFIG], "list of photos to label")
     if count := tasks.filled_in(folder):
         manifest = storage.join(options.out, tasks.MANIFEST)
         raise InputError(
-            f"--out: {manifest} holds {count} labels that somebody filled in; train with it (--data {manifest}), and "
-            "give another folder, or remove it"
+            f"--out: {manifest} holds {several(count, 'label')} that somebody filled in; train with it "
+            f"(--data {manifest}), and give another folder, or remove it"
         )
     announce(out)
     with held(folder), ray_session(options.verbose, options.device):
@@ -83,8 +86,8 @@ def choose_next(options: NextOptions, out: Console) -> Chosen:
         found = _candidates(scorer, listing, origin, options.count, chosen, out)
         if not found.num_rows:
             raise InputError(
-                f"--data: none of {chosen.files} files can be labelled: {chosen.known} photos are known to the run, "
-                f"{chosen.unusable.total()} are unusable, {chosen.repeats} are copies"
+                f"--data: none of {several(chosen.files, 'file')} can be labelled: {chosen.known} known to the run, "
+                f"{chosen.unusable.total()} unusable, {several(chosen.repeats, 'copy', 'copies')}"
             )
         features = np.stack([np.asarray(row, np.float32) for row in found["features"].to_numpy()])
         scores = scores_of(found)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -23,11 +24,11 @@ from flowers.data import reading, shards
 from flowers.data.listing import some
 from flowers.errors import FlowersError, InputError, first_line
 from flowers.inference.engine import usable_cpus
-from flowers.options import wrong
+from flowers.options import check_folder, wrong
 from flowers.pipelines.source import list_labelled
 from flowers.prediction.parts import held
 from flowers.progress import progress_bar
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 @dataclass(frozen=True)
@@ -104,18 +105,20 @@ def pack(options: PackOptions, out: Console) -> Packed:
     files = listing.table
     if not files.num_rows:
         raise InputError(f"--data: found no files in {options.data!r}; give a folder, a manifest or an archive")
-    for text in (f"{files.num_rows} files of {listing.source}", *listing.notes):
+    for text in (f"{several(files.num_rows, 'file')} of {listing.source}", *listing.notes):
         out.print(plain(text), highlight=False, markup=False)
     folder = listing.folder or storage.absolute(options.root or storage.parent(listing.source))
     plan = _planned(files, folder, options.shard_mb)
     if not len(plan.packed):
-        raise InputError(f"--data: none of {files.num_rows} files of {options.data!r} is a photo by its place and name")
+        raise InputError(
+            f"--data: none of {several(files.num_rows, 'file')} of {options.data!r} is a photo by its place and name"
+        )
     announce(out)
     try:
         with held(target), storage.enough_space(f"the pack {target}"):
             whole = _opened(target, plan, out)
             if not whole:
-                with ray_session(options.verbose):
+                with _begun(target), ray_session(options.verbose):
                     _write(plan, target, out)
             about = packs.read_about(target)
     except OSError as error:
@@ -129,6 +132,17 @@ def pack(options: PackOptions, out: Console) -> Packed:
         size=about["bytes"],
         new=not whole,
     )
+
+
+@contextmanager
+def _begun(target: str) -> Iterator[None]:
+    """Removes what says whose pack a folder is if the block fails before there is a shard in it."""
+    try:
+        yield
+    except BaseException:
+        if storage.names(target) == [packs.SOURCE]:
+            storage.delete_file(storage.join(target, packs.SOURCE))
+        raise
 
 
 def _planned(files: pa.Table, folder: str, shard_mb: float) -> _Plan:
@@ -163,11 +177,9 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
     Raises:
         InputError: it holds something else.
     """
-    names = [name for name in storage.names(target) if not storage.is_left_over(name)]
-    source = storage.join(target, packs.SOURCE)
-    if names:
-        if packs.SOURCE not in names:
-            raise InputError(f"--out: {target} holds {names[0]!r} and is no pack of this program; choose another --out")
+    check_folder("--out", target, [packs.SOURCE], "pack of this program")
+    names, source = storage.names(target), storage.join(target, packs.SOURCE)
+    if packs.SOURCE in names:
         whole, why = packs.MANIFEST in names, "the unfinished pack there was of other photos or options"
         try:
             same = json.loads(storage.read(source))["identity"] == plan.identity
@@ -187,7 +199,7 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
         elif same:
             storage.sweep(target)
             there = [name for name in names if shards.has_its_name(name) and name != packs.INDEX]
-            out.print(f"goes on: {len(there)} shards are there", highlight=False)
+            out.print(f"goes on: {several(len(there), 'shard is', 'shards are')} there", highlight=False)
             return False
         out.print(plain(f"starts over: {why}"), highlight=False, markup=False)
         storage.delete(target, last=packs.SOURCE)

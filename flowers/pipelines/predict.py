@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,16 +18,18 @@ from flowers import locks, published, runs, storage
 from flowers.bundle import load_bundle
 from flowers.cluster.access import announce
 from flowers.cluster.session import ray_session
-from flowers.config import PredictOptions
+from flowers.config import PredictOptions, top_said
 from flowers.data import shards
 from flowers.data.listing import Listing
 from flowers.errors import InputError
 from flowers.options import flag, wrong
 from flowers.pipelines.source import list_unlabelled
-from flowers.prediction.folders import Folders, claim, sort_into
+from flowers.prediction.folders import Folders, claimed, sort_into
 from flowers.prediction.parts import Predictions, held, predicted, read_part
+from flowers.prediction.renewal import outdated
 from flowers.prediction.scorer import Machine, Scorer
 from flowers.progress import progress_bar, warn
+from flowers.text import several
 
 
 @dataclass
@@ -33,9 +38,11 @@ class Predicted:
 
     Attributes:
         files: of the source.
-        errors: files that are no usable photo, of those that were looked at now.
+        errors: files that are no usable photo, of those that were looked at for the first time.
         unknown: photos that are none of the classes, of these; None if that was not asked.
-        looked: files that were looked at now.
+        looked: files that were looked at for the first time.
+        again: files with a row that were looked at again.
+        renewed: rows of these that say something else now.
         seconds: that took, from the first file to the last.
         waiting: files that were added since all was complete, and wait for --update.
         example: what is wrong with a bad file.
@@ -45,13 +52,15 @@ class Predicted:
     errors: int = 0
     unknown: int | None = None
     looked: int = 0
+    again: int = 0
+    renewed: int = 0
     seconds: float = 0.0
     waiting: int = 0
     example: str = ""
 
 
 def predict(options: PredictOptions, out: Console) -> Predicted:
-    """Predicts every file of a source that has no prediction yet.
+    """Predicts every file of a source that has no prediction yet, and if asked those whose row may not hold any more.
 
     Args:
         options: which photos, by which bundle, and where predictions go.
@@ -61,6 +70,8 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         InputError: there are no photos, no bundle, or the target is of other options.
     """
     bundle = load_bundle(published.answering(storage.absolute(options.bundle)))
+    if fewer := top_said(options.top, len(bundle.classes)):
+        out.print(fewer, highlight=False)
     if options.unknown is not None:
         bundle.typicality(options.unknown)  # refused before anything is read
     listing = _listing(options)
@@ -69,21 +80,20 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
         flag(name): getattr(options, name) for name in ("format", "top", "scores", "unknown", "engine", "max_pixels")
     }
     announce(out)
-    with held(target.uri), storage.enough_space(target.uri):
-        target.open(identity, runs.now())
-        if options.sort_into:
-            how = {"bundle": bundle.sha256} | {
-                flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")
-            }
-            claim(storage.absolute(options.sort_into), how)
-        complete = storage.exists(target.summary)
+    began = datetime.now(UTC)
+    how = {"bundle": bundle.sha256} | {flag(name): getattr(options, name) for name in ("unknown", "min_score", "link")}
+    sorting = claimed(storage.absolute(options.sort_into), how) if options.sort_into else nullcontext()
+    with held(target.uri), storage.enough_space(target.uri), target.kept(), sorting:
+        target.open(identity, bundle.classes, began.isoformat())
+        complete, since = storage.exists(target.summary), target.since()
         todo = listing.table.filter(pc.invert(pc.is_in(listing.table["path"], value_set=target.done())))
         found = Predicted(listing.table.num_rows, unknown=None if options.unknown is None else 0)
         if complete and not options.update:
             found.waiting, todo = todo.num_rows, todo.slice(0, 0)
-        if todo.num_rows:
+        again = outdated(target, listing.table) if options.update else []
+        if todo.num_rows or again:
             storage.delete_file(target.summary)
-        if todo.num_rows or options.sort_into:
+        if todo.num_rows or again or options.sort_into:
             with ray_session(options.verbose, options.device):
                 from flowers.cluster.nodes import cluster_nodes
 
@@ -92,10 +102,14 @@ def predict(options: PredictOptions, out: Console) -> Predicted:
                 say = functools.partial(warn, out=out)
                 scorer = Scorer(bundle, machine, options.max_pixels, unknown=options.unknown, say=say)
                 _predict(options, scorer, todo, target, found, out)
+                _renew(options, scorer, again, target, found, out)
                 if options.sort_into:
                     _sort(options, target, out)
-        if not complete or todo.num_rows:
-            target.finish({"files": found.files, "finished": runs.now(), "bundle": bundle.uri})
+        if not complete or todo.num_rows or options.update:
+            counts = target.counts(options.unknown is not None)
+            as_of = began if options.update else datetime.fromtimestamp(since, UTC)
+            times = {"began": as_of.isoformat(), "finished": runs.now()}
+            target.finish({"files": found.files, **counts, **times, "bundle": bundle.uri})
     return found
 
 
@@ -124,6 +138,8 @@ def _predict(
     options: PredictOptions, scorer: Scorer, todo: pa.Table, target: Predictions, found: Predicted, out: Console
 ) -> None:
     """Writes parts of all files in `todo`, the last one of fewer than the others."""
+    if not todo.num_rows:
+        return
     waiting: list[pa.Table] = []
     numbers = itertools.count(target.next())
     began = time.monotonic()
@@ -152,6 +168,35 @@ def _predict(
             write(options.part_photos)
 
 
+def _renew(
+    options: PredictOptions,
+    scorer: Scorer,
+    again: Sequence[tuple[str, pa.Table]],
+    target: Predictions,
+    found: Predicted,
+    out: Console,
+) -> None:
+    """Looks at files again, and writes each part anew in which rows change: every file has one row at any moment."""
+    if not again:
+        return
+    listing, waiting, errors = pa.concat_tables([files for _, files in again]), list[pa.Table](), list[str | None]()
+    left = iter(again)
+    uri, files = next(left)
+    with progress_bar(out, "looking again", listing.num_rows, speed=True) as advance:
+        for table in scorer.tables(listing):
+            waiting.append(predicted(table, scorer.bundle.classes, options.top, options.scores, options.unknown))
+            advance(table.num_rows)
+            while files.num_rows and sum(one.num_rows for one in waiting) >= files.num_rows:
+                rows = pa.concat_tables(waiting)
+                errors += target.renew(uri, rows.slice(0, files.num_rows))
+                waiting[:] = [rows.slice(files.num_rows)]
+                uri, files = next(left, ("", files.slice(0, 0)))
+    found.again, found.renewed = listing.num_rows, len(errors)
+    if options.sort_into and (sorted_before := errors.count(None)):
+        said = several(sorted_before, "photo")
+        warn(f"{said} changed: what --sort-into has of {'it' if sorted_before == 1 else 'them'} from before stays", out)
+
+
 def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
     """Sorts the photos of all parts, those of earlier calls included."""
     folders, gone = Folders(options.min_score), 0
@@ -162,4 +207,4 @@ def _sort(options: PredictOptions, target: Predictions, out: Console) -> None:
             gone += sort_into(place, list(folders.places(read_part(uri, ["path", "label", "score"]))), options.link)
             advance(1)
     if gone:
-        warn(f"{gone} photos are not in --sort-into: they can no longer be read", out)
+        warn(f"{several(gone, 'photo is', 'photos are')} not in --sort-into: no longer readable", out)

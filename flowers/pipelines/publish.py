@@ -12,12 +12,13 @@ from flowers.bundle import MANIFEST, Bundle, load_bundle
 from flowers.config import PublishOptions
 from flowers.errors import BadImage, FlowersError, GateNotMet, InputError, few, first_line
 from flowers.evaluation.paired import Paired
+from flowers.options import check_folder
 from flowers.pipelines.origin import Origin, contents
 from flowers.predictor import Predictor
 from flowers.progress import progress_bar
 from flowers.report.formatting import interval, percent, value
 from flowers.runs import Run, now
-from flowers.text import plain
+from flowers.text import plain, several
 from flowers.tracking import Tracker
 
 # Photos that are in memory at a time.
@@ -41,6 +42,9 @@ def publish(source: str, options: PublishOptions, out: Console) -> str:
         GateNotMet: it is not good enough; nothing is written.
     """
     folder = _model(options.to)
+    if not published.versions(folder):
+        numbers = [name for name in storage.names(folder) if name.isdecimal()]  # of versions that are not whole
+        check_folder("--to", folder, numbers, "model of this program")
     origin = Origin(load_bundle(storage.absolute(source)))
     predictor = Predictor(origin.bundle, origin.max_pixels)  # what cannot be loaded here is not published
     predictor.warm()
@@ -88,7 +92,7 @@ def choose(options: PublishOptions, out: Console) -> int:
             what = "all versions before it are damaged" if before else "there is none before it"
             raise InputError(f"--rollback: version {current} answers, and {what}")
     if number is not None and (damage := _damage(found[number]) if number in found else None):
-        raise InputError(f"--pin: version {number} is damaged: {damage}")
+        raise InputError(f"--pin: version {number} cannot answer: {damage}")
     try:
         published.pin(found, number)
     except OSError as error:
@@ -115,7 +119,7 @@ def describe(options: PublishOptions) -> list[str]:
             manifest = load_bundle(uri).manifest
             said += [
                 record.published if record else f"saved {manifest.get('saved', '?')}",
-                f"{len(manifest['classes'])} classes",
+                several(len(manifest["classes"]), "class", "classes"),
             ]
         if record and record.accuracy:
             accuracy = record.accuracy
@@ -124,7 +128,7 @@ def describe(options: PublishOptions) -> list[str]:
         if number == (max(found) if pinned is None else pinned):
             said.append("answers" if pinned is None else "pinned: answers")
         if damage is not None:
-            said.append(f"DAMAGED: {damage}")
+            said.append(f"UNUSABLE: {damage}")
         lines.append(plain(f"{number:>4}  {'  '.join(said)}"))
     if pinned is not None and pinned not in found:
         lines.append(f"version {pinned} is pinned and not there: servers go on with what they have")
@@ -225,7 +229,7 @@ def _check_not_worse(origin: Origin, predictor: Predictor, than: str, folder: st
             advance(chunk.num_rows)
     paired = Paired.of(np.array(right[0]), np.array(right[1]))
     said = (
-        f"{paired.n} test photos: the new one has {paired.new_right} right, {uri} {paired.old_right}; "
+        f"{several(paired.n, 'test photo')}: the new one has {paired.new_right} right, {uri} {paired.old_right}; "
         f"{paired.gained} gained, {paired.lost} lost (p = {paired.p_worse:.3f} that chance alone loses as many)"
     )
     out.print(said, highlight=False, markup=False)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from flowers import runs, storage
 from flowers.config import DataOptions, EvaluateOptions, PackOptions
 from flowers.data.listing import Listing, list_files, list_photos
 from flowers.data.preflight import check_small_classes
 
 
-def datasets_of(runs_storage: str) -> str:
-    """The local folder in which named sets, and what was unpacked, are kept for runs in a storage."""
+@contextmanager
+def _datasets(runs_storage: str) -> Iterator[str]:
+    """The local folder in which named sets, and what was unpacked, are kept for runs in a storage; never left empty."""
     local = "~/.cache/flowers" if storage.is_remote(runs_storage) else runs_storage
-    return storage.join(storage.absolute(local), "datasets")
+    folder = storage.join(storage.absolute(local), "datasets")
+    with storage.no_empty_folders(folder):
+        yield folder
 
 
 def list_source(options: DataOptions, runs_storage: str) -> Listing:
@@ -24,18 +30,19 @@ def list_source(options: DataOptions, runs_storage: str) -> Listing:
     Raises:
         InputError: there is nothing to train on, or --relabel names classes that there are not.
     """
-    listing = list_photos(
-        options.data,
-        datasets=datasets_of(runs_storage),
-        per_class=options.per_class,
-        seed=options.seed,
-        layout=options.layout,
-        group_by=options.group_by,
-        root=options.root,
-        class_names=options.class_names,
-        runs=storage.absolute(runs_storage),
-        run_files=runs.FILES,
-    )
+    with _datasets(runs_storage) as datasets:
+        listing = list_photos(
+            options.data,
+            datasets=datasets,
+            per_class=options.per_class,
+            seed=options.seed,
+            layout=options.layout,
+            group_by=options.group_by,
+            root=options.root,
+            class_names=options.class_names,
+            runs=storage.absolute(runs_storage),
+            run_files=runs.FILES,
+        )
     if options.corrections is None:
         check_small_classes(listing.table, options.max_pixels)
     else:
@@ -53,15 +60,16 @@ def list_labelled(options: EvaluateOptions | PackOptions, data: str) -> Listing:
     Raises:
         InputError: the source cannot be read.
     """
-    return list_files(
-        data,
-        datasets=datasets_of(options.storage),
-        layout=options.layout,
-        root=options.root,
-        class_names=options.class_names,
-        runs=storage.absolute(options.storage),
-        run_files=runs.FILES,
-    )
+    with _datasets(options.storage) as datasets:
+        return list_files(
+            data,
+            datasets=datasets,
+            layout=options.layout,
+            root=options.root,
+            class_names=options.class_names,
+            runs=storage.absolute(options.storage),
+            run_files=runs.FILES,
+        )
 
 
 def list_unlabelled(data: str, runs_storage: str, root: str | None = None) -> Listing:
@@ -75,11 +83,12 @@ def list_unlabelled(data: str, runs_storage: str, root: str | None = None) -> Li
     Raises:
         InputError: the source cannot be read.
     """
-    return list_files(
-        data,
-        datasets=datasets_of(runs_storage),
-        labelled=False,
-        root=root,
-        runs=storage.absolute(runs_storage),
-        run_files=runs.FILES,
-    )
+    with _datasets(runs_storage) as datasets:
+        return list_files(
+            data,
+            datasets=datasets,
+            labelled=False,
+            root=root,
+            runs=storage.absolute(runs_storage),
+            run_files=runs.FILES,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ from flowers.evaluation.examples import thumbnail_of
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import fill
 from flowers.model.weights import NAMED_WEIGHTS, check_weights
-from flowers.options import described
+from flowers.options import check_folder, described
 from flowers.pipelines import train
 from flowers.plan import image_size, make_plan, weights_of
 from flowers.progress import progress_bar
@@ -35,6 +36,7 @@ from flowers.report.files import read_report
 from flowers.report.record import Report
 from flowers.report.suspects import CARDS, Picture, Suspect, SuspectsFound, render_suspects
 from flowers.runs import Run
+from flowers.text import several
 
 # Photos of each of the two classes beside a suspect, and pixels a side of the suspect and of these.
 _NEIGHBOURS, _LARGE, _SMALL = 3, 224, 96
@@ -60,6 +62,9 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         raise InputError(f"RUN: there is no finished run at {uri!r}; give the folder of one, runs/NAME")
     report = read_report(run)
     target = Run(storage.absolute(options.out)) if options.out else run
+    if target != run:
+        own = [storage.name(uri) for uri in (target.suspects, target.suspects_page)]
+        check_folder("--out", target.uri, own, "list of suspects")
     decided = read_corrections(target.suspects, "--out").decisions if storage.exists(target.suspects) else {}
     ledger = runs.read_ledger(run)
     used = ledger.filter(pc.not_equal(ledger["status"], "quarantined"))
@@ -73,7 +78,7 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         probabilities = evaluation.out_of_sample(features, labels, kept_together(used), len(classes), report.seed)
     found = evaluation.find_suspects(labels, probabilities, options.count, np.array(looked_at, np.bool_))
     if lost := used.num_rows - found.judged:
-        warnings.append(f"of {lost} photos nothing can be said: too few others of their class")
+        warnings.append(f"of {several(lost, 'photo')} nothing can be said: too few others of their class")
     listed = _listed(used, found, classes, decided)
     listed = _with_pictures(listed, used["path"], found, features, labels, report, out)
     earlier = _earlier(ledger, decided, {one.sha256 for one in listed})
@@ -96,7 +101,7 @@ def suspects(uri: str, options: SuspectsOptions, out: Console) -> tuple[Suspects
         storage.write(target.suspects, written(one.row for one in result.rows))
     except OSError as error:
         raise InputError(f"--out: {target.uri} cannot be written: {error.strerror or error}") from error
-    return result, target, _command(run, report, target)
+    return result, target, follow_up(report.command, run, target)
 
 
 def _features(
@@ -110,11 +115,11 @@ def _features(
         held = set(cache.digests())
         here = [digest in held for digest in digests]
         if lost := here.count(False):
-            warnings.append(f"{lost} photos changed or are gone since the run; left out")
+            warnings.append(f"{several(lost, 'photo')} changed or went since the run; left out")
         used = used.filter(pa.array(here))
         digests = used["sha256"].to_pylist()
         if not digests:
-            raise InputError(f"RUN: none of {len(here)} photos of {run.name!r} is there any more")
+            raise InputError(f"RUN: none of {several(len(here), 'photo')} of {run.name!r} is there any more")
     return used, np.asarray(cache.rows(digests), np.float32)
 
 
@@ -232,7 +237,25 @@ def _with_pictures(
     return [*cards, *listed[len(cards) :]]
 
 
-def _command(run: Run, report: Report, target: Run) -> str:
-    """The command that trains with the decisions, on the same split."""
-    words = ["--relabel", target.suspects, "--split-file", run.split, "--name", f"{run.name}-relabelled"]
-    return f"{report.command or 'python -m jobs.train ...'} {shlex.join(words)}"
+def follow_up(command: str, run: Run, target: Run) -> str:
+    """The command that trains with the decisions, on the same split.
+
+    Args:
+        command: how the run was trained, perhaps with earlier decisions; "" if that is not known.
+        run: that was.
+        target: where the decisions are.
+    """
+    changed = {"--relabel": target.suspects, "--split-file": run.split, "--name": _next_name(run.name)}
+    words, kept = iter(shlex.split(command) or ["python", "-m", "jobs.train", "..."]), list[str]()
+    for word in words:
+        if word in changed:
+            next(words, None)
+        elif word.partition("=")[0] not in changed and word != "--fresh":
+            kept.append(word)
+    return shlex.join([*kept, *(word for pair in changed.items() for word in pair)])
+
+
+def _next_name(name: str) -> str:
+    """The name of the run after that of a name: one, one-relabelled, one-relabelled-2, one-relabelled-3."""
+    found = re.fullmatch(r"(.+-relabelled)(?:-(\d+))?", name)
+    return f"{found[1]}-{int(found[2] or 1) + 1}" if found else f"{name}-relabelled"

@@ -63,7 +63,7 @@ from flowers.report.build import build_report
 from flowers.report.files import read_report, write_report
 from flowers.report.record import Report
 from flowers.runs import Run
-from flowers.text import plain
+from flowers.text import plain, several
 from flowers.training.search import Trial
 
 if TYPE_CHECKING:
@@ -92,8 +92,9 @@ def train(config: TrainConfig, out: Console, began: float, command: str = "") ->
     if not config.fresh and (report := finished(run, config, out)) is not None:
         return report
     with run.held(), storage.enough_space(run.uri):
-        run.open(config)
-        return _train(config, run, known | run.assigned(), out, stopwatch, command)
+        if not config.fresh:
+            run.open(config)
+        return _train(config, run, known, out, stopwatch, command)
 
 
 def finished(run: Run, config: TrainConfig, out: Console) -> Report | None:
@@ -129,8 +130,8 @@ def _came_or_went(run: Run, config: TrainConfig) -> str:
     if before == found:
         return ""
     return (
-        f"--data has {len(found - before)} files that the run did not read, and {len(before - found)} of its files "
-        "have gone; to train on what is there now choose another --name, with --split-file "
+        f"--data has {several(len(found - before), 'file')} that the run did not read, and {len(before - found)} of "
+        "its files have gone; to train on what is there now choose another --name, with --split-file "
         f"{run.split} for the same test photos"
     )
 
@@ -138,8 +139,11 @@ def _came_or_went(run: Run, config: TrainConfig) -> str:
 def _train(
     config: TrainConfig, run: Run, known: dict[bytes, int], out: Console, stopwatch: Stopwatch, command: str
 ) -> Report:
-    """Trains a run whose folder is open and held; see `train`."""
+    """Trains a run whose folder is held, and open unless --fresh is to delete it; see `train`."""
     listing = list_source(config, config.storage)
+    if config.fresh:  # what can be refused before anything is read is, by now
+        run.open(config)
+    known = known | run.assigned()
     out.print(_announcement(config, listing), highlight=False, markup=False)
     for text in listing.warnings:
         warn(text, out)
@@ -250,7 +254,7 @@ def _extracted(
 
 
 def _announcement(config: TrainConfig, listing: Listing) -> str:
-    said = [f"{listing.table.num_rows} files of {listing.source}", *listing.notes]
+    said = [f"{several(listing.table.num_rows, 'file')} of {listing.source}", *listing.notes]
     files = "\n            ".join(map(plain, said))
     if listing.drawn:
         files = f"{listing.table.num_rows} DRAWN pictures, not photos: made on the spot to try the whole way"
@@ -387,7 +391,8 @@ def _say_what_was_found(extraction: Extraction, source: str, out: Console) -> No
         example = plain(" and ".join(storage.relative(path, source) for path in near[0][:2]))
         count = sum(map(len, near))
         out.print(
-            f"            near-duplicates: {count} photos in {len(near)} groups, each on one side; e.g. {example}",
+            f"            near-duplicates: {several(count, 'photo')} in {several(len(near), 'group')}, each on one "
+            f"side; e.g. {example}",
             highlight=False,
             markup=False,
         )

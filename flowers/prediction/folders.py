@@ -10,6 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow as pa
 from flowers import storage
 from flowers.data.reading import read_bytes
 from flowers.errors import BadImage, InputError, first_line
+from flowers.options import check_folder
 from flowers.prediction.parts import changed
 
 UNSURE, UNKNOWN, NOTE = "unsure", "none-of-these", ".sorted.json"
@@ -91,27 +93,40 @@ def _cut(name: str, stem: str = "", ending: str = "") -> str:
     return f"{(stem or name).encode('utf-8', 'replace')[: _LONGEST - 40].decode('utf-8', 'ignore')}-{mark}{ending}"
 
 
-def claim(target: str, how: Mapping[str, object]) -> None:
+@contextmanager
+def claimed(target: str, how: Mapping[str, object]) -> Iterator[None]:
     """Notes in a folder how photos are sorted into it; otherwise sorted, they would lie in two places there.
+
+    If the block fails before any is, the note goes again.
 
     Args:
         target: folder or URI that they are sorted into.
         how: what decides where they go and in which form, by option.
 
     Raises:
-        InputError: photos were sorted into it otherwise, or it cannot be written.
+        InputError: it holds other things, photos were sorted into it otherwise, or it cannot be written.
     """
+    check_folder("--sort-into", target, [NOTE], "folder of sorted photos")
     uri = storage.join(target, NOTE)
-    try:
-        if not storage.exists(uri):
-            with storage.enough_space(target):
-                storage.write(uri, json.dumps(how).encode())
-            return
-        before = dict(json.loads(storage.read(uri)))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"--sort-into: {uri} cannot be read or written: {first_line(error)}") from error
-    if changes := changed(before, how):
-        raise InputError(f"--sort-into: photos were sorted into {target} otherwise ({changes}); give another folder")
+    with storage.no_empty_folders(target):
+        try:
+            new = not storage.exists(uri)
+            if new:
+                with storage.enough_space(target):
+                    storage.write(uri, json.dumps(how).encode())
+            before = dict(json.loads(storage.read(uri)))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"--sort-into: {uri} cannot be read or written: {first_line(error)}") from error
+        if changes := changed(before, how):
+            raise InputError(
+                f"--sort-into: photos were sorted into {target} otherwise ({changes}); give another folder"
+            )
+        try:
+            yield
+        except BaseException:
+            if new and storage.names(target) == [NOTE]:
+                storage.delete_file(uri)
+            raise
 
 
 def sort_into(target: str, places: Sequence[Place], link: bool) -> int:

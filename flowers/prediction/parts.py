@@ -9,9 +9,11 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +23,7 @@ import pyarrow.parquet as pq
 
 from flowers import locks, storage
 from flowers.errors import DamagedFile, InputError, first_line
+from flowers.options import check_folder, said
 from flowers.text import spreadsheet_safe, spreadsheet_text
 from flowers.typicality import none_of_these
 
@@ -28,12 +31,14 @@ Format = Literal["parquet", "csv", "jsonl"]
 FORMATS: tuple[Format, ...] = ("parquet", "csv", "jsonl")
 # Names that readers of a folder of Parquet files leave alone.
 _CONFIG, _SUMMARY = "_config.json", "_summary.json"
+# What of a row tells whether it says something new of a file.
+_SAME = ["path", "sha256", "error"]
 
 
 def changed(before: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     """Which options are not what they were, in a line; nothing if all are."""
     return "; ".join(
-        f"{name} was {before.get(name)!r}, now {options.get(name)!r}"
+        f"{name} was {said(before.get(name))}, now {said(options.get(name))}"
         for name in sorted({*before, *options})
         if before.get(name) != options.get(name)
     )
@@ -53,27 +58,28 @@ class Predictions:
 
     @property
     def config(self) -> str:
-        """_config.json: the options that decide what the rows say."""
+        """_config.json: the options that decide what the rows say, and the classes in the order of their scores."""
         return storage.join(self.uri, _CONFIG)
 
     @property
     def summary(self) -> str:
-        """_summary.json, written last: what marks the folder as complete."""
+        """_summary.json, written last, which marks the folder as complete: what is in it, and when it was made."""
         return storage.join(self.uri, _SUMMARY)
 
-    def open(self, options: Mapping[str, Any], created: str) -> None:
+    def open(self, options: Mapping[str, Any], classes: Sequence[str], created: str) -> None:
         """Makes the folder, or finds that it is one of these options.
+
+        Args:
+            options: what decides the rows.
+            classes: in the order of all scores, which is noted beside them.
+            created: the time.
 
         Raises:
             InputError: it was made with others, or is none of predictions.
         """
         if not storage.exists(self.config):
-            names = [name for name in storage.names(self.uri) if not storage.is_left_over(name)]
-            if names:
-                raise InputError(
-                    f"--out: {self.uri} holds {names[0]!r} and is no folder of predictions; choose another --out"
-                )
-            body = {"options": dict(options), "created": created}
+            check_folder("--out", self.uri, [_CONFIG], "folder of predictions")
+            body = {"options": dict(options), "classes": list(classes), "created": created}
             storage.write(self.config, json.dumps(body, indent=2).encode())
             return
         try:
@@ -106,6 +112,60 @@ class Predictions:
         with storage.enough_space(f"the predictions {self.uri}"):
             storage.write(storage.join(self.uri, name), encoded(table, self.form))
 
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Removes the _config.json that the block made if it fails before there is a part: nothing was predicted."""
+        before = storage.exists(self.config)
+        try:
+            yield
+        except BaseException:
+            if not before and not self.parts():
+                storage.delete_file(self.config)
+            raise
+
+    def renew(self, uri: str, table: pa.Table) -> list[str | None]:
+        """Writes a part anew, whole or not at all, if files that it has look otherwise now: each keeps its place.
+
+        Args:
+            uri: of the part.
+            table: what `predicted` returns of some of its files.
+
+        Returns:
+            The errors that the rows had which changed; None for those that had none.
+        """
+        earlier = read_part(uri, _SAME)
+        before = {row["path"]: row for row in earlier.to_pylist()}
+        now = table.select(_SAME).to_pylist()
+        changed = [before[row["path"]] != row for row in now]
+        if any(changed):
+            with storage.enough_space(f"the predictions {self.uri}"):
+                storage.write(uri, _replaced(storage.read(uri), self.form, table.filter(pa.array(changed))))
+        return [before[row["path"]]["error"] for row, other in zip(now, changed, strict=True) if other]
+
+    def since(self) -> float:
+        """Unix time at which no row was out of date: of files that changed later, it may be."""
+        try:
+            noted = dict(json.loads(storage.read(self.config)))
+            if storage.exists(self.summary):
+                noted |= json.loads(storage.read(self.summary))
+            return datetime.fromisoformat(noted.get("began") or noted["created"]).timestamp()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of an earlier version, or damaged
+            return 0.0
+
+    def counts(self, unknown: bool) -> dict[str, Any]:
+        """Rows of all parts; those with an error, by its code; and photos of none of the classes.
+
+        Args:
+            unknown: whether that was asked; else it is None.
+        """
+        rows, errors, strangers = 0, Counter[str](), 0
+        for uri in self.parts():
+            part = read_part(uri, ["error", "reason"] if unknown else ["error"])
+            rows += part.num_rows
+            errors.update(error.partition(":")[0] for error in part["error"].drop_null().to_pylist())
+            strangers += part.num_rows - part["reason"].null_count if unknown else 0
+        return {"rows": rows, "errors": dict(errors.most_common()), "unknown": strangers if unknown else None}
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Writes _summary.json."""
         storage.write(self.summary, json.dumps(dict(summary), indent=2).encode())
@@ -119,6 +179,7 @@ def held(uri: str) -> Iterator[None]:
         InputError: another one is at it, or it cannot be written.
     """
     with ExitStack() as stack:
+        stack.enter_context(storage.no_empty_folders(uri))
         try:
             storage.make_folder(storage.parent(uri))
             stack.enter_context(locks.hold(locks.beside(uri)))
@@ -144,9 +205,10 @@ def predicted(
         unknown: share of photos of the classes that may be taken for none of them; None: every photo gets a label.
 
     Returns:
-        Columns path, sha256 (hexadecimal), label, score, top (a list of label and score), scores if wanted (K, in the
-        order of the classes), with `unknown` typicality and reason, and error ("code: detail"). Of score, top, scores
-        and error either the last is null or the others are; of label and reason either, of a good photo.
+        Columns path, sha256 (hexadecimal), label (what the network says), score, top (a list of label and score),
+        scores if wanted (K, in the order of the classes), with `unknown` typicality and reason, and error ("code:
+        detail"). Of score, top, scores and error either the last is null or the others are; of label and reason either,
+        of a good photo.
     """
     good = pc.is_valid(scored["scores"]).to_numpy()
     rows = scored.filter(pa.array(good))
@@ -201,6 +263,31 @@ def encoded(table: pa.Table, form: Format) -> bytes:
     return text.getvalue().encode("utf-8", "replace")
 
 
+def _replaced(data: bytes, form: Format, table: pa.Table) -> bytes:
+    """A part in which the rows of some files are others."""
+    if form == "parquet":
+        old = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+        new = {path: old.num_rows + index for index, path in enumerate(table["path"].to_pylist())}
+        order = [new.get(path, index) for index, path in enumerate(old["path"].to_pylist())]
+        return encoded(pa.concat_tables([old, table.cast(old.schema)]).take(pa.array(order)), form)
+    old_lines, new_lines = (_lines(part, form) for part in (data, encoded(table, form)))
+    kept = [new_lines.get(path, line) for path, line in old_lines.items()]
+    return "".join(kept).encode("utf-8", "replace")
+
+
+def _lines(data: bytes, form: Format) -> dict[str, str]:
+    """The lines of a part by the path that they begin with, in their order; of CSV the first one is that of names."""
+    text = data.decode()
+    if form == "jsonl":
+        return {json.loads(line)["path"]: f"{line}\n" for line in text.split("\n") if line}
+    found = dict[str, str]()
+    for row in csv.reader(io.StringIO(text, newline="")):
+        line = io.StringIO(newline="")
+        csv.writer(line).writerow(row)
+        found[row[0]] = line.getvalue()
+    return found
+
+
 def _csv_names(table: pa.Table, classes: Sequence[str], top: int) -> Iterator[str]:
     for name in table.column_names:
         if name == "top":
@@ -223,7 +310,7 @@ def _csv_row(row: Mapping[str, Any], classes: Sequence[str], top: int) -> Iterat
 
 
 def read_part(uri: str, columns: Sequence[str]) -> pa.Table:
-    """Some of the columns path, label, reason (text) and score (a number) of a part.
+    """Some of the columns path, sha256, label, reason, error (text) and score (a number) of a part.
 
     Raises:
         DamagedFile: it is none.

@@ -20,7 +20,7 @@ from flowers.data.listing import Listing
 from flowers.data.split import SUBSETS
 from flowers.report.findings import SHOWN, Finding, left_out, near_duplicates, shown
 from flowers.report.formatting import LARGE, count
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DataCheck:
         warnings: what looks wrong.
         refusal: why training would refuse the photos; None if it would not.
         classes: a row each.
-        formats: photos by format.
+        formats: photos that training would use, by format.
         sides: of the photos in pixels: the smallest, the median and the largest shorter side, then longer side.
         reasons: quarantined files, by reason.
         near_duplicates: groups of them.
@@ -86,7 +86,7 @@ def build_check(
     """
     table = ledger.table if ledger else _unsettled(rows)
     good = pc.is_valid(rows["width"])
-    looked = rows.filter(good)
+    looked, used = rows.filter(good), rows.filter(pc.not_equal(table["status"], "quarantined"))
     return DataCheck(
         source=listing.source,
         command=command,
@@ -95,7 +95,7 @@ def build_check(
         warnings=(*listing.warnings, *(ledger.warnings() if ledger else ())),
         refusal=refusal,
         classes=_classes(table),
-        formats=dict(Counter(looked["format"].to_pylist()).most_common()),
+        formats=dict(Counter(used["format"].to_pylist()).most_common()),
         sides=_sides(looked),
         reasons=left_out(table, max_pixels),
         near_duplicates=near_duplicates(ledger, max_pixels) if ledger else None,
@@ -162,7 +162,8 @@ def render_check_text(found: DataCheck) -> Group:
     parts: list[Table | Text] = [_class_table(found.classes)]
     lines = [
         *found.notes,
-        f"{count(found.files)} files, {count(found.usable)} photos of {len(found.classes)} classes: "
+        f"{several(found.files, 'file')}, {several(found.usable, 'photo')} of "
+        f"{several(len(found.classes), 'class', 'classes')}: "
         + (", ".join(f"{count(number)} {form}" for form, number in found.formats.items()) or "none that can be read"),
     ]
     if found.sides:

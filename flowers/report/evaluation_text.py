@@ -9,7 +9,7 @@ from rich.text import Text
 from flowers.report.evaluation import EvaluationReport
 from flowers.report.formatting import count, interval, number, percent, probability, summary_rows, value
 from flowers.report.text import recall_by_class, unknown_text
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 def render_evaluation_text(report: EvaluationReport) -> Group:
@@ -24,7 +24,7 @@ def render_evaluation_text(report: EvaluationReport) -> Group:
     table.add_row("calibration error", percent(calibration.error), "")
     parts: list[Table | Text] = [
         Text(
-            f"{count(rows.found)} files = {count(rows.evaluated)} evaluated + {count(rows.training)} trained on + "
+            f"{several(rows.found, 'file')} = {count(rows.evaluated)} evaluated + {count(rows.training)} trained on + "
             f"{count(rows.unknown)} of unknown labels + {count(rows.unusable)} unusable\n"
         ),
         table,
@@ -36,8 +36,8 @@ def render_evaluation_text(report: EvaluationReport) -> Group:
     fitted = f"not fitted: {calibration.why_not}"
     if calibration.temperature is not None:
         fitted = (
-            f"{number(calibration.temperature, 2)}, fitted on {count(calibration.fitted_on)} validation photos; with "
-            f"it the calibration error is {percent(calibration.error_after)}"
+            f"{number(calibration.temperature, 2)}, fitted on {several(calibration.fitted_on, 'validation photo')}; "
+            f"with it the calibration error is {percent(calibration.error_after)}"
         )
     parts.append(Text(plain(f"temperature: {fitted}")))
     for one in report.coverage:
@@ -51,7 +51,7 @@ def render_evaluation_text(report: EvaluationReport) -> Group:
         parts.append(
             Text(
                 plain(
-                    f"against {compared.baseline}, {count(counts.n)} photos: {value(compared.accuracy, True)}, it "
+                    f"against {compared.baseline}, {several(counts.n, 'photo')}: {value(compared.accuracy, True)}, it "
                     f"has {value(compared.baseline_accuracy, True)}; difference {value(compared.difference, True)} "
                     f"({interval(compared.difference, True)}), {count(counts.gained)} better, {count(counts.lost)} "
                     f"worse, McNemar's p {probability(compared.p_value)}"

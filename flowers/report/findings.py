@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from flowers import storage
 from flowers.data.ledger import REASONS, Ledger
 from flowers.evaluation.examples import thumbnail_of
+from flowers.text import several
 
 SHOWN = 10
 """Files that are shown of each kind."""
@@ -89,7 +90,7 @@ def near_duplicates(ledger: Ledger, max_pixels: int, source: str = "") -> Findin
     sides = dict(zip(ledger.table["path"].to_pylist(), ledger.table["status"].to_pylist(), strict=True))
     return Finding(
         name="near-duplicates",
-        meaning=f"the same picture in several files: {len(groups):,} groups, each on one side of the split",
+        meaning=f"the same picture in several files: {several(len(groups), 'group')}, each on one side of the split",
         files=sum(map(len, groups)),
         shown=[
             shown(path, f"group {number}: {sides[path]}", max_pixels, source)

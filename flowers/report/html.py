@@ -34,6 +34,7 @@ from flowers.report.formatting import (
 )
 from flowers.report.parts import HeldParts, first_rows
 from flowers.report.record import Report
+from flowers.text import several
 
 
 @functools.cache
@@ -50,6 +51,7 @@ def template(name: str) -> jinja2.Template:
         "sentence": lambda text, end=".": f"{text[:1].upper()}{text[1:]}{end}",
         "percent": percent,
         "count": count,
+        "several": several,
         "short": short,
         "fixed": number,
         "value": value,

@@ -19,7 +19,7 @@ from rich.text import Text
 from flowers.data.corrections import COLUMNS, cells_of
 from flowers.report.formatting import count, number, percent
 from flowers.report.html import template
-from flowers.text import plain, spreadsheet_safe
+from flowers.text import plain, several, spreadsheet_safe
 
 # Suspects that the terminal names, and cards of the page: more of them make it slow.
 _NAMED, CARDS = 8, 300
@@ -162,11 +162,11 @@ def render_suspects_text(found: SuspectsFound) -> Group:
             parts.append(Text(f"and {count(len(found.suspects) - _NAMED)} more"))
     share = percent(found.estimated / found.judged if found.judged else None)
     lines = [
-        f"{count(len(found.suspects))} suspects of {count(found.judged)} photos; about {count(found.estimated)} labels "
-        f"({share}) seem wrong, {percent(found.agreement)} are what the other photos say"
+        f"{several(len(found.suspects), 'suspect')} of {several(found.judged, 'photo')}; about "
+        f"{several(found.estimated, 'wrong label')} ({share}), {percent(found.agreement)} of labels are what others say"
     ]
     if found.earlier:
-        lines.append(f"{count(len(found.earlier))} photos with earlier decisions are listed below them")
+        lines.append(f"{several(len(found.earlier), 'photo')} with earlier decisions below them")
     parts += map(Text, lines)
     parts += [Text(f"warning: {plain(text)}", style="bold") for text in found.warnings]
     return Group(*parts)

@@ -26,7 +26,7 @@ from flowers.report.formatting import (
     value,
 )
 from flowers.report.record import CrossValidation, Report
-from flowers.text import plain
+from flowers.text import plain, several
 
 
 def render_text(report: Report) -> Group:
@@ -127,7 +127,7 @@ def _phases(report: Report) -> Table:
     for phase in report.phases:
         reached = f"accuracy {percent(phase.val_accuracy)}", f"log-loss {number(phase.val_log_loss, 3)}"
         kept = f"kept: epoch {report.best_epoch}" if phase.kept else ""
-        grid.add_row(phase.name, f"{phase.epochs} epochs", *reached, kept)
+        grid.add_row(phase.name, several(phase.epochs, "epoch"), *reached, kept)
     return grid
 
 

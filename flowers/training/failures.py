@@ -10,6 +10,7 @@ from flowers import storage
 from flowers.errors import FlowersError, OutOfMemory
 from flowers.plan import Plan
 from flowers.runs import Run
+from flowers.text import several
 
 _FAILURE, _MICROBATCHES, _LOST = "failure", "microbatches", "lost"
 
@@ -53,14 +54,14 @@ def out_of_memory(plan: Plan, workers: int) -> OutOfMemory:
     if plan.config.auto_batch and now < local_batch:
         storage.write(plan.run.note(_MICROBATCHES), str(now * 2).encode())
         return OutOfMemory(
-            f"out of memory with {size} photos at a time: going on with {-(-size // 2)}, their gradients added up, so "
-            "the batch and its result stay",
+            f"out of memory with {several(size, 'photo')} at a time: going on with {-(-size // 2)}, their gradients "
+            "added up, so the batch and its result stay",
             retry=True,
         )
     hint = "" if plan.config.auto_batch else ", or let --auto-batch take half as many photos at a time"
     return OutOfMemory(
-        f"out of memory with {size} photos at a time; lower --batch-size or --image-size, or train less of the network "
-        f"(--trainable){hint}"
+        f"out of memory with {several(size, 'photo')} at a time; lower --batch-size or --image-size, or train less of "
+        f"the network (--trainable){hint}"
     )
 
 

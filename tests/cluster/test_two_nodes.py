@@ -126,7 +126,7 @@ def test_the_doctor_finds_a_node_that_died(two_nodes: Any, tmp_path: Path) -> No
     (dead,) = found["nodes"]
     assert " has died (" in dead
     assert "start it again there" in dead
-    assert list((tmp_path / "runs").iterdir()) == []
+    assert not (tmp_path / "runs").exists(), "it only looks"
 
 
 def test_each_process_sees_the_gpus_that_it_was_given(two_nodes: Any, tmp_path: Path) -> None:

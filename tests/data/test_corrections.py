@@ -153,6 +153,8 @@ def test_decisions_of_other_photos_are_refused(tmp_path: Path) -> None:
         settled(read(tmp_path, row("daisy0", "daisy", "keep"), row("strange", "daisy", "drop")))
     with pytest.raises(InputError, match=r"line 2 of .*: /photos/daisy/0.jpg was labelled 'roses' and is .* 'daisy'"):
         settled(read(tmp_path, row("daisy0", "roses", "keep")))
-    with pytest.raises(InputError, match=r"line 2 of .*: new_label is 'lilies', the classes are 'daisy', 'tulips'"):
+    with pytest.raises(InputError, match=r"line 2 of .*: new_label is 'lilies', the classes are 'daisy', 'tulips'$"):
         read(tmp_path, row("daisy0", "daisy", "relabel", "lilies")).check_labels(["daisy", None, "tulips"])
+    with pytest.raises(InputError, match=r"did you mean 'tulips' by 'Tulips ' \(U\+0020\)\?$"):
+        read(tmp_path, row("daisy0", "daisy", "relabel", "Tulips ")).check_labels(["daisy", None, "tulips"])
     assert COLUMNS[-2:] == ("action", "new_label")

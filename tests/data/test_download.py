@@ -140,7 +140,7 @@ def test_fetches_once_and_then_needs_no_network(site: Site, tmp_path: Path) -> N
     check(fetch("set", tmp_path, source=source, limits=QUICK))
     assert len(site.asked) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "set.lock", "set.tgz", "set.tgz.json", "set.unpacked", "set.unpacked.json",
+        "set.tgz", "set.tgz.json", "set.unpacked", "set.unpacked.json",
     ]  # fmt: skip
     check(fetch("set", tmp_path, source=source, limits=QUICK))
     assert len(site.asked) == 1
@@ -351,7 +351,7 @@ def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, kind: str, content: by
     with pytest.raises(DownloadError, match="is refused, nothing of it is used"):
         fetch("set", cache, source=Archive("http://127.0.0.1:9/x", None, None, kind), limits=limits)  # type: ignore[arg-type]
     left = {p.name for p in tmp_path.rglob("*")}
-    assert left == {"deep", "cache", f"set.{kind}", f"set.{kind}.json", "set.lock"}
+    assert left == {"deep", "cache", f"set.{kind}", f"set.{kind}.json"}
 
 
 @pytest.mark.parametrize("kind", ["tgz", "zip"])

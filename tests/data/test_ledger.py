@@ -148,7 +148,7 @@ def test_harmless_files_do_not_make_a_data_set_bad(code: str) -> None:
 
 @pytest.mark.parametrize("code", sorted(set(REASONS) - HARMLESS - {"conflict"}))
 def test_one_bad_file_too_many_stops(code: str) -> None:
-    with pytest.raises(InputError, match=f"1 of 9 files are unusable .1 {code}; e.g. /d/a/x.jpg: it is {code}"):
+    with pytest.raises(InputError, match=f"1 of 9 files is unusable .1 {code}; e.g. /d/a/x.jpg: it is {code}"):
         settled([*photos(4, "a", "b"), bad("/d/a/x.jpg", "a", code)], max_bad_fraction=0.1)
 
 

@@ -360,7 +360,7 @@ def test_a_row_without_label_is_unlabelled(tmp_path: Path) -> None:
         ("m.csv", "path,label,label\na,b,c\n", "label is there twice"),
         ("m.csv", "path,label,split,split\na,b,,\n", "split is there twice"),
         ("m.csv", "path,label\n", "has no rows"),
-        ("m.csv", "path,label\na,b\nc\n", "cannot be read: line 3 has 1 columns, the first has 2: 'c'"),
+        ("m.csv", "path,label\na,b\nc\n", "cannot be read: line 3 has 1 column, the first has 2: 'c'"),
         ("m.csv", "path,label\n,b\n", "line 2 of .* has no path"),
         ("m.csv", "path,label,split\na,b,train\nc,b,x\n", "line 3 of .* has the split 'x', allowed are train, val"),
         ("m.jsonl", "", "has no rows"),

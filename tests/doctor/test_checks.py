@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from flowers.config import DoctorOptions
 from flowers.doctor.checks import CHECKS, Finding, State, Wanted, judge, unknown
 from flowers.doctor.probe import PACKAGES
 from flowers.doctor.report import CODE, Disk, Node, Report, Survey
+from flowers.errors import InputError
+from flowers.pipelines.doctor import doctor
 
 GB = 10**9
 VERSIONS = {"Python": "3.12.7", CODE: "abc", "ray": "2.60.0", "tensorflow": "2.21.0", "pillow": "12.3.0"}
@@ -63,7 +67,7 @@ def test_a_good_cluster_is_ok_in_every_line() -> None:
     assert {finding.state for finding in findings} == {State.OK}
     text = {finding.check: finding.text for finding in findings}
     assert text["nodes"] == "3 nodes: 10.0.0.0, 10.0.0.1, 10.0.0.2"
-    assert text["workers"] == "room for 2, each with 8 CPU"  # a divisor of the batch
+    assert text["workers"] == "room for 2, each with 8 CPUs"  # a divisor of the batch
 
 
 def test_one_machine_is_ok_too() -> None:
@@ -244,3 +248,11 @@ def test_the_packages_that_are_compared_are_those_that_this_project_needs() -> N
     needed = [*project["dependencies"], *project["optional-dependencies"]["heic"]]
     names = {line.partition("[")[0].partition(">")[0].partition("=")[0].strip() for line in needed}
     assert set(PACKAGES) == names
+
+
+def test_a_file_of_somebody_else_is_not_overwritten(tmp_path: Path) -> None:
+    mine = tmp_path / "labels.json"
+    mine.write_text("[1]")
+    with pytest.raises(InputError, match="is there and is no list of findings"):
+        doctor(DoctorOptions(out=str(mine)), Console(quiet=True))
+    assert mine.read_text() == "[1]"

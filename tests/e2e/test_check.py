@@ -65,9 +65,22 @@ def test_photos_that_training_would_refuse(tmp_path: Path) -> None:
     data, page = draw(tmp_path / "data", classes=2, each=12), tmp_path / "check.html"
     for number in range(6):
         (data / "class0" / f"{number}.nef").write_bytes(b"raw")
-    _, text = looked(data, page, code=2)
-    assert text.startswith("error: 6 of 30 files are unusable (6 unsupported_format; e.g. ")
+    os.link(data / "class0" / "000.jpg", data / "class1" / "conflict.jpg")
+    out, text = looked(data, page, code=2)
+    assert text.startswith("error: 8 of 31 files are unusable (6 unsupported_format, 2 conflict; e.g. ")
+    table = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.startswith("class")}
+    assert {name: table[name][-2:] for name in ("class0", "class1")} == {"class0": ["11", "7"], "class1": ["12", "1"]}
+    assert "31 files, 23 photos of 2 classes: 23 jpeg" in out
+    assert "quarantined: 2 conflict (" in out
     assert "\n" not in text
     assert "Training would refuse these photos." in page.read_text()
     _, text = looked(tmp_path / "nowhere", page, code=2)
     assert "there is nothing at" in text
+    looked(data, page, "--max-bad-fraction", 1)  # which is a page of ours
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text("<html>mine")
+    _, text = looked(data, thesis, code=2)
+    assert text == (
+        f"error: --page: {thesis} is there and is no page of jobs.check; choose another --page, or remove it"
+    )
+    assert thesis.read_text() == "<html>mine"

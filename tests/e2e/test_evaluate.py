@@ -81,7 +81,8 @@ def report(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("ray")
 def test_a_wrong_bundle_is_reported_as_wrong(place: Place) -> None:
-    out, _ = evaluated(place.wrong.uri)
+    out, _ = evaluated(place.wrong.uri, "--top", 99)
+    assert out.startswith("--top 99: the bundle has 3 classes, all of them are named\n")
     found = report(Path(place.wrong.uri) / "evaluations" / "test")
     assert found["rows"] == {"found": 9, "evaluated": 9, "training": 0, "unknown": 0, "unusable": 0}
     assert found["summary"]["accuracy"]["value"] == pytest.approx(1 / 3)
@@ -226,6 +227,9 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "--out is missing" in text
         _, text = evaluated(place.wrong.uri, "--out", place.right.uri, code=2)
         assert "neither a run nor a bundle" in text
+        _, text = evaluated(place.wrong.uri, "--out", place.folder / "photos", code=2)
+        assert f"--out: {place.folder / 'photos'} holds " in text
+        assert "and is no evaluation; choose another --out" in text
         other = saved_by_colour(tmp_path / "other", ["cat", "dog", "cow"])
         _, text = evaluated(place.wrong.uri, "--baseline", other, code=2)
         assert text.startswith(f"error: --baseline: {other} knows 'cat', 'dog', 'cow', of which ")
@@ -235,8 +239,16 @@ def test_what_is_refused_and_a_bundle_without_a_run(place: Place, tmp_path: Path
         assert "is not known, as its run is gone" in " ".join(found["warnings"])
         assert found["calibration"]["temperature"] is None
         strange = tmp_path / "strange.csv"
-        strange.write_text(f"path,label\n{next(iter(place.photos))},purple\n")
+        first, second, third, *_ = place.photos
+        strange.write_text(f"path,label\n{first},purple\n{second},Green\n{third},green\n")
+        evaluated(bundle, "--data", strange, "--out", tmp_path / "out")
+        hint = "did you mean 'green' by 'Green'?"
+        assert f"labels that the bundle does not know are left out; {hint}" in report(tmp_path / "out")["warnings"]
+        strange.write_text(f"path,label\n{first},purple\n{second},Green\n")
         _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "out", code=2)
-        assert "1 have labels that the bundle does not know ('purple')" in text
+        _, text = evaluated(bundle, "--data", strange, "--out", tmp_path / "new" / "out", code=2)
+        assert not (tmp_path / "new").exists()
+        assert "none of 2 files can be evaluated: 0 trained on, 2 of labels that the bundle does not know (" in text
+        assert text.endswith(f"; {hint}")
     finally:
         bundle.rename(place.right.bundle)

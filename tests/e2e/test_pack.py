@@ -153,7 +153,7 @@ def test_predictions_and_what_to_label_next(data: Path, whole: Path, tmp_path: P
     assert folders[0] == folders[1]
     assert len(sorted_as[0]) == len(sorted_as[1]) > 30
     text = ran(predict, *words, "--sort-into", tmp_path / "links", "--link", code=2)
-    assert "--link: received True, required is photos that are files, these lie in shards" in text
+    assert "--link: required is photos that are files, these lie in shards" in text
     chosen = tmp_path / "next"
     ran(choose_next, "--bundle", bundle, "--data", whole, "--out", chosen, "--storage", tmp_path / "runs", "--count", 4)
     for task in json.loads((chosen / "tasks.json").read_text()):

@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import io
 import json
+import os
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -18,6 +20,7 @@ from PIL import Image
 
 from flowers import cli, locks
 from flowers.bundle import load_bundle
+from flowers.prediction.parts import Predictions
 from flowers.predictor import Prediction, Predictor
 from jobs.predict import main
 from tests.conftest import start_ray
@@ -94,15 +97,21 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     assert sorted(path.name for path in out.iterdir()) == [
         *("_config.json", "_summary.json", "part-00000.parquet", "part-00001.parquet", "part-00002.parquet"),
     ]
+    assert json.loads((out / "_config.json").read_text())["classes"] == CLASSES
+    summary = json.loads((out / "_summary.json").read_text())
+    assert summary["errors"] == {"truncated": 1, "side_file": 1, "empty": 1}
+    assert (summary["files"], summary["rows"], summary["unknown"]) == (FILES, FILES, None)
     errors = {Path(row["path"]).name: row["error"] for row in rows(out) if row["error"]}
     assert {name: error.partition(":")[0] for name, error in errors.items()} == {
         "cut.jpg": "truncated", "empty.png": "empty", "notes.txt": "side_file",
     }  # fmt: skip
-    assert predicted(bundle, photos, out, *more).startswith(f"nothing to do: all of {FILES} files")
+    assert predicted(bundle, photos, out, *more).startswith(f"nothing to do: {FILES} files, each with its row in ")
     (photos / "b" / "new.png").write_bytes((photos / "a" / "000.png").read_bytes())
     before = {path: path.read_bytes() for path in out.glob("part-*")}
-    assert "1 files were added since, --update predicts them" in predicted(bundle, photos, out, *more)
-    assert predicted(bundle, photos, out, *more, "--update").startswith("1 photos, 0 errors, ")
+    assert "1 file was added since: see --update" in predicted(bundle, photos, out, *more)
+    line = predicted(bundle, photos, out, *more, "--update")
+    assert line.startswith("1 photo, 0 errors, ")
+    assert line.endswith(f" images/s, in {out}; 3 files looked at again, 0 rows renewed")
     assert {path: path.read_bytes() for path in before} == before
     assert "--top was 2, now 1" in predicted(bundle, photos, out, *more[:3], "--top", 1, code=2)
     with locks.hold(str(photos / ".out.lock")):
@@ -113,6 +122,47 @@ def test_every_file_once_as_if_it_were_alone_then_what_was_added(bundle: Path, p
     for path in tmp_path.glob("part-*"):
         path.rename(tmp_path / "moved" / path.name)
     check(bundle, photos, tmp_path / "moved")
+
+
+@pytest.mark.usefixtures("ray")
+def test_what_changed_or_failed_is_looked_at_again(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is replaced where it stands, so that no file has two or none when the job is stopped in between."""
+    data, out, more = tmp_path / "photos", tmp_path / "out", ("--part-photos", 2, "--scores", "--update")
+    data.mkdir()
+    red, green = (Image.new("RGB", (16, 16), colour) for colour in ((230, 20, 20), (20, 230, 20)))
+    for name in "abcdef":
+        red.save(data / f"{name}.png")
+    (data / "c.png").write_bytes(b"")
+    (data / "notes.txt").write_text("text")
+    predicted(bundle, data, out, *more)
+    before = {path: path.read_bytes() for path in out.glob("part-*")}
+    names = [Path(row["path"]).name for row in rows(out)]
+    assert predicted(bundle, data, out, *more) == f"2 files looked at again, 0 rows renewed, in {out}"
+    green.save(tmp_path / "old.png")
+    os.utime(tmp_path / "old.png", (1e9, 1e9))
+    (tmp_path / "old.png").rename(data / "a.png")  # its time is that of before
+    green.save(data / "c.png")
+    renew = Predictions.renew
+    with monkeypatch.context() as patch:
+
+        def stopped(self: Predictions, uri: str, table: Any) -> Any:
+            renew(self, uri, table)
+            raise KeyboardInterrupt
+
+        patch.setattr(Predictions, "renew", stopped)
+        predicted(bundle, data, out, *more, code=130)
+    assert not (out / "_summary.json").exists()
+    assert [row["label"] for row in rows(out)[:3]] == ["green", CLASSES[0], None]
+    assert predicted(bundle, data, out, *more[:-1]).startswith("nothing to do: 7 files")
+    assert predicted(bundle, data, out, *more) == f"3 files looked at again, 1 row renewed, in {out}"
+    assert [Path(row["path"]).name for row in rows(out)] == names
+    changed = {path.name for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {"part-00000.parquet", "part-00001.parquet"}
+    assert json.loads((out / "_summary.json").read_text())["errors"] == {"side_file": 1}
+    check(bundle, data, out)
+    assert predicted(bundle, data, out, *more) == f"1 file looked at again, 0 rows renewed, in {out}"
 
 
 @pytest.mark.usefixtures("ray")
@@ -164,7 +214,9 @@ def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
         Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(photos / f"{name}.png")
     (photos / "empty.png").touch()
     line = predicted(bundle, photos, tmp_path / "out", *more, "--sort-into", target)
-    assert line.startswith("5 photos, 1 errors, 2 none of the classes, ")
+    assert line.startswith("5 photos, 1 error, 2 none of the classes, ")
+    summary = json.loads((tmp_path / "out" / "_summary.json").read_text())
+    assert (summary["rows"], summary["errors"], summary["unknown"]) == (5, {"empty": 1}, 2)
     telling = Predictor(load_bundle(str(bundle)), unknown=0.05)
     found = {Path(row["path"]).stem: row for row in rows(tmp_path / "out")}
     for name, answer in zip(
@@ -181,7 +233,7 @@ def test_photos_of_none_of_the_classes(bundle: Path, tmp_path: Path) -> None:
     assert {path.stem for path in (target / "none-of-these").iterdir()} == {"grey", "black"}
     assert len([path for path in target.glob("*/*") if path.is_file()]) == 4
     text = predicted(bundle, photos, tmp_path / "out", *more[1:], "--sort-into", target, code=2)
-    assert "--unknown was 0.05, now None" in text
+    assert "--unknown was 0.05, now not given" in text
     text = predicted(bundle, photos, tmp_path / "few", "--unknown", 0.001, code=2)
     assert "required is 0.01 or more" in text
     assert not (tmp_path / "few").exists()
@@ -192,9 +244,21 @@ def test_what_is_refused(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "1.jpg").write_bytes(b"x")
     text = predicted(bundle, tmp_path / "bad", tmp_path / "out", code=2)
-    assert "none of 1 files is a usable photo" in text
+    assert "none of 1 file is a usable photo" in text
     (tmp_path / "none").mkdir()
     assert "found no files" in predicted(bundle, tmp_path / "none", tmp_path / "out", code=2)
     assert "there is no bundle" in predicted(tmp_path / "none", tmp_path / "bad", tmp_path / "out", code=2)
     assert "--out: received" in predicted(bundle, tmp_path / "bad", tmp_path / "bad", code=2)
     assert "--min-score: received" in predicted(bundle, tmp_path / "bad", tmp_path / "out", "--min-score", 0.5, code=2)
+    shutil.rmtree(tmp_path / "out")
+    text = predicted(bundle, tmp_path / "bad", tmp_path / "out", "--sort-into", bundle.parent, code=2)
+    assert f"--sort-into: {bundle.parent} holds 'best' and is no folder of sorted photos; choose another" in text
+    assert not (tmp_path / "out").exists()
+    more = ("--sort-into", tmp_path / "new" / "sorted", "--device", "gpu")
+    assert "--device" in predicted(bundle, tmp_path / "bad", tmp_path / "new" / "out", *more, code=2)
+    for other in ("--top", 3), ("--format", "csv"):  # what another command has begun stays as it is
+        begun = Predictions(str(tmp_path / "out"), "parquet")
+        begun.open({}, [], "now")
+        assert "with other options" in predicted(bundle, tmp_path / "bad", tmp_path / "out", *other, code=2)
+        assert Path(begun.config).exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad", "none", "out"]

@@ -60,6 +60,8 @@ def test_wrong_labels_are_found_decided_and_corrected(job: Job, tmp_path: Path) 
     one = job(storage, "one", *options)
     _, text = ran(find_suspects, storage / "nowhere", code=2)
     assert text.startswith("error: RUN: there is no finished run at ")
+    _, text = ran(find_suspects, one.run, "--out", data, code=2)
+    assert f"--out: {data} holds 'class0' and is no list of suspects; choose another --out" in text
     out, _ = ran(find_suspects, one.run, "--count", 3)
     file = one.run / "suspects.csv"
     rows = table(file)
@@ -130,9 +132,11 @@ def test_what_to_label_next(tmp_path: Path, engine: str) -> None:
     (pool / "cut.jpg").write_bytes(b"\xff\xd8\xff")
     out = tmp_path / "next"
     words: tuple[Any, ...] = ("--bundle", run.uri, "--data", pool, "--storage", tmp_path / "runs", "--engine", engine)
+    _, text = ran(choose_next, *words, "--out", pool, code=2)
+    assert "and is no list of photos to label; choose another --out" in text
     device, chosen, *_ = ran(choose_next, *words, "--out", out, "--count", 2)[0].splitlines()
     assert device.startswith("device ")
-    assert chosen.startswith("2 of 21 files chosen, 1 known to the run, 1 copies, 1 unusable")
+    assert chosen.startswith("2 of 21 files chosen, 1 known to the run, 1 copied, 1 unusable")
     rows = table(out / "next.csv")
     assert {Path(row["path"]).name[:2] for row in rows} == {"rg", "gb"}
     assert all({row["predicted"], row["second"]} in ({"red", "green"}, {"green", "blue"}) for row in rows)
@@ -145,7 +149,7 @@ def test_what_to_label_next(tmp_path: Path, engine: str) -> None:
         (out / "next.csv").write_text(filled)
         assert [row["label"] for row in table(out / "next.csv")] == ["red", ""]
         _, text = ran(choose_next, *words, "--out", out, "--count", 2, code=2)
-        assert "next.csv holds 1 labels that somebody filled in" in text
+        assert "next.csv holds 1 label that somebody filled in" in text
         assert (out / "next.csv").read_text() == filled
         (out / "next.csv").unlink()
         shutil.rmtree(pool)

@@ -32,7 +32,8 @@ def test_one_line_exit_code_2_and_nothing_left(job: Job, tmp_path: Path, argumen
     assert said in done.err
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: ")
-    assert not (done.run / "config.json").exists(), "the right command could not use this name any more"
+    assert not done.run.exists()
+    assert {path.name for path in (tmp_path / "runs").glob("*")} <= {"datasets", "cache"}, "which others use as well"
 
 
 def test_data_that_cannot_be_trained_on_is_refused_before_ray_starts(job: Job, tmp_path: Path) -> None:
@@ -47,15 +48,21 @@ def test_data_that_cannot_be_trained_on_is_refused_before_ray_starts(job: Job, t
     done = job(tmp_path / "runs", "small", "--data", small, *SMALL, code=2)
     assert "class 'class1' has 1 usable photo" in done.err
     assert "compute" not in done.out
+    broken = tmp_path / "broken.zip"
+    broken.write_bytes(b"PK")
+    assert "broken.zip" in job(tmp_path / "runs", "broken", "--data", broken, *SMALL, code=2).err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_too_many_bad_files_stop_the_run(job: Job, tmp_path: Path) -> None:
     data = draw(tmp_path / "data", classes=2, each=20)
     for index in range(6):
         (data / "class0" / f"bad{index}.jpg").write_bytes(os.urandom(100))
+    os.link(data / "class0" / "000.jpg", data / "class1" / "conflict.jpg")
     done = job(tmp_path / "runs", "bad", "--data", data, *SMALL, code=2)
-    assert "6 of 46 files are unusable" in done.err
+    assert "8 of 47 files are unusable (6 not_a_photo, 2 conflict; " in done.err
     assert "--max-bad-fraction" in done.err
+    assert not done.run.exists()
 
 
 def test_training_that_diverges_says_where(job: Job, tmp_path: Path) -> None:

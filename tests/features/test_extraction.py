@@ -16,7 +16,7 @@ from PIL import Image
 from flowers.data import images, reading
 from flowers.data.ledger import ROW, Ledger
 from flowers.data.listing import LISTING
-from flowers.errors import FlowersError
+from flowers.errors import FlowersError, InputError
 from flowers.features import extraction
 from flowers.features.cache import FeatureCache
 from flowers.features.extraction import ActorPool, Backend, Caches, Extraction, InProcess, extract, fill
@@ -79,7 +79,13 @@ def caches(folder: Path, specs: Sequence[FeatureSpec] = (PLAIN, FLIP)) -> Caches
     return {spec: FeatureCache(str(folder / spec.key)).open() for spec in specs}
 
 
-def extracted(files: Sequence[Path], found: Caches, backend: Backend, hashes: FeatureCache | None = None) -> Extraction:
+def extracted(
+    files: Sequence[Path],
+    found: Caches,
+    backend: Backend,
+    hashes: FeatureCache | None = None,
+    max_bad_fraction: float = 0.5,
+) -> Extraction:
     done: list[int] = []
     result = extract(
         listing(files),
@@ -88,7 +94,7 @@ def extracted(files: Sequence[Path], found: Caches, backend: Backend, hashes: Fe
         backend,
         hashes=hashes,
         settle=lambda rows: Ledger(rows, ("class0", "class1")),
-        max_bad_fraction=0.5,
+        max_bad_fraction=max_bad_fraction,
         advance=done.append,
     )
     assert sum(done) == len(files) == result.ledger.table.num_rows
@@ -121,6 +127,17 @@ def files(tmp_path: Path) -> list[Path]:
 
 def good(files: Sequence[Path]) -> list[Path]:
     return [file for file in files if "bad" not in file.name]
+
+
+def test_it_stops_early_only_where_many_files_are_left(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else all are counted when they are settled, which some only then turn out to be unusable."""
+    here = BACKENDS["in process"]()
+    extracted(files, caches(tmp_path / "cache"), here, max_bad_fraction=0.01)
+    monkeypatch.setattr(extraction, "_WORTH_STOPPING", 0)
+    with pytest.raises(InputError, match=r"^at least [12] of 24 files (is|are) unusable \([12] not_a_photo"):
+        extracted(files, caches(tmp_path / "cache"), here, max_bad_fraction=0.01)
 
 
 def test_each_new_photo_is_computed_once(

@@ -92,8 +92,11 @@ def test_versions_are_published_listed_and_rolled_back(tmp_path: Path, good: Run
     assert versions.refresh()
     assert versions.current.number == 3
     (model / "2" / "labels.txt").write_text("other\n")
-    assert "DAMAGED" in run("--to", model, "--list").splitlines()[1]
-    assert "is damaged" in run("--to", model, "--pin", 2, code=2)
+    why = f"{model}/2 is damaged: labels.txt has sha256 "
+    line = run("--to", model, "--list").splitlines()[1]
+    assert f"  UNUSABLE: {why}" in line
+    assert line.casefold().count("damaged") == 1
+    assert f"--pin: version 2 cannot answer: {why}" in run("--to", model, "--pin", 2, code=2)
     for gate in (("--min-accuracy", 0.9), ("--not-worse-than", model), ("--mlflow", "sqlite:///x.db")):
         assert f"{gate[0]}: received" in run("--to", model, "--rollback", *gate, code=2)
     assert "version 1 of" in run("--to", model, "--rollback"), "a damaged one is passed over"
@@ -137,7 +140,7 @@ def test_a_bucket(bucket: Path, good: Run) -> None:
     assert (bucket / "b" / "flowers" / PINNED).read_text() == "1"
     assert run("--to", "mem://b/flowers", "--list").splitlines()[0].endswith("pinned: answers")
     (bucket / "b" / "flowers" / "2" / "model.keras").write_bytes(b"")
-    assert "DAMAGED" in run("--to", "mem://b/flowers", "--list").splitlines()[1]
+    assert "UNUSABLE" in run("--to", "mem://b/flowers", "--list").splitlines()[1]
 
 
 @pytest.mark.parametrize("damaged", ["model.keras", "network.bin", MANIFEST])
@@ -218,10 +221,12 @@ def test_test_photos_that_are_gone_cannot_be_compared(tmp_path: Path, bad: Run) 
         (["--to", "{run}/best", "--list"], "which is a bundle; required"),
         (["{run}", "--to", "{}/models"], "which is a folder of models: 'flowers'"),
         (["{run}", "--to", "{}/file"], "cannot be"),
+        (["{run}", "--to", "{}/photos"], "/photos holds 'roses' and is no model of this program; choose another --to"),
     ],
 )
 def test_wrong_input_is_one_line(tmp_path: Path, good: Run, words: list[str], said: str) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "photos" / "roses").mkdir(parents=True)
     (tmp_path / "models" / "flowers" / "1").mkdir(parents=True)
     (tmp_path / "models" / "flowers" / "1" / MANIFEST).touch()
     filled = [word.replace("{}", str(tmp_path)).replace("{run}", good.uri) for word in words]

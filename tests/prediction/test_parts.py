@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,9 +50,32 @@ def test_every_format_says_the_same(form: Format, bucket: Path) -> None:
     assert table["label"].to_pylist() == ["=cmd()", None, "tulip"]
     assert table["score"].to_pylist() == [pytest.approx(0.7), None, 0.5]
     assert out.done().to_pylist() == [*(f"/photos/{index}.jpg" for index in range(3)), "/photos/0.jpg"]
+    assert out.counts(unknown=False) == {"rows": 4, "errors": {"truncated": 1}, "unknown": None}
     (bucket / first.removeprefix("mem://")).write_bytes(b"\xff broken")
     with pytest.raises(DamagedFile, match="remove it"):
         out.done()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_rows_are_replaced_where_they_stand(form: Format, tmp_path: Path) -> None:
+    out, arguments = Predictions(str(tmp_path), form), (CLASSES, 2, True)
+    before = predicted(scored(), *arguments)
+    out.write(0, before)
+    whole = (tmp_path / f"part-00000.{form}").read_bytes()
+    assert out.renew(out.parts()[0], before.slice(1)) == []
+    assert (tmp_path / f"part-00000.{form}").read_bytes() == whole
+    now = scored().to_pylist()[:2]
+    now[0] |= {"scores": [0.0, 0.25, 0.75], "sha256": b"a" * 32}
+    now[1] |= {"scores": [1.0, 0.0, 0.0], "sha256": b"b" * 32, "code": None, "detail": None}
+    new = predicted(pa.Table.from_pylist(now[::-1], scored_schema(3)), *arguments)
+    assert out.renew(out.parts()[0], new) == ["truncated: ends early", None]
+    expected = predicted(pa.Table.from_pylist([*now, scored().to_pylist()[2]], scored_schema(3)), *arguments)
+    found = (tmp_path / f"part-00000.{form}").read_bytes()
+    if form == "parquet":  # whose bytes depend on how often it was read
+        table, wanted = (pq.read_table(io.BytesIO(data)) for data in (found, encoded(expected, form)))
+        assert table.equals(wanted, check_metadata=True)
+    else:
+        assert found == encoded(expected, form)
 
 
 def test_what_a_row_says() -> None:
@@ -89,14 +113,17 @@ def test_what_is_told_apart_from_a_formula_is_had_again(text: str) -> None:
 
 def test_a_folder_is_of_one_set_of_options(tmp_path: Path) -> None:
     out = Predictions(str(tmp_path / "out"), "csv")
-    out.open({"--bundle": "1", "--top": 5}, "now")
-    out.open({"--bundle": "1", "--top": 5}, "later")
+    out.open({"--bundle": "1", "--top": 5}, CLASSES, "now")
+    out.open({"--bundle": "1", "--top": 5}, CLASSES, "later")
+    assert json.loads(Path(out.config).read_text())["classes"] == CLASSES
     with pytest.raises(InputError, match=r"other options \(--bundle was '1', now '2'; --top was 5, now 3\)"):
-        out.open({"--bundle": "2", "--top": 3}, "later")
+        out.open({"--bundle": "2", "--top": 3}, CLASSES, "later")
+    with pytest.raises(InputError, match=r"\(--scores was not given, now given; --top was 5, now not given\)"):
+        out.open({"--bundle": "1", "--top": None, "--scores": True}, CLASSES, "later")
     (tmp_path / "out" / "_config.json").write_text("{")
     with pytest.raises(InputError, match="is damaged"):
-        out.open({}, "later")
+        out.open({}, [], "later")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.doc").touch()
     with pytest.raises(InputError, match=r"holds 'thesis.doc' and is no folder of predictions"):
-        Predictions(str(tmp_path / "mine"), "csv").open({}, "now")
+        Predictions(str(tmp_path / "mine"), "csv").open({}, [], "now")

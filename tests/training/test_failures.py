@@ -82,7 +82,7 @@ def test_half_as_many_photos_until_one_is_left(place: Place) -> None:
         "out of memory with 6 photos at a time: going on with 3",
         "out of memory with 3 photos at a time: going on with 2",
         "out of memory with 2 photos at a time: going on with 1",
-        "out of memory with 1 photos at a time",
+        "out of memory with 1 photo at a time",
     ]
 
 
@@ -178,7 +178,7 @@ def test_a_single_photo_that_is_too_much_ends_the_run(place: Place, monkeypatch:
     plan = planned(place, "hopeless", auto_batch=True, batch_size=2, epochs=1)
     tried = exhausted(monkeypatch, tail=True, times=99)
     told: list[str] = []
-    with pytest.raises(OutOfMemory, match="out of memory with 1 photos at a time; lower --batch-size"):
+    with pytest.raises(OutOfMemory, match="out of memory with 1 photo at a time; lower --batch-size"):
         trainer.fit(plan, CLASSES, told.append)
     assert tried == [1, 2]
     assert len(told) == 1

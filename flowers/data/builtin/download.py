@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import email.utils
 import errno
+import fcntl
 import os
 import random
 import re
@@ -236,10 +237,15 @@ def _seconds(after: str) -> float:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One process at a time per data set, as the part file has room for one; no lock where flock is missing."""
-    with open(path, "a") as file:
-        with contextlib.suppress(ImportError):
-            import fcntl
-
+    """One process at a time per data set, as the part file has room for one; nothing is left of the lock."""
+    while True:
+        with open(path, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            # Whoever had it before has removed that file: others may have another one by now.
+            if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
