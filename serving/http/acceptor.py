@@ -40,6 +40,9 @@ class Acceptor:
         self._sorting: dict[asyncio.Task[None], asyncio.Event] = {}
         listening.setblocking(False)
         listening.listen(_BACKLOG)
+        # Nobody else can bind it now. Its connections, which inherit this, would else keep the port for a minute after
+        # the end of the server, and the next one be refused.
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._accepting = True
         self._loop.add_reader(listening, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="accept", daemon=True)

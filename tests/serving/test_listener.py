@@ -212,8 +212,21 @@ def test_a_port_is_held_alone(host: str) -> None:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             with pytest.raises(OSError, match="in use"):
                 other.bind(address)
-    assert refused("192.0.2.1", port).endswith("; give another port")
+    assert refused("192.0.2.1", port).endswith(": Cannot assign requested address; give an address of this machine")
     assert refused("no.such.host.invalid", port).endswith("; give an address of this machine")
+
+
+def test_a_port_is_free_when_the_server_has_ended(running: Running, host: str) -> None:
+    with hold(host, port := free_port(host)) as held:
+        listener = running.take(Slow(), held)
+        with socket.create_connection((host, port), timeout=30) as connection:
+            connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            while connection.recv(4096):  # closed by the server: the system remembers the connection for a minute
+                pass
+        assert refused(host, port).endswith("Address already in use; give another port")
+        running.end(listener).result(30)
+    with hold(host, port):
+        pass
 
 
 def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
