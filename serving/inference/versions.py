@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flowers import published, storage
 from flowers.bounded import limited_memory
 from flowers.bundle import load_bundle
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import FlowersError, first_line
 from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
 from serving.inference.attempts import Attempts
@@ -123,7 +123,7 @@ class Versions:
             except FlowersError as error:
                 self._refused[number] = state
                 self.error = self.error or first_line(error)
-        raise InputError(self.error)
+        raise FlowersError(self.error)
 
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:

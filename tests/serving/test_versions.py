@@ -213,7 +213,7 @@ def test_a_version_of_too_many_bytes_or_too_much_memory_is_refused(
     models: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(1)
-    with pytest.raises(InputError, match=r"version 1 is refused: the bundle '.*' has \d+ bytes; at most 1000"):
+    with pytest.raises(FlowersError, match=r"version 1 is refused: the bundle '.*' has \d+ bytes; at most 1000"):
         opened(models, max_bundle_bytes=1000)
     versions = opened(models)
     publish(2)
