@@ -113,7 +113,7 @@ def main(**values: Any) -> None:
     with hold(address.host, address.port, proxy) as port, _served(options, address, port, say):
         _say_what_was_refused(options.name, address, tokens[0] if tokens else b"", say)
         url = f"http://{_reachable(address.host)}:{address.port}"
-        say(f"ready     {url}/    (the API: {url}/docs)")
+        say(f"ready     {url}/    (the API: {url}/docs{', with a token' if tokens else ''})")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
         _wait_for_the_end(address if proxy else None)
         say("Stopping: what was accepted is answered.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -94,6 +95,11 @@ def test_versions_are_published_listed_and_rolled_back(tmp_path: Path, good: Run
     (model / "2" / "labels.txt").write_text("other\n")
     assert "DAMAGED" in run("--to", model, "--list").splitlines()[1]
     assert "is damaged" in run("--to", model, "--pin", 2, code=2)
+    shutil.copytree(model / "2", model / "4")
+    refused = "is refused by servers, which go on with what they have"
+    assert f"version 4 of {model} {refused}: {model / '4'} is damaged" in run("--to", model, "--unpin")
+    assert f"{refused}  DAMAGED: " in run("--to", model, "--list").splitlines()[3]
+    shutil.rmtree(model / "4")
     for gate in (("--min-accuracy", 0.9), ("--not-worse-than", model), ("--mlflow", "sqlite:///x.db")):
         assert f"{gate[0]}: received" in run("--to", model, "--rollback", *gate, code=2)
     assert "version 1 of" in run("--to", model, "--rollback"), "a damaged one is passed over"

@@ -160,7 +160,7 @@ def command(*arguments: object) -> tuple[int, str]:
         (["--bundle", "nowhere"], "nothing to serve"),
         (["--bundle", "nowhere", "--max-batch-size", "0"], "--max-batch-size"),
         (["--bundle", "nowhere", "--tokens-file", "nowhere"], "tokens"),
-        (["--version", "7"], "version 7 is wanted, there are 1"),
+        (["--version", "7"], "version 7 is wanted and not there, only 1"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
