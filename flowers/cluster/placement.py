@@ -79,7 +79,7 @@ def require_room(replicas: int, cpus: float, gpus: float, nodes: Sequence[Node])
     """Raises NoRoom if so many replicas of a server do not fit on the nodes: Ray would wait, and say nothing."""
     room = sum(_room(node, cpus, gpus) for node in nodes)
     if replicas > room:
-        each = f"{_several(cpus, 'CPU')} (--cpus)" + (f" and {_several(gpus, 'GPU')} (--gpus)" if gpus else "")
+        each = f"{several(cpus, 'CPU')} (--cpus)" + (f" and {several(gpus, 'GPU')} (--gpus)" if gpus else "")
         raise NoRoom(
             f"--replicas: received {replicas}, each with {each}, but there is room for {room}: {_described(nodes)}; "
             f"{f'give at most {room}, or ' if room else ''}give each less"
@@ -135,8 +135,8 @@ def place(
     if not 0 < count <= room:
         advice = f"give at most {room}, or auto" if room else "give each less"
         raise NoRoom(
-            f"--workers: received {workers}, each with {_several(cpus, 'CPU')} (--cpus-per-worker) and "
-            f"{_several(gpus, 'GPU')} (--gpus-per-worker), but the cluster has room for {room}: {_described(nodes)}; "
+            f"--workers: received {workers}, each with {several(cpus, 'CPU')} (--cpus-per-worker) and "
+            f"{several(gpus, 'GPU')} (--gpus-per-worker), but the cluster has room for {room}: {_described(nodes)}; "
             f"{advice}, or start more or larger nodes (--wait-s waits for those of an autoscaler)"
         )
     return Placement(count, cpus_per_worker or _share(count, gpus, nodes), gpus)
@@ -224,7 +224,7 @@ def _share(count: int, gpus: float, nodes: Sequence[Node]) -> int:
 def in_words(nodes: Sequence[Node], device: str) -> str:
     """What computes, for people: "2 CPUs", "16 CPUs and 2 GPUs of 3 nodes"."""
     gpus = gpu_count(nodes)
-    said = _several(int(sum(node.cpus for node in nodes)), "CPU") + (f" and {_several(gpus, 'GPU')}" if gpus else "")
+    said = several(int(sum(node.cpus for node in nodes)), "CPU") + (f" and {several(gpus, 'GPU')}" if gpus else "")
     asked = "" if device == "auto" else f" (--device {device})"
     return said + (f" of {len(nodes)} nodes" if len(nodes) > 1 else "") + asked
 
@@ -232,14 +232,15 @@ def in_words(nodes: Sequence[Node], device: str) -> str:
 def _described(nodes: Sequence[Node]) -> str:
     """The nodes in a few words, the most frequent kinds first."""
     parts = [
-        f"{_several(number, 'node')} of {_several(node.cpus, 'CPU')}"
-        + (f" and {_several(node.gpus, 'GPU')}" if node.gpus else "")
+        f"{several(number, 'node')} of {several(node.cpus, 'CPU')}"
+        + (f" and {several(node.gpus, 'GPU')}" if node.gpus else "")
         for node, number in Counter(nodes).most_common()
     ]
     return few(parts) or "no node"
 
 
-def _several(number: float, noun: str) -> str:
+def several(number: float, noun: str) -> str:
+    """A number of things: "1 CPU", "0.5 GPUs"."""
     return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 

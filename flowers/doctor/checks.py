@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flowers.cluster import placement
-from flowers.cluster.placement import few
+from flowers.cluster.placement import few, several
 from flowers.doctor.report import CODE, Disk, Node, Survey
 from flowers.errors import InputError
 
@@ -297,8 +297,8 @@ def _workers(survey: Survey, wanted: Wanted) -> Iterator[Finding]:
     except InputError as error:
         yield Finding("workers", State.WRONG, str(error))
         return
-    gpus = f" and {found.gpus:g} GPU" if found.gpus else ""
-    yield Finding("workers", State.OK, f"room for {found.workers}, each with {found.cpus} CPU{gpus}")
+    gpus = f" and {several(found.gpus, 'GPU')}" if found.gpus else ""
+    yield Finding("workers", State.OK, f"room for {found.workers}, each with {several(found.cpus, 'CPU')}{gpus}")
 
 
 def _findings(check: str, faults: list[str], fine: str) -> list[Finding]:

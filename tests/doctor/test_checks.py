@@ -63,7 +63,7 @@ def test_a_good_cluster_is_ok_in_every_line() -> None:
     assert {finding.state for finding in findings} == {State.OK}
     text = {finding.check: finding.text for finding in findings}
     assert text["nodes"] == "3 nodes: 10.0.0.0, 10.0.0.1, 10.0.0.2"
-    assert text["workers"] == "room for 2, each with 8 CPU"  # a divisor of the batch
+    assert text["workers"] == "room for 2, each with 8 CPUs"  # a divisor of the batch
 
 
 def test_one_machine_is_ok_too() -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ import requests
 import yaml
 from fastapi.testclient import TestClient
 from ray.serve.schema import ServeDeploySchema
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
 from serving.app import DEPLOYMENT, build_app
@@ -110,6 +113,37 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
     assert (classifier.describe().last_reload_error, classifier._batcher.max_batch_size) == (None, 3)
     assert classifier._batcher.batch_wait_s == 0.005
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/predict", {"code": "no_application", "detail": "the server is ending, or has not started yet; try again"}),
+        ("/v2/models/flowers/infer", "the server is ending, or has not started yet; try again"),
+    ],
+)
+def test_a_proxy_without_an_application_says_503(path: str, said: Any) -> None:
+    """What Ray's own proxy answers then is 404, after which nobody asks again."""
+    from ray.serve._private.proxy import HTTPProxy
+
+    from serving.http.proxy import middlewares
+
+    async def without(scope: Scope, receive: Receive, send: Send) -> None:
+        async for message in HTTPProxy.not_found_response(None, SimpleNamespace(path=scope["path"])):
+            if isinstance(message, dict):
+                await send(message)
+
+    async def ours(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"error": "no such model"}, 404)(scope, receive, send)
+
+    def asked(app: Any) -> Any:
+        for middleware in reversed(middlewares()):
+            app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+        return TestClient(app).get(path)
+
+    response = asked(without)
+    assert (response.status_code, response.json()["error"], response.headers["retry-after"]) == (503, said, "1")
+    assert (asked(ours).status_code, asked(ours).json()) == (404, {"error": "no such model"})
 
 
 def test_what_the_router_refuses_has_the_shape_of_its_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
