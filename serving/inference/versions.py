@@ -111,7 +111,7 @@ class Versions:
     def _first(self) -> LoadedModel:
         found = self._find()
         chosen = published.wanted(found, self._options.version)
-        others = sorted(set(found) - {chosen}, reverse=True)
+        others, refused = sorted(set(found) - {chosen}, reverse=True), list[FlowersError]()
         for number in (chosen, *others):
             state = _state(found[number])
             try:
@@ -123,7 +123,8 @@ class Versions:
             except FlowersError as error:
                 self._refused[number] = state
                 self.error = self.error or first_line(error)
-        raise FlowersError(self.error)
+                refused.append(error)
+        raise refused[0]
 
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:
