@@ -132,7 +132,7 @@ def _peer(host: str) -> str:
 
 
 def _wait_for_the_end(proxy: Address | None) -> None:
-    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once.
+    """Waits for Ctrl-C, SIGTERM or the end of the terminal; Ray has handlers of its own, which end the process at once.
 
     Args:
         proxy: where Ray Serve's proxy listens, if there is one: Ray takes a minute to find out that it has ended.
@@ -144,13 +144,16 @@ def _wait_for_the_end(proxy: Address | None) -> None:
     told: queue.SimpleQueue[int] = queue.SimpleQueue()  # a handler may put to it; an event's lock may just be held
 
     def hear(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            cli.leave_terminal()
         if heard and number == signal.SIGINT:
             raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait
         heard.append(number)
         told.put(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, hear)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, hear)
     refused = 0
     while True:
         with suppress(queue.Empty):

@@ -21,7 +21,7 @@ from serving.options import Address, ServeOptions
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr(command, "_LOOK_S", 0.01)
     monkeypatch.setattr(command, "lost", lambda: None)
     yield
@@ -41,7 +41,7 @@ def send(number: int) -> None:
     threading.Thread(target=when_heard, daemon=True).start()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it(number: int) -> None:
     send(number)
     command._wait_for_the_end(None)
