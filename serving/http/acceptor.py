@@ -39,10 +39,10 @@ class Acceptor:
         # One task a connection, and what tells it that its first bytes are here or its time is over.
         self._sorting: dict[asyncio.Task[None], asyncio.Event] = {}
         listening.setblocking(False)
-        listening.listen(_BACKLOG)
-        # Nobody else can bind it now. Its connections, which inherit this, would else keep the port for a minute after
-        # the end of the server, and the next one be refused.
+        # Else closed connections of the server before would keep it from listening, for a minute, and its own, which
+        # inherit this, keep the next one. Nobody else can bind what somebody listens at.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.listen(_BACKLOG)
         self._accepting = True
         self._loop.add_reader(listening, self._accept)
         self._thread = threading.Thread(target=self._loop.run_forever, name="accept", daemon=True)
