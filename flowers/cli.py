@@ -1,13 +1,14 @@
 """Programs on the command line: one line for an error, an exit code, quiet libraries, and never an end without a word.
 
 Exit codes: 0 done; 2 the user's input is wrong; 3 a quality gate is not met, or a cluster is not fit for a run; 130
-stopped by Ctrl-C, 143 by SIGTERM; 1 anything else.
+stopped by Ctrl-C, 143 by SIGTERM or a closed terminal; 1 anything else.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import faulthandler
 import functools
 import logging
@@ -15,6 +16,7 @@ import os
 import signal
 import sys
 import tempfile
+import termios
 import threading
 import time
 import traceback
@@ -35,9 +37,29 @@ _terminated: list[int] = []
 
 
 def _terminate(number: int, _: object) -> None:
-    """SIGTERM, as `ray job stop`, a container's end and a batch system send it: it stops a program as Ctrl-C does."""
+    """SIGTERM, as `ray job stop`, a container's end and a batch system send it, or SIGHUP, as a closed terminal does.
+
+    It stops a program as Ctrl-C does.
+    """
     _terminated.append(number)  # what is raised here, Ray's C++ code replaces by a KeyboardInterrupt of its own
     raise KeyboardInterrupt
+
+
+def _hang_up(number: int, frame: object) -> None:
+    leave_terminal()
+    _terminate(number, frame)
+
+
+def leave_terminal() -> None:
+    """Sends output nowhere from now on if it goes to a terminal that was closed, where each word would be an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:  # another one says that it is no terminal
+            if error.args[0] == errno.EIO:
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 _PATIENCE_S = 1.5
@@ -146,9 +168,11 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
     """
     lifeline = _start_watchdog(resume)
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _hang_up)
     _answer_at_once(resume)
     code, text = outcome(command, name, sys.argv[1:], resume)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     atexit._run_exitfuncs()  # TensorFlow removes its temporary files
     try:

@@ -107,7 +107,7 @@ def wanted(found: Mapping[int, str], number: int | None = None) -> int:
     if number is None and folder is not None:
         number = pinned(folder)
     if number is not None and number not in found:
-        raise InputError(f"version {number} is wanted, there are {_listed(found)}")
+        raise InputError(f"version {number} is wanted and not there, only {_listed(found)}")
     return max(found) if number is None else number
 
 
@@ -126,7 +126,7 @@ def pin(found: Mapping[int, str], number: int | None) -> None:
     elif number in found:
         storage.write(storage.join(folder, PINNED), str(number).encode())
     else:
-        raise InputError(f"version {number}: there are {_listed(found)}")
+        raise InputError(f"version {number} is not there, only {_listed(found)}")
 
 
 def publish(bundle: Bundle, folder: str, record: Record) -> int:

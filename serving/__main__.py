@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib
 import json
 import logging
@@ -13,17 +14,17 @@ import signal
 import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from flowers import cli, storage
 from flowers.bundle import Bundle, read_manifest
 from flowers.cluster.access import joined
-from flowers.cluster.placement import in_words, on_device, require_gpu
+from flowers.cluster.placement import in_words, on_device, require_gpu, require_room
 from flowers.cluster.session import background, lost, ray_session
 from flowers.errors import FlowersError, InputError
 from flowers.inference.engine import resolve_engine
-from flowers.published import find
+from flowers.published import find, wanted
 from flowers.runs import Run, finished_runs
 from serving.http.port import Port, hold
 from serving.options import RUNS, Address, ServeOptions, Tuning
@@ -45,6 +46,9 @@ _RAY = {
 # Ray's own time-out comes so much later than ours, which is the one that clients cannot change.
 _SPARE_S = 5
 _LOOK_S, _REFUSED_LOOKS = 1.0, 3  # between looks at Ray
+_ANSWER_S = 30
+# How a trace names an error of the library.
+_ERRORS = f"{FlowersError.__module__}."
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -95,7 +99,7 @@ def main(**values: Any) -> None:
     read_tokens(options.admin_token_file)
     found = find(options.bundle, options.name)
     say = functools.partial(out.print, highlight=False, markup=False)
-    number = max(found) if options.version is None else options.version
+    number = wanted(found, options.version)
     say(f"Serving {options.bundle}, version {number}")
     if cluster := joined():
         say(f"It joins the cluster at {cluster} (RAY_ADDRESS).")
@@ -107,8 +111,9 @@ def main(**values: Any) -> None:
         say(f"WARNING: listening at {address.host}: {who} who reaches this machine can ask.")
     proxy = options.max_replicas is not None
     with hold(address.host, address.port, proxy) as port, _served(options, address, port, say):
+        _say_what_was_refused(options.name, address, tokens[0] if tokens else b"", say)
         url = f"http://{_reachable(address.host)}:{address.port}"
-        say(f"ready     {url}/    (the API: {url}/docs)")
+        say(f"ready     {url}/    (the API: {url}/docs{', with a token' if tokens else ''})")
         say(f"try       {_curl(options.bundle, url, bool(tokens))}")
         _wait_for_the_end(address if proxy else None)
         say("Stopping: what was accepted is answered.")
@@ -116,14 +121,18 @@ def main(**values: Any) -> None:
 
 def _reachable(host: str) -> str:
     """The host of a URL at which a server that listens at `host` is reached from this machine."""
+    peer = _peer(host)
+    return f"[{peer.replace('%', '%25')}]" if ":" in peer else peer
+
+
+def _peer(host: str) -> str:
+    """The address that a connection to it is made to."""
     plain = host.strip("[]")
-    if plain in ("", "0.0.0.0", "::"):
-        return "127.0.0.1" if plain != "::" else "[::1]"
-    return f"[{plain.replace('%', '%25')}]" if ":" in plain else plain
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(plain, plain)
 
 
 def _wait_for_the_end(proxy: Address | None) -> None:
-    """Waits for Ctrl-C or SIGTERM; Ray has handlers of its own, which end the process at once.
+    """Waits for Ctrl-C, SIGTERM or the end of the terminal; Ray has handlers of its own, which end the process at once.
 
     Args:
         proxy: where Ray Serve's proxy listens, if there is one: Ray takes a minute to find out that it has ended.
@@ -135,13 +144,16 @@ def _wait_for_the_end(proxy: Address | None) -> None:
     told: queue.SimpleQueue[int] = queue.SimpleQueue()  # a handler may put to it; an event's lock may just be held
 
     def hear(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            cli.leave_terminal()
         if heard and number == signal.SIGINT:
             raise KeyboardInterrupt  # whoever presses Ctrl-C twice does not want to wait
         heard.append(number)
         told.put(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, hear)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, hear)
     refused = 0
     while True:
         with suppress(queue.Empty):
@@ -158,7 +170,7 @@ def _wait_for_the_end(proxy: Address | None) -> None:
 def _refuses(address: Address) -> bool:
     """Whether nobody takes connections there."""
     try:
-        socket.create_connection((_reachable(address.host).strip("[]"), address.port), timeout=_LOOK_S).close()
+        socket.create_connection((_peer(address.host), address.port), timeout=_LOOK_S).close()
     except ConnectionRefusedError:
         return True
     except OSError:  # it is busy
@@ -183,6 +195,7 @@ def _served(options: ServeOptions, address: Address, port: Port, say: Callable[[
 
         from serving.app import build_app, build_listening_app
 
+        _check_room(options)
         if not address.verbose:
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
         logs = {"enable_access_log": address.verbose}
@@ -198,7 +211,7 @@ def _served(options: ServeOptions, address: Address, port: Port, say: Callable[[
                     app = build_app(options)
                 serve.run(app, name=options.name, route_prefix="/")
             except RuntimeError as error:
-                raise FlowersError(f"the server did not start: {_why_not_deployed(options.name, error)}") from error
+                raise _why_not_deployed(options.name, error) from error
             yield
             port.close()
             serve.delete(options.name)  # returns when all replicas have answered what they took
@@ -219,20 +232,42 @@ def _say_device(options: ServeOptions, say: Callable[[str], None]) -> None:
     say(f"device    {in_words(usable, options.device)}; {engine}: {why}")
 
 
-def _why_not_deployed(name: str, error: RuntimeError) -> str:
+def _check_room(options: ServeOptions) -> None:
+    """Raises NoRoom if the replicas do not fit on this machine, whose port they share; a cluster's nodes may come."""
+    from flowers.cluster.nodes import own_node
+    from serving.app import with_cpus
+
+    if options.max_replicas is None or not joined():
+        require_room(options.replicas, with_cpus(options).cpus, options.replica_gpus, [own_node()])
+
+
+def _say_what_was_refused(name: str, address: Address, token: bytes, say: Callable[[str], None]) -> None:
+    """Says that another version answers than the one that should."""
+    connection = http.client.HTTPConnection(_peer(address.host), address.port, timeout=_ANSWER_S)
+    with closing(connection):
+        headers: dict[str, str | bytes] = {"Host": "localhost", "Authorization": b"Bearer " + token}
+        connection.request("GET", f"/v2/models/{name}", headers=headers)
+        now = json.loads(connection.getresponse().read())
+    if error := now["parameters"]["last_reload_error"]:
+        say(f"WARNING: version {now['versions'][0]} answers: {error}")
+
+
+def _why_not_deployed(name: str, error: RuntimeError) -> FlowersError:
     """What a replica's constructor raised, in a line: Ray Serve's own error only says that there was one."""
     from ray import serve
 
     application = serve.status().applications.get(name)
     replicas = [deployment.message for deployment in application.deployments.values()] if application else []
-    return _error_line("\n".join(filter(None, replicas)) or str(error))
+    return _replica_error("\n".join(filter(None, replicas)) or str(error))
 
 
-def _error_line(text: str) -> str:
-    """The line of a replica's error that says what went wrong."""
+def _replica_error(text: str) -> FlowersError:
+    """The error of the library in what Ray Serve tells of a replica, or its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    own = [line.partition(": ")[2] for line in lines if line.startswith("flowers.errors.")]
-    return (own or lines or ["no reason was given"])[-1]
+    own = [line.removeprefix(_ERRORS) for line in lines if line.startswith(_ERRORS)]
+    kind, _, said = own[-1].partition(": ") if own else ("", "", (lines or ["no reason was given"])[-1])
+    made = InputError if kind in ("InputError", "NoRoom") else FlowersError
+    return made(f"the server did not start: {said}")
 
 
 def _curl(bundle: str, address: str, token: bool) -> str:

@@ -35,7 +35,7 @@ def build_app(args: ServeOptions) -> Application:
     check_paths(ServeOptions, dict(args))
     from serving.replica import Classifier
 
-    args = _with_cpus(args)
+    args = with_cpus(args)
     return serve.deployment(**_deployment(args))(serve.ingress()(Classifier)).bind(args.model_dump())
 
 
@@ -48,13 +48,14 @@ def build_listening_app(args: ServeOptions, port: str) -> Application:
     """
     from serving.replica import ListeningClassifier
 
-    args = _with_cpus(args)
+    args = with_cpus(args)
     options = _deployment(args)
     options["ray_actor_options"]["resources"] = {own_resource(): 0.001}  # a port is of one machine
     return serve.deployment(**options)(ListeningClassifier).bind(args.model_dump(), port)
 
 
-def _with_cpus(args: ServeOptions) -> ServeOptions:
+def with_cpus(args: ServeOptions) -> ServeOptions:
+    """The options with the CPUs of a replica, where they leave these open."""
     return args.replace(cpus=args.cpus or max(1, usable_cpus() // args.replicas))
 
 

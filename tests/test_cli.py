@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 
 import pytest
 
@@ -59,6 +62,7 @@ FORESEEN = {
     "ours": ("raise FlowersError('no room')", 1, "error: no room\n"),
     "ctrl-c": ("os.kill(os.getpid(), signal.SIGINT); time.sleep(9)", 130, "Stopped. Go on.\n"),
     "SIGTERM": ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)", 143, "Stopped. Go on.\n"),
+    "SIGHUP": ("os.kill(os.getpid(), signal.SIGHUP); time.sleep(9)", 143, "Stopped. Go on.\n"),
     "in a thread": ("ThreadPoolExecutor(1).submit(lambda: exec('raise InputError(1)')).result()", 2, "error: 1\n"),
 }
 UNFORESEEN = {
@@ -85,6 +89,26 @@ SUDDEN = {
 def test_a_foreseen_end_is_one_line(body: str, code: int, said: str, verbose: list[str]) -> None:
     done = program(body, *verbose)
     assert (done.returncode, done.stdout, done.stderr) == (code, "cleaned up\n", said)
+
+
+def test_a_closed_terminal_stops_it_as_ctrl_c_does() -> None:
+    """What it says then goes nowhere, and is no error."""
+    body = "out.print('ready')\n    try: time.sleep(60)\n    finally: out.print('cleaning'); print('up', flush=True)"
+    terminal, inside = pty.openpty()
+    job = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM.replace("{body}", body)],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    said = b""
+    while b"ready" not in said:
+        said += os.read(terminal, 1000)
+    os.close(terminal)
+    assert job.wait(60) == 143
 
 
 @pytest.mark.parametrize("verbose", [[], ["--verbose"]], ids=["quiet", "verbose"])

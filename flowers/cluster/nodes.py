@@ -27,15 +27,27 @@ UNSEEN = "what is written there is not seen here"
 
 def cluster_nodes() -> list[Node]:
     """The nodes that are alive in the running Ray cluster; what an autoscaler may still add is not among them."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in found]
+    return [_offered(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def own_node() -> Node:
+    """The node of this process."""
+    return _offered(_own_resources())
 
 
 def own_resource() -> str:
     """The resource that only the node of this process has: what needs a little of it runs here."""
+    return next(name for name in _own_resources() if name.startswith("node:") and not name.startswith("node:__"))
+
+
+def _own_resources() -> Mapping[str, float]:
     own = ray.get_runtime_context().get_node_id()
-    (names,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
-    return next(name for name in names if name.startswith("node:") and not name.startswith("node:__"))
+    (resources,) = (node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return resources
+
+
+def _offered(resources: Mapping[str, float]) -> Node:
+    return Node(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
 
 
 def keep_to_own_gpus() -> None:

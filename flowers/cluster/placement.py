@@ -76,6 +76,17 @@ def require_gpu(option: str, received: str, nodes: Sequence[Node]) -> None:
         )
 
 
+def require_room(replicas: int, cpus: float, gpus: float, nodes: Sequence[Node]) -> None:
+    """Raises NoRoom if so many replicas of a server do not fit on the nodes: Ray would wait, and say nothing."""
+    room = sum(_room(node, cpus, gpus) for node in nodes)
+    if replicas > room:
+        each = f"{several(cpus, 'CPU')} (--cpus)" + (f" and {several(gpus, 'GPU')} (--gpus)" if gpus else "")
+        raise NoRoom(
+            f"--replicas: received {replicas}, each with {each}, but there is room for {room}: {_described(nodes)}; "
+            f"{f'give at most {room}, or ' if room else ''}give each less"
+        )
+
+
 def place(
     workers: str,
     cpus_per_worker: int | None,
@@ -196,9 +207,9 @@ def reading_tasks(nodes: Sequence[Node], pool: Pool) -> int:
     return max(1, cpus // 2)
 
 
-def _room(node: Node, cpus: int, gpus: float) -> int:
+def _room(node: Node, cpus: float, gpus: float) -> int:
     """How many workers fit on a node. Ray gives each a part of one GPU or whole ones, never parts of two."""
-    room = int(node.cpus // cpus)
+    room = round(node.cpus * _RAY_UNIT) // max(1, round(cpus * _RAY_UNIT))
     if 0 < gpus < 1:
         return min(room, int(node.gpus) * (_RAY_UNIT // max(1, round(gpus * _RAY_UNIT))))
     return min(room, int(node.gpus // gpus)) if gpus else room

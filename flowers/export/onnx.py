@@ -11,7 +11,7 @@ import tf2onnx
 
 from flowers.bundle import Bundle
 from flowers.inference.conversion import frozen_graph
-from flowers.inference.engine import Photos
+from flowers.inference.engine import Photos, usable_cpus
 
 # Version of the operators: of ONNX 1.15 (2023), which the runtimes in use know.
 _OPSET = 18
@@ -41,5 +41,7 @@ def write(bundle: Bundle, path: str, quantize: str, calibration: Photos | None) 
 
 def runner(path: str) -> Any:
     """See `flowers.export.formats`."""
-    network = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cpus()
+    network = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda pixels: network.run(["probabilities"], {"pixels": pixels})[0]

@@ -19,6 +19,17 @@ CORE = openvino.Core()
 CORE.set_property({"ENABLE_MMAP": False})  # else a file stays in memory beside the weights made of it
 
 
+def compiled(precision: str, threads: int) -> dict[str, Any]:
+    """How a network is compiled, see `OpenVINOEngine`."""
+    return {
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        # Several engines on one machine, each tied to the same cores, would wait for each other.
+        "ENABLE_CPU_PINNING": False,
+    }
+
+
 class OpenVINOEngine(Engine):
     """A network that `flowers.inference.conversion.convert` saved.
 
@@ -37,14 +48,7 @@ class OpenVINOEngine(Engine):
         # The narrower the shape, the faster; but a network for each size would need its weights as often.
         batch = openvino.Dimension(self.sizes[0], self.sizes[-1])
         network.reshape([batch, self.image_size, self.image_size, 3])
-        options = {
-            "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
-            # Several engines on one machine, each tied to the same cores, would wait for each other.
-            "ENABLE_CPU_PINNING": False,
-        }
-        self._request = CORE.compile_model(network, "CPU", options).create_infer_request()
+        self._request = CORE.compile_model(network, "CPU", compiled(precision, threads)).create_infer_request()
 
     def _compute(self, photos: Photos) -> Outputs:
         self._request.infer({0: photos}, share_inputs=True)

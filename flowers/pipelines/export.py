@@ -22,7 +22,7 @@ from flowers.data.builtin.sample import draw_sample
 from flowers.errors import BadImage, GateNotMet, InputError, first_line
 from flowers.export import texts
 from flowers.export.formats import FORMATS, Format, module
-from flowers.export.record import Agreement, Export, timed
+from flowers.export.record import Agreement, Export, side_by_side
 from flowers.inference.engine import Photos
 from flowers.options import wrong
 from flowers.pipelines.origin import Origin, contents
@@ -224,8 +224,8 @@ def _tried(made: Any, path: str, origin: Origin, tried: _Taken, out: Console) ->
     """How the network at `path` does in its runtime, beside the bundle in float32."""
     reference = Predictor(Bundle(origin.bundle.uri, {**origin.bundle.manifest, "precision": "float32"}))
     with progress_bar(out, "both on photos", 2 * len(tried.pixels)) as advance:
-        expected, pace = timed(lambda pixels: reference.run(pixels)[0], tried.pixels, advance)
-        found, own_pace = timed(made.runner(path), tried.pixels, advance)
+        runs = [lambda pixels: reference.run(pixels)[0], made.runner(path)]
+        (expected, found), paces = side_by_side(runs, tried.pixels, reference.largest_batch, advance)
     answers, at = [], []
     if hasattr(made, "bytes_runner"):
         run = made.bytes_runner(path)
@@ -239,8 +239,8 @@ def _tried(made: Any, path: str, origin: Origin, tried: _Taken, out: Console) ->
         "agreement": Agreement.of(found, expected),
         "files_agreement": Agreement.of(np.stack(answers), expected[at]) if answers else None,
         "not_decoded": len(tried.files) - len(at) if hasattr(made, "bytes_runner") else 0,
-        "images_per_s": round(own_pace, 1),
-        "bundle_images_per_s": round(pace, 1),
+        "images_per_s": round(paces[1], 1),
+        "bundle_images_per_s": round(paces[0], 1),
     }
 
 

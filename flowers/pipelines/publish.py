@@ -23,6 +23,7 @@ from flowers.tracking import Tracker
 
 # Photos that are in memory at a time.
 _CHUNK = 64
+_REFUSED = "is refused by servers, which go on with what they have"
 
 
 def publish(source: str, options: PublishOptions, out: Console) -> str:
@@ -99,7 +100,11 @@ def choose(options: PublishOptions, out: Console) -> int:
         raise InputError(f"--to: {folder} cannot be written: {error.strerror or error}") from error
     wanted = published.wanted(found)
     pinned = "pinned" if number is not None else "the newest"
-    out.print(f"version {wanted} of {plain(folder)} answers: {pinned}", highlight=False, markup=False)
+    damage = _damage(found[wanted])
+    answers = "answers" if damage is None else _REFUSED
+    out.print(
+        f"version {wanted} of {plain(folder)} {answers}: {plain(damage or pinned)}", highlight=False, markup=False
+    )
     return wanted
 
 
@@ -126,7 +131,8 @@ def describe(options: PublishOptions) -> list[str]:
             said.append(f"test {value(accuracy, True)} ({interval(accuracy, True)}, n = {accuracy.n})")
         said.append(f"from {record.run}" if record else "copied by hand")
         if number == (max(found) if pinned is None else pinned):
-            said.append("answers" if pinned is None else "pinned: answers")
+            answers = "answers" if damage is None else _REFUSED
+            said.append(answers if pinned is None else f"pinned: {answers}")
         if damage is not None:
             said.append(f"UNUSABLE: {damage}")
         lines.append(plain(f"{number:>4}  {'  '.join(said)}"))

@@ -39,8 +39,8 @@ class Acceptor:
         # One task a connection, and what tells it that its first bytes are here or its time is over.
         self._sorting: dict[asyncio.Task[None], asyncio.Event] = {}
         listening.setblocking(False)
-        # What is left of a server's connections for a minute does not keep the next one from the port. A port at which
-        # somebody listens is taken, whatever others set.
+        # Else closed connections of the server before would keep it from listening, for a minute, and its own, which
+        # inherit this, keep the next one. Nobody else can bind what somebody listens at.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.listen(_BACKLOG)
         self._accepting = True

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
@@ -15,10 +16,10 @@ from flowers import __version__
 from flowers.errors import InputError
 from serving.http.lenient import LenientMiddleware
 from serving.http.middleware import RequestLimitsMiddleware
-from serving.http.responses import coded_error, errors_as, json_response
+from serving.http.responses import coded_error, error_response, errors_as, json_response, route_path, set_error_code
 from serving.protocols import mlnet, native, open_inference, tensorflow_serving
 from serving.protocols.body import json_object
-from serving.service import BadRequest
+from serving.service import BadRequest, ServingError
 
 _PAGE = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 _POLICY = {
@@ -28,6 +29,21 @@ _POLICY = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
+
+
+class NoRoute(ServingError):
+    """There is nothing at a path."""
+
+    status, code = 404, "not_found"
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"there is no {path[:100]!r} here; /docs says what there is")
+
+
+class WrongMethod(ServingError):
+    """A path is asked with a method that it does not take."""
+
+    status, code = 405, "method_not_allowed"
 
 
 def build(service: Any) -> FastAPI:
@@ -67,6 +83,17 @@ def build(service: Any) -> FastAPI:
         now = service.describe()
         answer = {"version": str(now.version), "changed": changed, "last_reload_error": now.last_reload_error}
         return json_response(answer, 200 if now.last_reload_error is None else 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> Response:
+        """What the router itself refuses: an unknown path, another method."""
+        path, headers = route_path(request.scope), dict(error.headers or {})
+        methods = headers.get("Allow")
+        refused = WrongMethod(f"{request.method} is not taken here, only {methods}") if methods else NoRoute(path)
+        set_error_code(request.scope, refused)
+        response = error_response(path, refused)
+        response.headers.update(headers)
+        return response
 
     app.add_middleware(RequestLimitsMiddleware, options=service.options, service=service)
     if origins := service.options.origins():

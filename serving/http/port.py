@@ -6,6 +6,7 @@ connections out of one queue of the kernel's, which lasts when one is killed: wh
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import tempfile
@@ -81,8 +82,9 @@ def hold(host: str, port: int, proxy: bool = False) -> Iterator[Port]:
         try:
             bound.bind(place)
         except OSError as error:
-            raise InputError(f"--host {host} --port {port}: {error.strerror}; give another port") from error
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            cure = "an address of this machine" if error.errno == errno.EADDRNOTAVAIL else "another port"
+            raise InputError(f"--host {host} --port {port}: {error.strerror}; give {cure}") from error
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)  # else others might bind it until somebody listens
         if proxy:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         made = Port(bound, os.path.join(folder, "port"))

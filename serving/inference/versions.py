@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flowers import published, storage
 from flowers.bounded import limited_memory
 from flowers.bundle import load_bundle
-from flowers.errors import FlowersError, InputError, first_line
+from flowers.errors import FlowersError, first_line
 from flowers.inference.engine import resolve_engine
 from flowers.predictor import Predictor
 from serving.inference.attempts import Attempts
@@ -111,7 +111,7 @@ class Versions:
     def _first(self) -> LoadedModel:
         found = self._find()
         chosen = published.wanted(found, self._options.version)
-        others = sorted(set(found) - {chosen}, reverse=True)
+        others, refused = sorted(set(found) - {chosen}, reverse=True), list[FlowersError]()
         for number in (chosen, *others):
             state = _state(found[number])
             try:
@@ -123,7 +123,8 @@ class Versions:
             except FlowersError as error:
                 self._refused[number] = state
                 self.error = self.error or first_line(error)
-        raise InputError(self.error)
+                refused.append(error)
+        raise refused[0]
 
     def _load(self, number: int, uri: str, state: str) -> LoadedModel:
         try:

@@ -239,7 +239,7 @@ function settle(item, answer) {
   content.querySelector(".best b").textContent = known ? answer.label : "None of these";
   content.querySelector(".best span").textContent = known ? percent(answer.score) : "";
   content.querySelector(".none").hidden = known;
-  content.querySelector(".none").textContent = known ? "" : `${answer.reason ?? ""} The nearest classes are:`;
+  content.querySelector(".none").textContent = known ? "" : nearest(answer.reason);
   for (const { label, score } of answer.top ?? []) {
     const line = copyOf("line");
     line.querySelector(".name").textContent = label;
@@ -255,6 +255,12 @@ function settle(item, answer) {
   }
   fill(item, content, "answered");
   Object.assign(cards.get(item) ?? {}, { label: answer.label ?? "", score: answer.score, reason: answer.reason });
+}
+
+// The heading says "None of these" already.
+function nearest(reason) {
+  const why = (reason ?? "").replace(/^none of these: /, "");
+  return `${why && `${why[0].toUpperCase()}${why.slice(1)}. `}The nearest classes are:`;
 }
 
 function refuse(item, { code, detail }, again) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -97,6 +98,11 @@ def test_versions_are_published_listed_and_rolled_back(tmp_path: Path, good: Run
     assert f"  UNUSABLE: {why}" in line
     assert line.casefold().count("damaged") == 1
     assert f"--pin: version 2 cannot answer: {why}" in run("--to", model, "--pin", 2, code=2)
+    shutil.copytree(model / "2", model / "4")
+    refused = "is refused by servers, which go on with what they have"
+    assert f"version 4 of {model} {refused}: {model / '4'} is damaged" in run("--to", model, "--unpin")
+    assert f"{refused}  UNUSABLE: " in run("--to", model, "--list").splitlines()[3]
+    shutil.rmtree(model / "4")
     for gate in (("--min-accuracy", 0.9), ("--not-worse-than", model), ("--mlflow", "sqlite:///x.db")):
         assert f"{gate[0]}: received" in run("--to", model, "--rollback", *gate, code=2)
     assert "version 1 of" in run("--to", model, "--rollback"), "a damaged one is passed over"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from fastapi.testclient import TestClient
 from ray.serve.schema import ServeDeploySchema
 
 from flowers.errors import InputError
@@ -109,6 +110,27 @@ def test_tuning_is_taken_while_it_runs_or_refused(tmp_path: Path, monkeypatch: p
     classifier.reconfigure({"max_batch_size": 3, "batch_wait_ms": 5})
     assert (classifier.describe().last_reload_error, classifier._batcher.max_batch_size) == (None, 3)
     assert classifier._batcher.batch_wait_s == 0.005
+
+
+def test_what_the_router_refuses_has_the_shape_of_its_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import replica
+    from serving.http.app import build
+    from serving.metrics import FOLDER
+
+    monkeypatch.setenv(FOLDER, str(tmp_path / "metrics"))
+    publish(tmp_path, 1)
+    client = TestClient(build(replica.Classifier({"bundle": str(tmp_path), "watch_s": 0, "allowed_hosts": "*"})))
+
+    def asked(method: str, path: str) -> tuple[int, Any, str | None]:
+        response = client.request(method, path)
+        return response.status_code, response.json()["error"], response.headers.get("allow")
+
+    missing = "there is no {!r} here; /docs says what there is"
+    assert asked("GET", "/no") == (404, {"code": "not_found", "detail": missing.format("/no")}, None)
+    assert asked("GET", "/v2/models/flowers/stats") == (404, missing.format("/v2/models/flowers/stats"), None)
+    wrong = {"code": "method_not_allowed", "detail": "GET is not taken here, only POST"}
+    assert asked("GET", "/predict") == (405, wrong, "POST")
+    assert asked("DELETE", "/v1/models/flowers") == (405, "DELETE is not taken here, only GET", "GET")
 
 
 def test_photos_of_a_client_that_hung_up_are_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,7 @@ def test_a_port_is_held_alone(host: str) -> None:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             with pytest.raises(OSError, match="in use"):
                 other.bind(address)
-    assert refused("192.0.2.1", port).endswith("; give another port")
+    assert refused("192.0.2.1", port).endswith(": Cannot assign requested address; give an address of this machine")
     assert refused("no.such.host.invalid", port).endswith("; give an address of this machine")
 
 

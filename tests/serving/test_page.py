@@ -420,7 +420,7 @@ def test_a_photo_of_none_of_the_classes(page: Page, photo: Path) -> None:
     page.choose(photo)
     (card,) = page.settled(1)
     assert (card["label"], card["score"], len(card["lines"])) == ("None of these", "", 5)
-    assert page.find(".none").text == f"none of these: {HOSTILE} The nearest classes are:"
+    assert page.find(".none").text == f"{HOSTILE}. The nearest classes are:"
     page.find(".toggle").click()
     page.until(lambda: "what spoke for daisy" in page.find(".legend").text)
 

@@ -160,9 +160,12 @@ def command(*arguments: object) -> tuple[int, str]:
         (["--bundle", "nowhere"], "nothing to serve"),
         (["--bundle", "nowhere", "--max-batch-size", "0"], "--max-batch-size"),
         (["--bundle", "nowhere", "--tokens-file", "nowhere"], "tokens"),
+        (["--version", "7"], "version 7 is wanted and not there, only 1"),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], said: str) -> None:
+def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
+    if arguments[0] == "--version":
+        arguments = [*arguments, "--bundle", str(publish(tmp_path, 1).parents[1])]
     code, said_really = command(*arguments)
     assert code == 2, said_really
     assert said_really.count("\n") == 1

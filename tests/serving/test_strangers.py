@@ -14,7 +14,7 @@ import pytest
 
 from tests.data.test_decoding import BY_STRUCTURE, BY_TIME
 from tests.faults.processes import end, members
-from tests.serving.server import Server, publish, serve
+from tests.serving.server import Server, damage, publish, serve
 from tests.serving.test_server import noise, refuses, wait_for
 
 TOO_MUCH = {"too_complex", "corrupt", "truncated"}
@@ -24,6 +24,7 @@ TOO_MUCH = {"too_complex", "corrupt", "truncated"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("strangers")
     publish(folder / "models", 1)
+    damage(publish(folder / "models", 2))
     with serve(folder / "models", folder / "logs") as started:
         yield started
 
@@ -44,6 +45,13 @@ def listening(pids: Iterable[int]) -> set[str]:
                 inodes.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
     rows = [row.split() for kind in ("tcp", "tcp6") for row in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]]
     return {row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes}
+
+
+def test_it_says_that_another_version_answers_than_the_newest(server: Server) -> None:
+    said = server.job.out.read_text()
+    assert "models, version 2\n" in said
+    assert "WARNING: version 1 answers: version 2 is refused: " in said
+    assert said.index("WARNING") < said.index("ready ")
 
 
 def test_nothing_listens_but_at_the_loopback_address(server: Server) -> None:

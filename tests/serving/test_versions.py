@@ -159,7 +159,7 @@ def test_roll_back_by_version(models: Path, publish: Publish) -> None:
     versions.pin(None)
     assert versions.refresh()
     assert versions.current.number == 4
-    with pytest.raises(InputError, match=r"version 9: there are 1, 2, 3, 4"):
+    with pytest.raises(InputError, match=r"version 9 is not there, only 1, 2, 3, 4"):
         versions.pin(9)
 
 
@@ -170,7 +170,7 @@ def test_the_version_of_the_options_stays(models: Path, publish: Publish) -> Non
     assert versions.current.number == 1
     assert not versions.refresh()
     assert versions.error is None
-    with pytest.raises(InputError, match="version 7 is wanted, there are 1, 2"):
+    with pytest.raises(InputError, match="version 7 is wanted and not there, only 1, 2"):
         opened(models, version=7)
 
 
@@ -213,7 +213,7 @@ def test_a_version_of_too_many_bytes_or_too_much_memory_is_refused(
     models: Path, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(1)
-    with pytest.raises(InputError, match=r"version 1 is refused: the bundle '.*' has \d+ bytes; at most 1000"):
+    with pytest.raises(FlowersError, match=r"version 1 is refused: the bundle '.*' has \d+ bytes; at most 1000"):
         opened(models, max_bundle_bytes=1000)
     versions = opened(models)
     publish(2)
