@@ -32,8 +32,10 @@ KEY, SECRET = "tests-key-id", "tests-secret-word"
 os.environ |= {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true"}
 
 
-# A shell ignores Ctrl-C for what it runs in the background, and so would the jobs that tests stop with it.
+# A shell ignores Ctrl-C for what it runs in the background, `nohup` the end of the terminal, and so would the jobs that
+# tests stop by them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_report_header() -> str:
