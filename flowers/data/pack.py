@@ -16,6 +16,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ configs:
 Photos packed by `python -m jobs.pack` of flowers. `pack.json` says what there is, `left_out.csv` what is not here.
 """
 VERSION: Final = 1
+_SHARD: Final = re.compile(r"shard-\d{5,}\.parquet")
 # A row group: large enough for a bucket, small enough to read one photo of it; so many rows of tiny ones.
 GROUP_BYTES, GROUP_ROWS = 2_000_000, 128
 # What is known of every file, in the order of the listing; shard (its number) and row are null for one left out.
@@ -76,6 +78,12 @@ def is_pack(names: Collection[str]) -> bool:
 def shard_name(number: int) -> str:
     """The name of a shard's file."""
     return f"shard-{number:05}.parquet"
+
+
+def is_own(name: str) -> bool:
+    """Whether a file in a pack's folder is of that name because this program writes such."""
+    own = name in (MANIFEST, INDEX, LEFT_OUT, SOURCE, CARD) or _SHARD.fullmatch(name) is not None
+    return own or storage.is_left_over(name)
 
 
 def schema_of(classes: Sequence[str]) -> pa.Schema:
@@ -248,7 +256,7 @@ def index_of(listing: pa.Table, planned: npt.NDArray[np.int64], plans: Sequence[
 
 
 def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str]) -> None:
-    """Writes what makes a folder of shards a pack, pack.json last; what else lies in it goes.
+    """Writes what makes a folder of shards a pack, pack.json last; what is left of others goes.
 
     Raises:
         OSError: it cannot be written.
@@ -262,7 +270,7 @@ def finish(uri: str, index: pa.Table, written: pa.Table, classes: Sequence[str])
         csv.writer(text).writerow([spreadsheet_safe(cell or "") for cell in row.values()])
     names = set(written["name"].to_pylist())
     for name in storage.names(uri):
-        if name not in names | {SOURCE}:
+        if is_own(name) and name not in names | {SOURCE}:
             storage.delete_file(storage.join(uri, name))
     storage.write(storage.join(uri, CARD), _CARD.encode())
     storage.write(storage.join(uri, INDEX), sink.getvalue())

@@ -196,13 +196,19 @@ def _opened(target: str, plan: _Plan, out: Console) -> bool:
                 return True
             except InputError as error:
                 why = str(error)
-        elif same:
+        if others := [name for name in names if name[0] != "." and not packs.is_own(name)]:
+            raise InputError(
+                f"--out: {target} holds {others[0]!r} beside a pack that is to be written anew; move it, or choose "
+                "another --out"
+            )
+        if same and not whole:
             storage.sweep(target)
             there = [name for name in names if shards.has_its_name(name) and name != packs.INDEX]
             out.print(f"goes on: {several(len(there), 'shard is', 'shards are')} there", highlight=False)
             return False
         out.print(plain(f"starts over: {why}"), highlight=False, markup=False)
-        storage.delete(target, last=packs.SOURCE)
+        for name in filter(packs.is_own, sorted(names, key=lambda name: name == packs.SOURCE)):
+            storage.delete_file(storage.join(target, name))
     storage.write(source, json.dumps({"identity": plan.identity, "created": runs.now()}, indent=1).encode())
     return False
 

@@ -196,8 +196,12 @@ def test_a_killed_pack_goes_on_and_another_one_starts_over(
     (photos / "class0" / "000.jpg").unlink()
     assert "is a pack of other photos or options, or these changed since" in packed(photos, out, code=2)
     (out / packs.MANIFEST).unlink()
+    (out / "mine.parquet").write_bytes(b"dear")
+    assert "holds 'mine.parquet' beside a pack that is to be written anew" in packed(photos, out, code=2)
+    (out / "mine.parquet").rename(out / ".mine")
     assert "starts over: the unfinished pack there was of other photos" in packed(photos, out)
     assert json.loads((out / packs.MANIFEST).read_text())["photos"] == 39
+    assert (out / ".mine").read_bytes() == b"dear"
 
 
 def test_what_is_refused(data: Path, tmp_path: Path) -> None:
