@@ -219,7 +219,7 @@ def test_a_port_is_held_alone(host: str) -> None:
 def test_the_next_server_gets_the_port_at_once(running: Running, host: str) -> None:
     """What the server closed itself keeps its address for a minute, as every server that is stopped at work leaves."""
     port = free_port(host)
-    for _ in range(3):
+    for _ in range(2):
         listener = running.listen(Slow(), host, port)
         with socket.create_connection((host, port), timeout=30) as connection:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
