@@ -12,6 +12,7 @@ import errno
 import faulthandler
 import functools
 import logging
+import operator
 import os
 import signal
 import sys
@@ -62,6 +63,12 @@ def leave_terminal() -> None:
     os.close(nowhere)
 
 
+# Exit functions, by the modules that have registered them.
+_TAKE_APART = {
+    "h5py": "_unregister_converters",
+    "pyarrow.fs": "ensure_s3_finalized",
+    "PIL.Image": "core.clear_cache",
+}
 _PATIENCE_S = 1.5
 _SHOWN_LINES = 30
 _HEAD_LOST = "Failed to connect to GCS"  # Ray's C++ code says so and ends the process (2.60)
@@ -174,6 +181,7 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
     code, text = outcome(command, name, sys.argv[1:], resume)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    _keep_whole()
     atexit._run_exitfuncs()  # TensorFlow removes its temporary files
     try:
         sys.stdout.flush()
@@ -185,6 +193,16 @@ def run_command(command: click.Command, name: str, resume: str = "") -> NoReturn
         say(text)
     os.write(lifeline, b"\n")
     os._exit(code)  # all is written; TensorFlow would take another second to take itself apart
+
+
+def _keep_whole() -> None:
+    """Leaves out exit functions that take a library apart: a thread may still be in it, and the process would crash.
+
+    As it did when Ctrl-C came while weights were read. The end of the process gives everything back anyway.
+    """
+    for module, name in _TAKE_APART.items():
+        if module in sys.modules:
+            atexit.unregister(operator.attrgetter(name)(sys.modules[module]))
 
 
 def _answer_at_once(resume: str) -> None:

@@ -197,3 +197,14 @@ def test_nothing_is_left_when_stderr_is_gone_too() -> None:
     done = program("raise FlowersError('no room')", capture_output=False, stdout=write, stderr=write)
     os.close(write)
     assert done.returncode == 1
+
+
+def test_no_library_is_taken_apart_while_a_thread_may_be_in_it() -> None:
+    """Such as the one that reads weights when Ctrl-C comes: h5py's exit function made it crash."""
+    body = (
+        "import h5py, PIL.Image, pyarrow.fs; gone = lambda: print('taken apart'); atexit.register(gone); "
+        "h5py._unregister_converters, PIL.Image.core.clear_cache, pyarrow.fs.ensure_s3_finalized; "
+        "h5py._unregister_converters = PIL.Image.core.clear_cache = pyarrow.fs.ensure_s3_finalized = gone"
+    )
+    done = program(body)
+    assert (done.returncode, done.stdout) == (0, "done\ncleaned up\n")
