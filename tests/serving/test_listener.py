@@ -16,6 +16,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from flowers.errors import InputError
+from serving.http import listener as listeners
 from serving.http.listener import Listener
 from serving.http.port import Port, hold, resolve, take
 
@@ -80,6 +81,12 @@ class Running:
 def running() -> Iterator[Running]:
     with loop() as made:
         yield made
+
+
+@pytest.fixture
+def nobody_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no request is on its way at the end, nobody has to wait for one."""
+    monkeypatch.setattr(listeners, "_LAST_REQUESTS_S", 0.02)
 
 
 @contextmanager
@@ -155,6 +162,7 @@ def test_what_is_in_flight_is_answered(running: Running, host: str) -> None:
     assert not listener.alive
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_a_client_that_hangs_up_is_not_answered(running: Running) -> None:
     app, port = Cancelled(), free_port("127.0.0.1")
     listener = running.listen(app, "127.0.0.1", port)
@@ -167,6 +175,7 @@ def test_a_client_that_hangs_up_is_not_answered(running: Running) -> None:
     running.end(listener).result(30)
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_several_share_a_port(running: Running, host: str) -> None:
     port = free_port(host)
     with hold(host, port) as held:
@@ -181,6 +190,7 @@ def test_several_share_a_port(running: Running, host: str) -> None:
         get(host, port)
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_who_comes_while_nobody_listens_waits_for_the_next(running: Running, host: str) -> None:
     port = free_port(host)
     with hold(host, port) as held, ThreadPoolExecutor(40) as pool:
@@ -216,6 +226,7 @@ def test_a_port_is_held_alone(host: str) -> None:
     assert refused("no.such.host.invalid", port).endswith("; give an address of this machine")
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_the_next_server_gets_the_port_at_once(running: Running, host: str) -> None:
     """What the server closed itself keeps its address for a minute, as every server that is stopped at work leaves."""
     port = free_port(host)
@@ -229,6 +240,7 @@ def test_the_next_server_gets_the_port_at_once(running: Running, host: str) -> N
         running.end(listener).result(30)
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_a_head_without_an_end_of_lines_is_refused(running: Running) -> None:
     port = free_port("127.0.0.1")
     listener = running.listen(Slow(), "127.0.0.1", port)
@@ -263,6 +275,7 @@ def test_probes_are_answered_while_photos_keep_their_loop_busy(running: Running,
     running.end(listener).result(30)
 
 
+@pytest.mark.usefixtures("nobody_late")
 def test_a_connection_of_a_probe_is_for_nothing_else(running: Running) -> None:
     port = free_port("127.0.0.1")
     listener = running.listen(Slow(), "127.0.0.1", port)
@@ -273,6 +286,7 @@ def test_a_connection_of_a_probe_is_for_nothing_else(running: Running) -> None:
     running.end(listener).result(30)
 
 
+@pytest.mark.usefixtures("nobody_late")
 @pytest.mark.parametrize("sent", [b"", b"P", b"GET / HTTP/1.1\r\nHost: x\r\n", b"GET /v2/health/live HTTP/1.1\r\n"])
 def test_a_connection_on_which_no_whole_head_comes_is_closed(running: Running, sent: bytes) -> None:
     port = free_port("127.0.0.1")
