@@ -99,8 +99,9 @@ def loop() -> Iterator[Running]:
 
 @contextmanager
 def listening(app: Any, port: int, host: str = "127.0.0.1") -> Iterator[None]:
-    """Answers meanwhile."""
-    with loop() as made:
+    """Answers meanwhile; at the end no request is on its way."""
+    with loop() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listeners, "_LAST_REQUESTS_S", 0.02)
         listener = made.listen(app, host, port)
         yield
         made.end(listener).result(30)
