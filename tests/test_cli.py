@@ -94,7 +94,8 @@ def test_a_foreseen_end_is_one_line(body: str, code: int, said: str, verbose: li
 def test_a_closed_terminal_stops_it_as_ctrl_c_does() -> None:
     """What it says then goes nowhere, and is no error."""
     # Short sleeps: a signal just before a long one begins is heard after it.
-    body = "out.print('ready')\n    try: [time.sleep(0.05) for _ in range(1200)]\n    finally: out.print('cleaning'); print('up', flush=True)"
+    wait = "for _ in range(1200): time.sleep(0.05)"
+    body = f"out.print('ready')\n    try:\n        {wait}\n    finally: out.print('cleaning'); print('up', flush=True)"
     terminal, inside = pty.openpty()
     job = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.replace("{body}", body)],
