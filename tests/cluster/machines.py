@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ from pathlib import Path
 
 # Each group of machines has a subnet of its own.
 _NETWORK, _SUBNETS = "10.203", range(77, 177)
+_TAKES_ONE = (
+    "import socket, sys; s = socket.create_server((sys.argv[1], 0)); print(s.getsockname()[1], flush=True); s.accept()"
+)
+_REACHES = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=5)"
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,21 @@ class Machine:
 
 
 def can_be_made() -> bool:
-    """Whether this process may make machines."""
+    """Whether this process may make machines, and one of them reaches another."""
     if os.geteuid() or not shutil.which("ip"):
         return False
-    name = f"flowers-{os.getpid()}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, check=False).returncode == 0
-    if made:
-        _ip("netns", "del", name)
-    return made
+    try:
+        with machines(2) as (one, other):
+            words = [*other.inside, sys.executable, "-c", _TAKES_ONE, other.host]
+            with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as taking:
+                assert taking.stdout is not None
+                port = taking.stdout.readline().strip()
+                words = [*one.inside, sys.executable, "-c", _REACHES, other.host, port]
+                reached = subprocess.run(words, capture_output=True, check=False).returncode == 0
+                taking.kill()
+            return reached
+    except (subprocess.CalledProcessError, RuntimeError):
+        return False
 
 
 @contextmanager
