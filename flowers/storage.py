@@ -488,6 +488,17 @@ def no_empty_folders(uri: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
+@contextmanager
+def withdrawn(uri: str) -> Iterator[None]:
+    """Removes the file at `uri`, which says what its folder is, if the block fails before anything lies beside it."""
+    try:
+        yield
+    except BaseException:
+        if [found for found in names(parent(uri)) if not is_left_over(found)] == [name(uri)]:
+            delete_file(uri)
+        raise
+
+
 def working_folder(uri: str) -> str:
     """A new local folder from which `publish` to `uri` is one rename where that is possible."""
     if is_remote(uri):

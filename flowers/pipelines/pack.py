@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
@@ -118,7 +117,7 @@ def pack(options: PackOptions, out: Console) -> Packed:
         with held(target), storage.enough_space(f"the pack {target}"):
             whole = _opened(target, plan, out)
             if not whole:
-                with _begun(target), ray_session(options.verbose):
+                with storage.withdrawn(storage.join(target, packs.SOURCE)), ray_session(options.verbose):
                     _write(plan, target, out)
             about = packs.read_about(target)
     except OSError as error:
@@ -132,17 +131,6 @@ def pack(options: PackOptions, out: Console) -> Packed:
         size=about["bytes"],
         new=not whole,
     )
-
-
-@contextmanager
-def _begun(target: str) -> Iterator[None]:
-    """Removes what says whose pack a folder is if the block fails before there is a shard in it."""
-    try:
-        yield
-    except BaseException:
-        if storage.names(target) == [packs.SOURCE]:
-            storage.delete_file(storage.join(target, packs.SOURCE))
-        raise
 
 
 def _planned(files: pa.Table, folder: str, shard_mb: float) -> _Plan:

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -121,12 +121,8 @@ def claimed(target: str, how: Mapping[str, object]) -> Iterator[None]:
             raise InputError(
                 f"--sort-into: photos were sorted into {target} otherwise ({changes}); give another folder"
             )
-        try:
+        with storage.withdrawn(uri) if new else nullcontext():
             yield
-        except BaseException:
-            if new and storage.names(target) == [NOTE]:
-                storage.delete_file(uri)
-            raise
 
 
 def sort_into(target: str, places: Sequence[Place], link: bool) -> int:

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -112,16 +112,9 @@ class Predictions:
         with storage.enough_space(f"the predictions {self.uri}"):
             storage.write(storage.join(self.uri, name), encoded(table, self.form))
 
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Removes the _config.json that the block made if it fails before there is a part: nothing was predicted."""
-        before = storage.exists(self.config)
-        try:
-            yield
-        except BaseException:
-            if not before and not self.parts():
-                storage.delete_file(self.config)
-            raise
+    def kept(self) -> AbstractContextManager[None]:
+        """Removes the _config.json that the block makes if it fails before there is a part: nothing was predicted."""
+        return nullcontext() if storage.exists(self.config) else storage.withdrawn(self.config)
 
     def renew(self, uri: str, table: pa.Table) -> list[str | None]:
         """Writes a part anew, whole or not at all, if files that it has look otherwise now: each keeps its place.
